@@ -1,0 +1,99 @@
+"""What a checkpoint's `config.json` says about the model, as frozen dataclasses with the field's own names.
+
+Names, defaults and meanings are those of transformers' `LlavaNextVideoConfig`, `CLIPVisionConfig` and `LlamaConfig`, so
+that a config.json can be read without translation. `load_architecture` refuses by name what the model cannot compute.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from llavanext_cli.errors import CheckpointError
+
+ACTIVATIONS = ("quick_gelu", "gelu")
+POOL_MODES = ("average", "max", "conv", "interpolate")
+SELECT_STRATEGIES = ("default", "full")
+MODEL_TYPES = ("llava_next_video", "llava_next")
+
+
+@dataclass(frozen=True)
+class VisionArchitecture:
+    """The CLIP tower. Sizes in pixels (image_size, patch_size) and channels."""
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    image_size: int = 336
+    patch_size: int = 14
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    @property
+    def patches(self) -> int:
+        """Patches along one side of a tile (P)."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class TextArchitecture:
+    """The Llama language model. `rope_scaling` is None or {"type": "linear", "factor": float}."""
+
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 32
+    vocab_size: int = 32064
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    tie_word_embeddings: bool = False
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    pad_token_id: int = 0
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """LLaVA-NeXT(-Video): the two towers and how they are joined. `image_grid_pinpoints` are (height, width) pixels."""
+
+    vision: VisionArchitecture = field(default_factory=VisionArchitecture)
+    text: TextArchitecture = field(default_factory=TextArchitecture)
+    image_token_index: int = 32001
+    video_token_index: int = 32000
+    image_grid_pinpoints: tuple[tuple[int, int], ...] = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+    projector_hidden_act: str = "gelu"
+    multimodal_projector_bias: bool = True
+    spatial_pool_mode: str = "average"
+    spatial_pool_stride: int = 2
+    vision_feature_layer: int = -2
+    vision_feature_select_strategy: str = "default"
+    use_image_newline_parameter: bool = True
+    pool_before_projector: bool = True
+    """True as in transformers; False projects first, as the original training code did."""
+
+    @property
+    def tile_features(self) -> int:
+        """Features of one tile in the table (Q): patches, and the class token under the "full" strategy."""
+        return self.vision.patches**2 + (self.vision_feature_select_strategy == "full")
+
+    @property
+    def frame_side(self) -> int:
+        """Pooled patches along one side of a frame."""
+        if self.spatial_pool_mode == "interpolate":
+            return -(-self.vision.patches // self.spatial_pool_stride)
+        return self.vision.patches // self.spatial_pool_stride
+
+    @property
+    def frame_features(self) -> int:
+        """Features of one pooled frame (Qv)."""
+        return self.frame_side**2

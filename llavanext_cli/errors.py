@@ -1,0 +1,57 @@
+"""The one error family: what went wrong in one line, and what to do about it in another.
+
+Everything a user can cause raises a `LlavaNextError`; the command group in `app.py` is the only catcher. Any other
+exception is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_USER = 1
+EXIT_USAGE = 2
+EXIT_RUNTIME = 3
+EXIT_INTERRUPTED = 130
+
+
+class LlavaNextError(Exception):
+    """A fault the user can act on.
+
+    Args:
+        what: one line that says what is wrong, with the file, key or id.
+        hint: what to do next, or a command to run. May be empty.
+        details: further lines, one per fault, for errors that were collected before being reported.
+    """
+
+    exit_code = EXIT_USER
+
+    def __init__(self, what: str, hint: str = "", details: Sequence[str] = ()):
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+        self.details = tuple(details)
+
+    def __str__(self) -> str:
+        return "\n".join([self.what, *(f"  {line}" for line in self.details)])
+
+
+class ConfigError(LlavaNextError):
+    """A preset, a mix file or a `--set` option is wrong."""
+
+
+class DataError(LlavaNextError):
+    """A data file, a picture or a clip cannot be used."""
+
+
+class CheckpointError(LlavaNextError):
+    """A checkpoint folder is incomplete or does not fit the model."""
+
+
+class RuntimeMissingError(LlavaNextError):
+    """A package, a device or a driver that the command needs is not there."""
+
+    exit_code = EXIT_RUNTIME
+
+
+class TrainingError(LlavaNextError):
+    """A training job ended before it was done."""
