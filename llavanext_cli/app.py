@@ -1,0 +1,210 @@
+"""The command line: a table of commands, the global options, and the one place that catches our errors.
+
+A command's module is imported when that command is named, or when `llavanext --help` lists all of them; it imports its
+own workers inside the function. So help stays fast, and nothing heavy is loaded before it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from llavanext_cli import __version__, console
+from llavanext_cli.errors import EXIT_INTERRUPTED, LlavaNextError
+
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+GLOBAL_OPTIONS = ("verbose", "no_color")
+GLOBAL_PANEL = "Global options"
+
+
+class Entry(NamedTuple):
+    """One row of the table: `attribute` of `module` is a command's function, or a `typer.Typer` of subcommands."""
+
+    name: str
+    module: str
+    attribute: str
+    panel: str
+
+
+COMMANDS = (
+    Entry("demo", "llavanext_cli.commands.demo", "demo", "Start here"),
+    Entry("fetch", "llavanext_cli.commands.fetch", "fetch", "Prepare"),
+    Entry("mix", "llavanext_cli.commands.mix", "mix", "Prepare"),
+    Entry("convert", "llavanext_cli.commands.convert", "convert", "Prepare"),
+    Entry("train", "llavanext_cli.commands.train", "train", "Train and ask"),
+    Entry("ask", "llavanext_cli.commands.ask", "ask", "Train and ask"),
+    Entry("presets", "llavanext_cli.commands.presets", "presets", "Settings"),
+)
+
+
+def load_command(entry: Entry) -> Any:
+    """Import a command and build it, with `-h`, and with the global options after its name as well as before.
+
+    Returns:
+        The command object of typer's own click.
+    """
+    target = getattr(import_module(entry.module), entry.attribute)
+    if isinstance(target, typer.Typer):
+        command = get_command(target)
+    else:
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        alone.command(entry.name, context_settings=SETTINGS)(target)
+        command = get_command(alone)
+    command.name = entry.name
+    command.rich_help_panel = entry.panel
+    return command
+
+
+class LazyCommands(Mapping):
+    """name → command, each built when it is first looked at."""
+
+    def __init__(self, entries: tuple[Entry, ...], shared_parameters: list[Any]):
+        self._entries = {entry.name: entry for entry in entries}
+        self._shared = shared_parameters
+        self._built: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._built:
+            command = load_command(self._entries[name])
+            for leaf in _leaves(command):
+                leaf.context_settings = SETTINGS | leaf.context_settings
+                leaf.params = [*leaf.params, *self._shared]
+            self._built[name] = command
+        return self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _leaves(command: Any) -> Iterator[Any]:
+    """The command itself, or the commands of a group at any depth."""
+    if isinstance(command, TyperGroup):
+        for child in command.commands.values():
+            yield from _leaves(child)
+    else:
+        yield command
+
+
+class Llavanext(TyperGroup):
+    """The top group: commands from the table, errors turned into messages and exit codes.
+
+    The mapping is here and not in `main()`, so that typer's test runner sees what a user sees.
+    """
+
+    def __init__(self, **attributes: Any):
+        super().__init__(**attributes)
+        shared = [parameter for parameter in self.params if parameter.name in GLOBAL_OPTIONS]
+        self.commands = LazyCommands(tuple(e for e in COMMANDS if find_spec(e.module)), shared)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LlavaNextError as fault:
+            console.error(fault)
+            if console.is_verbose() and fault.__cause__ is not None:
+                import traceback
+
+                console.say("".join(traceback.format_exception(fault.__cause__)).rstrip())
+            raise typer.Exit(fault.exit_code) from fault
+        except KeyboardInterrupt as interrupt:
+            console.say("Interrupted.")
+            raise typer.Exit(EXIT_INTERRUPTED) from interrupt
+        except console.ReaderGoneError as gone:
+            _discard_stdout()
+            raise typer.Exit(0) from gone
+        except BrokenPipeError as bug:
+            # Not our stdout but a pipe to some worker. typer would end with 1 and say nothing.
+            raise RuntimeError("a pipe to another process broke") from bug
+
+
+def _discard_stdout() -> None:
+    """Give what is left in the buffer somewhere to go, or Python complains while it shuts down."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # not a real file: nothing is left to complain about
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the program ends
+
+
+def _set_verbose(value: bool) -> bool:
+    if value:
+        console.configure(verbose=True)
+    return value
+
+
+def _set_no_color(value: bool) -> bool:
+    if value:
+        console.configure(no_color=True)
+        os.environ["NO_COLOR"] = "1"  # rich, and what we start, read it
+    return value
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        console.out(f"llavanext {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=Llavanext,
+    no_args_is_help=True,
+    context_settings=SETTINGS,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def llavanext(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            help="Show warnings of MindSpore and MindFormers, and the cause of an error.",
+            callback=_set_verbose,
+            expose_value=False,
+            rich_help_panel=GLOBAL_PANEL,
+        ),
+    ] = False,
+    no_color: Annotated[
+        bool,
+        typer.Option(
+            "--no-color",
+            help="No colours; the variable NO_COLOR does the same.",
+            callback=_set_no_color,
+            expose_value=False,
+            rich_help_panel=GLOBAL_PANEL,
+        ),
+    ] = False,
+) -> None:
+    """Fine-tune LLaVA-NeXT-Video and ask it about pictures and clips, on MindSpore: Ascend or CPU.
+
+    The main job in five steps: fetch, mix, convert, train, ask.
+
+    Example:
+      llavanext demo --dir demo
+
+    Next: llavanext COMMAND --help shows an example of each command that runs.
+    """
+
+
+def main() -> None:
+    """Entry point of the `llavanext` executable."""
+    app()

@@ -1,0 +1,340 @@
+"""The one writer: data to stdout, talk and progress to stderr. Commands call it; lower layers never do.
+
+    out(text)           a line of data                    say(text)      a line of talk
+    out_json(value)     one JSON object on one line       warn(text)     a line that begins with "Warning:"
+    write(text)         a piece of a streamed answer      error(fault)   an error with its details and hint
+    table(header, rows) aligned columns                   progress(label) a bar on a terminal, lines elsewhere
+
+Nothing is coloured unless it goes to a terminal, and never under NO_COLOR or `--no-color`. Text is written as it is: no
+markup, no wrapping, so that square brackets in a path or an answer survive. rich is imported only for a terminal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import PurePath
+from typing import IO, TYPE_CHECKING, Any
+
+from llavanext_cli.errors import LlavaNextError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+PLAIN_STEP = 0.1
+"""Without a terminal, progress is a line for each tenth of the work ..."""
+PLAIN_SECONDS = 10.0
+"""... or each ten seconds, whichever comes first, but ..."""
+PLAIN_LEAST_SECONDS = 1.0
+"""... never more than one line a second."""
+
+VERBOSE_ENV = "LLAVANEXT_VERBOSE"
+"""Set to 1 by `-v`, so that worker processes know."""
+
+
+class ReaderGoneError(Exception):
+    """Whoever read our output stopped, as `| head` does. The command group ends the program quietly."""
+
+
+@dataclasses.dataclass
+class _State:
+    no_color: bool = False
+    live: RichProgress | None = None
+    live_users: int = 0
+
+
+_state = _State()
+_lock = threading.RLock()
+
+
+def configure(*, verbose: bool | None = None, no_color: bool | None = None) -> None:
+    """Set by the global options; None leaves a setting as it is."""
+    if verbose is not None:
+        os.environ[VERBOSE_ENV] = "1" if verbose else "0"
+    if no_color is not None:
+        _state.no_color = no_color
+
+
+def is_verbose() -> bool:
+    """Whether `-v` was given here or to the command that started this worker."""
+    return os.environ.get(VERBOSE_ENV, "0") not in ("", "0")
+
+
+def is_terminal(stream: IO[str] | None = None) -> bool:
+    """Whether stderr (or `stream`) is a terminal that can redraw a line."""
+    stream = stream or sys.stderr
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def out(text: str = "") -> None:
+    """Write one line of data to stdout."""
+    write(text + "\n")
+
+
+def write(text: str) -> None:
+    """Write data to stdout as it is, at once: the pieces of a streamed answer.
+
+    Raises:
+        ReaderGoneError: stdout is a pipe that nobody reads any more.
+    """
+    with _lock:
+        try:
+            if _state.live is not None and is_terminal(sys.stdout):
+                # Both streams are the same screen: going through the bar's console keeps the bar below the text.
+                _state.live.console.out(text, end="", highlight=False)
+                return
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError as gone:
+            raise ReaderGoneError from gone
+
+
+def out_json(value: Any) -> None:
+    """Write one JSON object (a dict, a dataclass, or a nesting of them) on one line. A stream calls it for each result."""
+    out(json.dumps(value, ensure_ascii=False, default=_plain))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as aligned columns to stdout; columns in which every value is a number are set to the right."""
+    rows = list(rows)
+    cells = [[_cell(value) for value in row] for row in rows]
+    right = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(header))]
+    widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
+
+    def join(line: Sequence[str]) -> str:
+        padded = (
+            text.rjust(width) if to_right else text.ljust(width)
+            for text, width, to_right in zip(line, widths, right, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    _styled(sys.stdout, (join(header), "bold"))
+    for line in cells:
+        out(join(line))
+
+
+def fields(values: Mapping[str, Any]) -> None:
+    """Write `name  value` lines to stdout, the values aligned."""
+    width = max((len(name) for name in values), default=0)
+    for name, value in values.items():
+        out(f"{name.ljust(width)}  {_cell(value)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------- talk
+
+
+def say(text: str = "") -> None:
+    """Write one line of talk to stderr."""
+    _styled(sys.stderr, (text, ""))
+
+
+def warn(text: str) -> None:
+    """Write a warning to stderr."""
+    _styled(sys.stderr, ("Warning:", "bold yellow"), (f" {text}", ""))
+
+
+def next_step(command: str) -> None:
+    """Tell which command comes next."""
+    _styled(sys.stderr, ("Next:", "bold green"), (f" {command}", ""))
+
+
+def error(fault: LlavaNextError) -> None:
+    """Write what is wrong, one line for each collected detail, and the hint."""
+    _styled(sys.stderr, ("Error:", "bold red"), (f" {fault.what}", ""))
+    for line in fault.details:
+        _styled(sys.stderr, (f"  {line}", ""))
+    if fault.hint:
+        _styled(sys.stderr, ("Hint:", "bold cyan"), (f" {fault.hint}", ""))
+
+
+def debug(text: str) -> None:
+    """Write a line to stderr when `-v` was given."""
+    if is_verbose():
+        _styled(sys.stderr, (text, "dim"))
+
+
+# ------------------------------------------------------------------------------------------------------------ progress
+
+
+class Progress:
+    """The callback that `progress` yields: `report(done, total)`, from any thread. A total of 0 means not known."""
+
+    def __init__(self, label: str, unit: str):
+        self.label, self.unit = label, unit
+        self._started = self._last_line = time.monotonic()
+        self._last_share = 0.0
+        self._done, self._total, self._note = 0, 0, ""
+        self._task: TaskID | None = None
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Say how far the work is.
+
+        Args:
+            done, total: in the unit given to `progress`.
+            note: a few words shown behind the numbers, such as the loss; kept until the next one.
+        """
+        with _lock:
+            self._done, self._total, self._note = done, total, note or self._note
+            if _state.live is not None and self._task is not None:
+                _state.live.update(
+                    self._task, completed=done, total=total or None, count=self._count(), note=self._note
+                )
+            elif self._task is None:
+                self._plain_line()
+
+    def _count(self) -> str:
+        return f"{_amount(self._done, self.unit)}/{_amount(self._total, self.unit) if self._total else '?'}"
+
+    def _plain_line(self, last: bool = False) -> None:
+        now = time.monotonic()
+        share = self._done / self._total if self._total else 0.0
+        waited = now - self._last_line
+        due = waited >= PLAIN_SECONDS or (waited >= PLAIN_LEAST_SECONDS and share - self._last_share >= PLAIN_STEP)
+        if not (due or last):
+            return
+        self._last_line, self._last_share = now, share
+        percent = f"{100 * share:.0f} %, " if self._total else ""
+        note = f"  {self._note}" if self._note else ""
+        say(f"{self.label}: {percent}{self._count()}, {_seconds(now - self._started)}{note}")
+
+
+@contextmanager
+def progress(label: str, unit: str = "") -> Iterator[Progress]:
+    """Show the progress of one long step on stderr; several may be open at once.
+
+    Args:
+        label: what is being done ("Converting").
+        unit: what is counted ("samples"); "bytes" is shown as kB, MB, GB.
+
+    Yields:
+        A callback `(done, total, note="")`.
+    """
+    report = Progress(label, unit)
+    on_terminal = is_terminal(sys.stderr)
+    if on_terminal:
+        with _lock:
+            _open_live()
+            report._task = _state.live.add_task(label, total=None, count="", note="")
+    try:
+        yield report
+    finally:
+        with _lock:
+            if on_terminal:
+                _close_live()
+            elif report._done:
+                report._plain_line(last=True)
+
+
+def _open_live() -> None:
+    if _state.live is None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        # Our own writers go through the bar's console, so stdout must not be redirected into it.
+        _state.live = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[count]}", markup=False),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=_rich(sys.stderr),
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        _state.live.start()
+    _state.live_users += 1
+
+
+def _close_live() -> None:
+    _state.live_users -= 1
+    if _state.live_users == 0:
+        _state.live.stop()
+        _state.live = None
+
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _rich(stream: IO[str]) -> Console:
+    from rich.console import Console
+
+    return Console(file=stream, no_color=_state.no_color or None, highlight=False, markup=False, emoji=False)
+
+
+def _styled(stream: IO[str], *parts: tuple[str, str]) -> None:
+    """Write one line made of (text, style) parts; the styles show on a terminal only."""
+    line = "".join(text for text, _ in parts)
+    if not is_terminal(stream):
+        if stream is sys.stdout:
+            out(line)
+            return
+        try:
+            stream.write(line + "\n")
+            stream.flush()
+        except BrokenPipeError as gone:
+            raise ReaderGoneError from gone
+        return
+    from rich.text import Text
+
+    with _lock:
+        screen = _state.live.console if _state.live is not None else _rich(stream)
+        screen.print(Text.assemble(*parts), soft_wrap=True)
+
+
+def _plain(value: Any) -> Any:
+    """What `json` cannot write by itself."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if hasattr(value, "item"):  # a NumPy number
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def _amount(count: int, unit: str) -> str:
+    """`_amount(4_990_000_000, "bytes")` is "4.99 GB"; any other unit is written behind the number."""
+    if unit != "bytes":
+        return f"{count} {unit}".rstrip()
+    size, units = float(count), ["TB", "GB", "MB", "kB", "B"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop()
+    return f"{size:.3g} {units[-1]}"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

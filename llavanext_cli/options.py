@@ -1,0 +1,50 @@
+"""Option types that several commands share, so that a command's signature is a list of words.
+
+def mix(recipe: ..., out: Out, seed: Seed = 0, force: Force = False, json: Json = False) -> None: ...
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# What goes in and out
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes.", show_default=False)]
+Checkpoint = Annotated[
+    Path,
+    typer.Option("--checkpoint", "-c", help="Folder of weights, as `llavanext convert` leaves it.", show_default=False),
+]
+Data = Annotated[
+    Path, typer.Option("--data", "-d", help="Samples, as `llavanext mix` writes them.", show_default=False)
+]
+
+# How it is done
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Change one value of the preset, such as train.learning_rate=1e-5. May be given more than once.",
+        show_default=False,
+    ),
+]
+Preset = Annotated[
+    str | None, typer.Option("--preset", "-p", help="Name or file of a preset: see `llavanext presets list`.")
+]
+Devices = Annotated[
+    int | None,
+    typer.Option("--devices", "-n", min=1, help="Devices to use (NPUs, or CPU workers).", show_default="the preset's"),
+]
+Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same result.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="How many downloads run at once.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", "-w", min=1, help="Processes to use.", show_default="all cores")
+]
+
+# What is allowed and shown
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, for other programs.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what is already there.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
