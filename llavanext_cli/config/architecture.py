@@ -6,12 +6,11 @@ that a config.json can be read without translation. `load_architecture` refuses 
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from llavanext_cli.errors import CheckpointError
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 POOL_MODES = ("average", "max", "conv", "interpolate")
@@ -82,6 +81,12 @@ class Architecture:
     """True as in transformers; False projects first, as the original training code did."""
 
     @property
+    def vision_layers(self) -> int:
+        """Layers of the tower that are computed: hidden state k is the output of layer k, -1 that of the last."""
+        layer = self.vision_feature_layer
+        return layer if layer >= 0 else self.vision.num_hidden_layers + 1 + layer
+
+    @property
     def tile_features(self) -> int:
         """Features of one tile in the table (Q): patches, and the class token under the "full" strategy."""
         return self.vision.patches**2 + (self.vision_feature_select_strategy == "full")
@@ -97,3 +102,29 @@ class Architecture:
     def frame_features(self) -> int:
         """Features of one pooled frame (Qv)."""
         return self.frame_side**2
+
+
+def load_architecture(folder: str | Path) -> Architecture:
+    """Read the architecture from a folder's `config.json`.
+
+    Raises:
+        CheckpointError: there is no readable config.json, or it describes a model that this program cannot compute;
+            every fault is a line of `details`.
+    """
+    from llavanext_cli.config import hf_config
+
+    return hf_config.load_architecture(folder)
+
+
+def parse_architecture(config: Any, where: str) -> Architecture:
+    """Read the architecture from the parsed content of a config.json; `where` names it in a `CheckpointError`."""
+    from llavanext_cli.config import hf_config
+
+    return hf_config.parse_architecture(config, where)
+
+
+def architecture_to_hf(architecture: Architecture) -> dict[str, Any]:
+    """The content of a config.json that transformers and `parse_architecture` read back as the same model."""
+    from llavanext_cli.config import hf_config
+
+    return hf_config.architecture_to_hf(architecture)

@@ -1,0 +1,360 @@
+"""A Hugging Face config.json, read into an `Architecture` and written from one.
+
+Reached through `load_architecture` and `parse_architecture` in `config.architecture`. Everything that is wrong with a
+file is reported at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from llavanext_cli.config.architecture import (
+    ACTIVATIONS,
+    MODEL_TYPES,
+    POOL_MODES,
+    SELECT_STRATEGIES,
+    Architecture,
+    TextArchitecture,
+    VisionArchitecture,
+)
+from llavanext_cli.errors import CheckpointError
+
+VISION_MODEL_TYPES = ("clip_vision_model",)
+TEXT_MODEL_TYPES = ("llama", "mistral")
+ROPE_TYPES = ("linear", "default")
+
+# transformers leaves out of a nested config what equals its class's default, and old files lack the newer keys: these
+# are the defaults of CLIPVisionConfig, LlamaConfig and MistralConfig. A *whole* missing vision_config means
+# CLIP ViT-L/14 at 336 pixels, which is what the dataclass above says.
+_CLIP_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+}
+_TEXT_DEFAULTS = {
+    "llama": {"max_position_embeddings": 2048},
+    "mistral": {
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+}
+_IMAGE_TOKEN_DEFAULTS = {"llava_next_video": 32001, "llava_next": 32000}
+
+
+class _Reader:
+    """Takes typed values out of one section of a config.json and collects what is wrong with them."""
+
+    def __init__(self, section: dict[str, Any], name: str, faults: list[str]):
+        self.section, self.name, self.faults = section, name, faults
+
+    def fault(self, key: str, message: str) -> None:
+        self.faults.append(f"{self.name}{key}: {message}")
+
+    def _take(self, key: str, default: Any, fits: Any, wanted: str) -> Any:
+        value = self.section.get(key)
+        if value is None:
+            return default
+        if fits(value):
+            return value
+        self.fault(key, f"must be {wanted}, not {value!r}")
+        return default
+
+    def count(self, key: str, default: int, least: int = 1) -> int:
+        return self._take(key, default, lambda v: _is_int(v) and v >= least, f"a whole number of at least {least}")
+
+    def positive(self, key: str, default: float) -> float:
+        return float(self._take(key, default, lambda v: _is_number(v) and v > 0, "a positive number"))
+
+    def flag(self, key: str, default: bool) -> bool:
+        return self._take(key, default, lambda v: isinstance(v, bool), "true or false")
+
+    def choice(self, key: str, default: str, supported: tuple[str, ...]) -> str:
+        value = self.section.get(key)
+        if value is None:
+            return default
+        if value not in supported:
+            self.fault(key, f"{value!r} is not supported; supported: {', '.join(supported)}")
+            return default
+        return value
+
+    def must_be(self, key: str, supported: Any) -> None:
+        """A key whose other values the model cannot compute."""
+        if self.section.get(key) not in (None, supported):
+            self.fault(key, f"{self.section[key]!r} is not supported; supported: {supported!r}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value - value == 0  # no nan, no inf
+
+
+def load_architecture(folder: str | Path) -> Architecture:
+    """Read the architecture from a folder's `config.json`.
+
+    Raises:
+        CheckpointError: there is no readable config.json, or it describes a model that this program cannot compute.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: no config.json", "Name a folder that holds a model: weights, config.json and tokenizer."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a JSON file ({error})", "Fetch the file again.") from error
+    return parse_architecture(config, str(path))
+
+
+def parse_architecture(config: Any, where: str) -> Architecture:
+    """Read the architecture from the content of a Hugging Face config.json.
+
+    Keys that the computation does not depend on are ignored, as transformers does; a value that would change the
+    computation in a way the model cannot follow is refused by name.
+
+    Args:
+        config: the parsed JSON.
+        where: the file's name, for the message.
+
+    Raises:
+        CheckpointError: with one line in `details` for each fault.
+    """
+    faults: list[str] = []
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{where}: a JSON object is expected, not {type(config).__name__}")
+    top = _Reader(config, "", faults)
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        what = "is missing" if model_type is None else f"{model_type!r} is not supported"
+        raise CheckpointError(
+            f"{where}: this is no LLaVA-NeXT model",
+            details=[f"model_type: {what}; supported: {', '.join(MODEL_TYPES)}"],
+        )
+    for section in ("vision_config", "text_config"):
+        if not isinstance(config.get(section, {}), dict):
+            top.fault(section, f"must be an object, not {config[section]!r}")
+    vision = _parse_vision(_section(config, "vision_config", faults))
+    text = _parse_text(_section(config, "text_config", faults))
+    if config.get("tie_word_embeddings") is True and not text.tie_word_embeddings:
+        top.fault("tie_word_embeddings", "is true while text_config.tie_word_embeddings is not; they must agree")
+    # transformers always builds the newline; a model without it would need other feature tables.
+    top.must_be("use_image_newline_parameter", True)
+    if config.get("spatial_pool_mode") == "conv":
+        top.must_be("spatial_pool_out_channels", vision.hidden_size)
+
+    image_token = _token(top, "image_token", _IMAGE_TOKEN_DEFAULTS[model_type], text.vocab_size)
+    # A picture-only model has no token for clips. Its picture token stands in: what fills a position is decided by
+    # the feature index, never by the id.
+    video_default = 32000 if model_type == "llava_next_video" else image_token
+    video_token = _token(top, "video_token", video_default, text.vocab_size)
+    if model_type == "llava_next_video" and image_token == video_token:
+        top.fault("video_token_index", f"is {video_token}, the same as image_token_index")
+
+    stride = top.count("spatial_pool_stride", 2)
+    if stride > vision.patches:
+        top.fault("spatial_pool_stride", f"{stride} is more than the {vision.patches} patches along a tile")
+    architecture = Architecture(
+        vision=vision,
+        text=text,
+        image_token_index=image_token,
+        video_token_index=video_token,
+        image_grid_pinpoints=_parse_pinpoints(top, vision.image_size),
+        projector_hidden_act=top.choice("projector_hidden_act", "gelu", ACTIVATIONS),
+        multimodal_projector_bias=top.flag("multimodal_projector_bias", True),
+        spatial_pool_mode=top.choice("spatial_pool_mode", "average", POOL_MODES),
+        spatial_pool_stride=stride,
+        vision_feature_layer=_parse_feature_layer(top, vision.num_hidden_layers),
+        vision_feature_select_strategy=top.choice("vision_feature_select_strategy", "default", SELECT_STRATEGIES),
+        pool_before_projector=top.flag("pool_before_projector", True),
+    )
+    if faults:
+        raise CheckpointError(
+            f"{where}: {len(faults)} setting{'s' if len(faults) > 1 else ''} of this model cannot be used",
+            "Only models whose every setting is understood are converted: a guess would give wrong answers.",
+            faults,
+        )
+    return architecture
+
+
+def _section(config: dict[str, Any], name: str, faults: list[str]) -> _Reader:
+    section = config.get(name)
+    if name == "vision_config" and section is None:
+        section = {f.name: f.default for f in fields(VisionArchitecture)}
+    return _Reader(section if isinstance(section, dict) else {}, f"{name}.", faults)
+
+
+def _parse_vision(reader: _Reader) -> VisionArchitecture:
+    reader.choice("model_type", "clip_vision_model", VISION_MODEL_TYPES)
+    reader.must_be("num_channels", 3)
+    vision = VisionArchitecture(
+        **{key: reader.count(key, default) for key, default in _CLIP_DEFAULTS.items()},
+        hidden_act=reader.choice("hidden_act", "quick_gelu", ACTIVATIONS),
+        layer_norm_eps=reader.positive("layer_norm_eps", 1e-5),
+    )
+    if vision.hidden_size % vision.num_attention_heads:
+        reader.fault(
+            "num_attention_heads", f"{vision.num_attention_heads} heads do not divide hidden_size {vision.hidden_size}"
+        )
+    if vision.image_size % vision.patch_size:
+        reader.fault("image_size", f"{vision.image_size} is not a multiple of patch_size {vision.patch_size}")
+    return vision
+
+
+def _parse_text(reader: _Reader) -> TextArchitecture:
+    kind = reader.choice("model_type", "llama", TEXT_MODEL_TYPES)
+    defaults = _TEXT_DEFAULTS[kind]
+    reader.choice("hidden_act", "silu", ("silu",))
+    for key in ("attention_bias", "mlp_bias"):
+        reader.must_be(key, False)
+    heads = reader.count("num_attention_heads", 32)
+    text = TextArchitecture(
+        hidden_size=reader.count("hidden_size", 4096),
+        intermediate_size=reader.count("intermediate_size", defaults.get("intermediate_size", 11008)),
+        num_hidden_layers=reader.count("num_hidden_layers", 32),
+        num_attention_heads=heads,
+        num_key_value_heads=reader.count("num_key_value_heads", defaults.get("num_key_value_heads", heads)),
+        vocab_size=reader.count("vocab_size", 32000),
+        max_position_embeddings=reader.count("max_position_embeddings", defaults["max_position_embeddings"]),
+        rms_norm_eps=reader.positive("rms_norm_eps", 1e-6),
+        rope_theta=_parse_rope_theta(reader),
+        rope_scaling=_parse_rope_scaling(reader),
+        tie_word_embeddings=reader.flag("tie_word_embeddings", False),
+        bos_token_id=_special(reader, "bos_token_id", 1),
+        eos_token_id=_special(reader, "eos_token_id", 2),
+        pad_token_id=_special(reader, "pad_token_id", 0),
+    )
+    if text.hidden_size % heads:
+        reader.fault("num_attention_heads", f"{heads} heads do not divide hidden_size {text.hidden_size}")
+    elif text.head_dim % 2:
+        reader.fault("num_attention_heads", f"a head of {text.head_dim} channels has no halves to rotate")
+    elif reader.section.get("head_dim") not in (None, text.head_dim):
+        reader.fault("head_dim", f"{reader.section['head_dim']!r} is not hidden_size / heads = {text.head_dim}")
+    if heads % text.num_key_value_heads:
+        reader.fault("num_key_value_heads", f"{text.num_key_value_heads} does not divide the {heads} attention heads")
+    window = reader.section.get("sliding_window", defaults.get("sliding_window"))
+    if kind == "mistral" and window is not None and not (_is_int(window) and window >= text.max_position_embeddings):
+        # Full attention equals windowed attention only while the window covers every position.
+        reader.fault(
+            "sliding_window",
+            f"{window!r} is not supported; supported: null, or at least max_position_embeddings "
+            f"({text.max_position_embeddings})",
+        )
+    return text
+
+
+def _special(reader: _Reader, key: str, default: int) -> int:
+    value = reader.section.get(key)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is None:
+        return default
+    if not _is_int(value) or value < -1:
+        reader.fault(key, f"must be one token id, not {value!r}")
+        return default
+    return default if value == -1 else value  # -1 is an old way to say "none"
+
+
+def _rope(reader: _Reader) -> tuple[str, dict[str, Any]]:
+    """The key and content of whichever of the two spellings is there; transformers 5 writes rope_parameters."""
+    for key in ("rope_parameters", "rope_scaling"):
+        value = reader.section.get(key)
+        if isinstance(value, dict):
+            return key, value
+        if value is not None:
+            reader.fault(key, f"must be an object or null, not {value!r}")
+    return "rope_scaling", {}
+
+
+def _parse_rope_theta(reader: _Reader) -> float:
+    key, rope = _rope(reader) if isinstance(reader.section.get("rope_parameters"), dict) else ("", {})
+    if rope.get("rope_theta") is not None:
+        return _Reader(rope, f"{reader.name}{key}.", reader.faults).positive("rope_theta", 10000.0)
+    return reader.positive("rope_theta", 10000.0)
+
+
+def _parse_rope_scaling(reader: _Reader) -> dict[str, Any] | None:
+    """Only `type`/`rope_type` and `factor` have an effect; other keys found on early revisions have none."""
+    key, rope = _rope(reader)
+    inner = _Reader(rope, f"{reader.name}{key}.", reader.faults)
+    spelling = "rope_type" if rope.get("rope_type") is not None else "type"
+    if not rope or inner.choice(spelling, "default", ROPE_TYPES) == "default":
+        return None
+    inner.must_be("partial_rotary_factor", 1.0)
+    factor = inner.positive("factor", 0.0) if rope.get("factor") is not None else 0.0
+    if factor < 1:
+        inner.fault("factor", f"linear scaling needs a number of at least 1, not {rope.get('factor')!r}")
+    return {"type": "linear", "factor": factor}
+
+
+def _token(reader: _Reader, name: str, default: int, vocab_size: int) -> int:
+    """`image_token_index`, or `image_token_id` as transformers 5 spells it."""
+    key = f"{name}_id" if reader.section.get(f"{name}_id") is not None else f"{name}_index"
+    value = reader.count(key, default, least=0)
+    if value >= vocab_size:
+        reader.fault(key, f"{value} is outside the vocabulary of {vocab_size} (text_config.vocab_size)")
+    return value
+
+
+def _parse_pinpoints(reader: _Reader, image_size: int) -> tuple[tuple[int, int], ...]:
+    points = reader.section.get("image_grid_pinpoints")
+    if points is None:
+        points = [list(point) for point in Architecture.image_grid_pinpoints]
+    if not isinstance(points, list) or not points:
+        reader.fault("image_grid_pinpoints", f"must be a list of [height, width], not {points!r}")
+        return ()
+    for point in points:
+        if not (isinstance(point, list) and len(point) == 2 and all(_is_int(n) and n > 0 for n in point)):
+            reader.fault("image_grid_pinpoints", f"must hold [height, width] in pixels, not {point!r}")
+            return ()
+        if any(n % image_size for n in point):
+            reader.fault("image_grid_pinpoints", f"{point} is not a multiple of the tile's {image_size} pixels")
+    return tuple((height, width) for height, width in points)
+
+
+def _parse_feature_layer(reader: _Reader, layers: int) -> int:
+    """The index into the tower's hidden states (the embeddings first), or from their end."""
+    value = reader.section.get("vision_feature_layer", -2)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not _is_int(value):
+        reader.fault("vision_feature_layer", f"{value!r} is not supported; supported: one layer")
+        return -2
+    if not -(layers + 1) <= value <= layers:
+        reader.fault("vision_feature_layer", f"{value} is outside a tower of {layers} layers")
+        return -1
+    return value
+
+
+# ------------------------------------------------------------------------------------------- writing a config.json
+
+
+def architecture_to_hf(architecture: Architecture) -> dict[str, Any]:
+    """The content of a config.json that transformers and `parse_architecture` read back as the same model.
+
+    For models that never had a config.json of their own; others keep theirs to the byte.
+    """
+    vision = {f.name: getattr(architecture.vision, f.name) for f in fields(VisionArchitecture)}
+    text = {f.name: getattr(architecture.text, f.name) for f in fields(TextArchitecture)}
+    config = {f.name: getattr(architecture, f.name) for f in fields(Architecture)}
+    config["image_grid_pinpoints"] = [list(point) for point in architecture.image_grid_pinpoints]
+    config["vision_config"] = {"model_type": "clip_vision_model", "projection_dim": 768} | vision
+    config["text_config"] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"} | text
+    for ours in ("vision", "text"):
+        del config[ours]
+    if architecture.pool_before_projector:
+        del config["pool_before_projector"]  # transformers knows no other order
+    head = {"architectures": ["LlavaNextVideoForConditionalGeneration"], "model_type": "llava_next_video"}
+    return head | config | {"tie_word_embeddings": architecture.text.tie_word_embeddings}
