@@ -1,0 +1,175 @@
+"""From a preset to the complete configuration MindFormers' trainer works from. The only speller of its keys."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llavanext_cli.config.architecture import Architecture
+
+if TYPE_CHECKING:
+    from llavanext_cli.config.schema import Preset
+
+DATA_PARALLEL, SEMI_AUTO_PARALLEL = 0, 1
+COLUMNS = ("input_ids", "tiles", "feature_index", "labels")
+"""What the data set hands to `LlavaNext.construct`, in its order."""
+
+
+def expand(
+    preset: Preset,
+    *,
+    architecture: Architecture | None = None,
+    out: Path | str = "output",
+    steps: int | None = None,
+    warmup_steps: int | None = None,
+) -> dict[str, Any]:
+    """The MindFormers configuration of a preset.
+
+    Args:
+        preset: a validated preset.
+        architecture: the model of the checkpoint at hand; None for the one the preset names.
+        out: folder for everything MindFormers writes.
+        steps: optimizer steps of the run; None when the data is not known yet.
+
+    Returns:
+        A mapping of plain values, ready to be dumped as YAML or made a `MindFormerConfig`.
+    """
+    on_cpu = preset.runtime.target == "CPU"
+    training = preset.task == "train"
+    parallel = preset.parallel
+    several = parallel.devices > 1
+    config: dict[str, Any] = {
+        "seed": preset.train.seed,
+        "output_dir": str(out),
+        "run_mode": "train" if training else "predict",
+        "use_parallel": several,
+        "load_checkpoint": "",
+        "auto_trans_ckpt": False,
+        "resume_training": False,
+        "use_legacy": True,
+        "use_legacy_format": True,
+        "load_ckpt_format": "safetensors",
+        "context": _context(preset),
+        "parallel": {
+            "parallel_mode": DATA_PARALLEL if on_cpu else SEMI_AUTO_PARALLEL,
+            "gradients_mean": False,
+            "full_batch": False,
+            "enable_parallel_optimizer": parallel.optimizer_sharding and not on_cpu,
+        },
+        "parallel_config": {
+            "data_parallel": parallel.data,
+            "model_parallel": parallel.tensor,
+            "pipeline_stage": parallel.pipeline,
+            "micro_batch_num": 1,
+            "use_seq_parallel": parallel.tensor > 1 and training,
+            "vocab_emb_dp": parallel.tensor == 1,
+            "gradient_aggregation_group": 4,
+        },
+        "micro_batch_interleave_num": 1,
+        "recompute_config": {
+            "recompute": preset.train.recompute if training else False,
+            "parallel_optimizer_comm_recompute": True,
+            "mp_comm_recompute": True,
+            "recompute_slice_activation": True,
+        },
+        "model": {
+            "arch": {"type": "LlavaNext"},
+            "model_config": _model(preset, architecture or preset.model),
+        },
+        "trainer": {"type": "CausalLanguageModelingTrainer", "model_name": "llava_next"},
+    }
+    if not on_cpu and several:
+        columns = [[parallel.data] + [1] * rank for rank in (1, 4, 1, 1)]
+        config["parallel"]["dataset_strategy"] = columns
+    if training:
+        config |= _training(preset, steps, warmup_steps)
+    return config
+
+
+def _context(preset: Preset) -> dict[str, Any]:
+    context: dict[str, Any] = {"mode": 0, "device_target": preset.runtime.target, "max_call_depth": 10000}
+    if preset.runtime.target == "Ascend":
+        context |= {
+            "max_device_memory": preset.runtime.memory,
+            "mempool_block_size": preset.runtime.memory,
+            "memory_optimize_level": "O0",
+            "jit_config": {"jit_level": "O1" if preset.task == "train" else "O0"},
+            "ascend_config": {"precision_mode": "must_keep_origin_dtype"},
+        }
+    return context
+
+
+def _model(preset: Preset, architecture: Architecture) -> dict[str, Any]:
+    asking = preset.task == "ask"
+    return {
+        "type": "LlavaNextConfig",
+        "architecture": _plain(asdict(architecture)),
+        "target": preset.runtime.target,
+        "batch_size": preset.train.batch_size if not asking else 1,
+        "seq_length": preset.ask.cache_tokens if asking else preset.data.seq_length,
+        "tiles": preset.data.tiles,
+        "frames": preset.data.frames * preset.data.clips,
+        "compute_dtype": preset.runtime.compute_dtype,
+        "param_init_type": preset.runtime.parameter_dtype,
+        "use_flash_attention": preset.runtime.flash_attention,
+        "use_past": asking,
+        "block_size": preset.ask.block_size,
+        "num_blocks": -(-preset.ask.cache_tokens // preset.ask.block_size),
+        "trainable": list(preset.train.trainable),
+        "calculate_per_token_loss": preset.runtime.target == "CPU",
+    }
+
+
+def _training(preset: Preset, steps: int | None, warmup_steps: int | None) -> dict[str, Any]:
+    train = preset.train
+    on_cpu = preset.runtime.target == "CPU"
+    schedule: dict[str, Any] = {
+        "learning_rate": train.learning_rate,
+        "total_steps": steps if steps is not None else -1,
+        "warmup_lr_init": 0.0,
+    }
+    if warmup_steps is None:
+        schedule["warmup_ratio"] = train.warmup_ratio
+    else:
+        schedule["warmup_steps"] = warmup_steps
+    if train.schedule == "cosine":
+        schedule |= {"type": "CosineWithWarmUpLR", "lr_end": train.final_learning_rate}
+    else:
+        schedule |= {"type": "ConstantWarmUpLR"}
+    return {
+        "runner_config": {
+            "epochs": 1,
+            "batch_size": train.batch_size,
+            "gradient_accumulation_steps": train.accumulate,
+            "sink_mode": not on_cpu,
+            "sink_size": 1,
+        },
+        "runner_wrapper": {
+            "type": "CPUTrainOneStepCell" if on_cpu else "MFTrainOneStepCell",
+            "scale_sense": 1.0,
+            "use_clip_grad": train.clip_norm > 0,
+            "max_grad_norm": train.clip_norm,
+        },
+        "calculate_per_token_loss": on_cpu,
+        "optimizer": {
+            "type": "AdamW",
+            "betas": list(train.betas),
+            "eps": train.epsilon,
+            "weight_decay": train.weight_decay,
+        },
+        "lr_schedule": schedule,
+        "callbacks": [],
+        "monitor_config": {"monitor_on": False},
+        "train_dataset": {"batch_size": train.batch_size, "drop_remainder": True, "input_columns": list(COLUMNS)},
+        "train_dataset_task": {"type": "CausalLanguageModelDataset"},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Tuples become lists, as YAML has no tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,66 @@
+"""Media features take the place of token embeddings: one gather, driven by an index made on the host.
+
+    table  [ picture tiles G*Q | frames F*Qv | newline | text ]      N + 2 rows, records.py
+    index  [ text text 0 1 2 … 575 newline … text text ]             packing.py
+    out    [ emb  emb  table[0] … table[N] …  emb  emb ]
+
+Nothing on the device knows what anyres is: unpadding, newlines, frames and several pictures are all in the index.
+"""
+
+from __future__ import annotations
+
+from mindspore import nn
+from mindspore.common.initializer import initializer
+from mindspore.ops import operations as P
+
+
+class Fusion(nn.Cell):
+    """Put features where the index says.
+
+    Inputs:
+        - **embeddings** - `[B, S, D]` token embeddings.
+        - **features** - `[B, N, D]` feature table without its last two rows.
+        - **newline** - `[D]`.
+        - **index** - `int32[B, S]`, rows of the table; N is the newline, N+1 keeps the embedding.
+
+    Outputs:
+        `[B, S, D]`.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.architecture.text.hidden_size
+        self.width = width
+        self.dtype = config.compute_dtype
+        self.blank = initializer("zeros", (1, 1, width), config.compute_dtype).init_data()
+        self.gather = P.Gather(batch_dims=1)
+        self.concat = P.Concat(axis=1)
+        self.tile = P.Tile()
+        self.tile_mask = P.Tile()
+        self.reshape = P.Reshape()
+        self.cast = P.Cast()
+        self.equal = P.Equal()
+        self.mul = P.Mul()
+        self.add = P.Add()
+        self.shape = P.Shape()
+
+    def construct(self, embeddings, features, newline, index):
+        batch, rows, _ = self.shape(features)
+        length = self.shape(index)[1]
+        newline = self.tile(self.reshape(self.cast(newline, self.dtype), (1, 1, self.width)), (batch, 1, 1))
+        table = self.concat((features, newline, self.tile(self.blank, (batch, 1, 1))))  # [B, N+2, D]
+        is_text = self.reshape(self.cast(self.equal(index, rows + 1), self.dtype), (batch, length, 1))
+        kept = self.mul(embeddings, self.tile_mask(is_text, (1, 1, self.width)))  # full size: broadcasting is slow on CPU
+        return self.add(kept, self.gather(table, index, 1))  # the "text" row is zero
+
+    def shard(self, parallel_config):
+        dp = parallel_config.data_parallel
+        rows = (dp, 1, 1)
+        self.gather.shard((rows, (dp, 1)))
+        self.concat.shard((rows, rows, rows))
+        self.equal.shard(((dp, 1), ()))
+        self.tile_mask.shard((rows,))
+        self.mul.shard((rows, rows))
+        self.add.shard((rows, rows))
+
+

@@ -1,0 +1,6 @@
+"""Importing this module makes our classes known to MindFormers' registry, under their own names."""
+
+from llavanext_cli.model.config import LlavaNextConfig
+from llavanext_cli.model.llava_next import LlavaNext
+
+__all__ = ["LlavaNext", "LlavaNextConfig"]
