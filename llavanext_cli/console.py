@@ -102,7 +102,7 @@ def write(text: str) -> None:
 
 
 def out_json(value: Any) -> None:
-    """Write one JSON object (a dict, a dataclass, or a nesting of them) on one line. A stream calls it for each result."""
+    """Write one JSON object (a dict, a dataclass, or a nesting of them) on one line; a stream calls it repeatedly."""
     out(json.dumps(value, ensure_ascii=False, default=_plain))
 
 

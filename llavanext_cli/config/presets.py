@@ -1,0 +1,300 @@
+"""Finding presets, reading them with `extends` and `--set`, and writing them out again.
+
+A preset's values come from three places, each laid over the one before: the base that it extends, the file, `--set`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llavanext_cli.config import reading
+from llavanext_cli.config.reading import Builder, Document, hints, load_yaml, parse_yaml, suggestion
+from llavanext_cli.config.rules import check_preset
+from llavanext_cli.config.schema import SECTIONS, TASKS, Head, Preset, schema_keys
+from llavanext_cli.errors import ConfigError
+
+SUFFIXES = (".yaml", ".yml")
+LIST_HINT = "`llavanext presets list` shows the presets."
+
+
+@dataclass(frozen=True)
+class PresetInfo:
+    """A shipped preset, as `presets list` shows it. `target` is Ascend or CPU."""
+
+    name: str
+    path: Path
+    task: str
+    target: str
+    devices: int
+    description: str
+
+
+def presets_folder() -> Path:
+    """The shipped presets: inside the package when installed, beside it in a source tree.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "presets", package.parent / "presets"):
+        if (folder / "base").is_dir():
+            return folder
+    raise ConfigError(
+        f"the presets are missing from {package}", "The installation is damaged: `pip install --force-reinstall` it."
+    )
+
+
+def preset_files() -> dict[str, Path]:
+    """Name → file of every shipped preset; the bases, which are not whole, are left out."""
+    folder = presets_folder()
+    files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
+    names = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+    return {name: path for name, path in names.items() if not name.startswith("base/")}
+
+
+def list_presets() -> list[PresetInfo]:
+    """All shipped presets in the order of their names.
+
+    Raises:
+        ConfigError: one of them is wrong.
+    """
+    result = []
+    for name, path in preset_files().items():
+        preset = load_preset(name)
+        result.append(
+            PresetInfo(name, path, preset.task, preset.runtime.target, preset.parallel.devices, preset.description)
+        )
+    return result
+
+
+def find_preset(name_or_path: str | Path) -> tuple[str, Path]:
+    """Name and file of a preset, given as the name of a shipped one or as the path of a YAML file.
+
+    Raises:
+        ConfigError: there is none; the nearest names are in the message.
+    """
+    text = str(name_or_path)
+    path = Path(text)
+    if path.suffix in SUFFIXES:
+        if path.is_file():
+            return path.stem, path
+        raise ConfigError(f"no preset file {text}", LIST_HINT)
+    files = preset_files()
+    if text in files:
+        return text, files[text]
+    if path.is_file():
+        return path.name, path
+    near = difflib.get_close_matches(text, list(files), n=3, cutoff=0.4)
+    raise ConfigError(f"no preset named {text!r}", (f"Did you mean {' or '.join(near)}? " if near else "") + LIST_HINT)
+
+
+def load_preset(name_or_path: str | Path, overrides: Sequence[str] = (), devices: int | None = None) -> Preset:
+    """Read a preset and check all of it.
+
+    Args:
+        name_or_path: name of a shipped preset, or path of a YAML file.
+        overrides: `key.path=value` settings (`--set`), the value in YAML.
+        devices: `--devices`; the number of data-parallel groups follows from it, tensor and pipeline stay.
+
+    Raises:
+        ConfigError: no such preset, not YAML, or wrong; all that is wrong is in `details`, each with file and key.
+    """
+    name, path = find_preset(name_or_path)
+    builder = Builder(_read_document(path), str(path))
+    known = schema_keys()
+    builder.document = builder.document.updated(_read_overrides(overrides, known, builder))
+    if devices is not None:
+        builder.document = builder.document.updated(_share_devices(builder.document, devices))
+    preset = _build(builder, name, path, known)
+    if builder.problems:
+        count = len(builder.problems)
+        raise ConfigError(
+            f"preset {name} has {'a problem' if count == 1 else f'{count} problems'}",
+            f"`llavanext presets show {_base_example(preset)} --full` lists every key and what it means.",
+            [str(problem) for problem in builder.problems],
+        )
+    return preset
+
+
+def _base_example(preset: Preset) -> str:
+    """A sound preset of the same task to look at."""
+    return "video-7b-ask-image" if preset.task == "ask" else "video-7b-stage2"
+
+
+def _read_document(path: Path) -> Document:
+    """The file over the base that it extends; a base extends nothing."""
+    document = load_yaml(path)
+    base = document.values.pop("extends", None)
+    if base is None:
+        return document
+    where = document.origins["extends"]
+    if not isinstance(base, str):
+        raise ConfigError(f"{where}: extends: expected the name of a base such as base/video-7b")
+    candidates = [
+        folder / f"{base}{suffix}" for folder in (path.parent, presets_folder()) for suffix in ("", *SUFFIXES)
+    ]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        bases = sorted(f"base/{file.stem}" for file in (presets_folder() / "base").iterdir() if file.suffix in SUFFIXES)
+        near = difflib.get_close_matches(base, bases, n=1, cutoff=0.4)
+        raise ConfigError(
+            f"{where}: extends: there is no {base}" + (f"; did you mean {near[0]}?" if near else ""),
+            f"The bases are {', '.join(bases)}; a path is looked up beside {path.name}.",
+        )
+    below = load_yaml(found)
+    if "extends" in below.values:
+        raise ConfigError(f"{below.origins['extends']}: extends: {base} is itself extended and may not extend another")
+    return below.updated(document)
+
+
+def _read_overrides(overrides: Sequence[str], known: Sequence[str], builder: Builder) -> Document:
+    """`a.b=c` settings as a document. An unknown key is a problem; it is noted and left out."""
+    result = Document({}, {})
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key, where = key.strip(), f"--set {override}"
+        if not equals or not key:
+            raise ConfigError(f"{where}: expected KEY=VALUE, such as train.learning_rate=1e-5")
+        value = parse_yaml(text, where)
+        # Below a mapping-valued key such as model.text.rope_scaling the names are not the schema's.
+        free = any(key.startswith(f"{leaf}.") for leaf in known)
+        inner = any(leaf.startswith(f"{key}.") for leaf in known)
+        if key == "extends" or not (free or inner or key in known):
+            prefix, _, last = key.rpartition(".")
+            siblings = _siblings(prefix, known)
+            hint = suggestion(last, siblings, prefix, known) if siblings else suggestion(key, _siblings("", known))
+            builder.problems.append(reading.Problem(where, "", f"unknown key{hint}"))
+            continue
+        values: Any = value
+        for part in reversed(key.split(".")):
+            values = {part: values}
+        result = result.updated(Document(values, {key: where}))
+    return result
+
+
+def _siblings(prefix: str, known: Sequence[str]) -> list[str]:
+    """Names that may stand below a dotted key; "" is the top."""
+    start = f"{prefix}." if prefix else ""
+    names = [leaf[len(start) :].partition(".")[0] for leaf in known if leaf.startswith(start) and leaf != "extends"]
+    return list(dict.fromkeys(names))
+
+
+def _share_devices(document: Document, devices: int) -> Document:
+    """`--devices N`: data-parallel groups are what is left when tensor and pipeline have taken theirs."""
+    parallel = document.values.get("parallel")
+    parallel = parallel if isinstance(parallel, dict) else {}
+    sizes = [parallel.get(name, 1) for name in ("tensor", "pipeline")]
+    taken = 1
+    for size in sizes:
+        taken *= size if isinstance(size, int) and size > 0 else 1
+    if devices % taken:
+        raise ConfigError(
+            f"--devices {devices} cannot be shared by tensor {sizes[0]} x pipeline {sizes[1]}",
+            f"Use a multiple of {taken}, or change parallel.tensor and parallel.pipeline with --set.",
+        )
+    where = f"--devices {devices}"
+    return Document(
+        {"parallel": {"devices": devices, "data": devices // taken}},
+        {"parallel.devices": where, "parallel.data": where},
+    )
+
+
+def _build(builder: Builder, name: str, path: Path, known: list[str]) -> Preset:
+    """The dataclasses; what is wrong is in `builder.problems`."""
+    values = builder.document.values
+    tops = ["task", "description", *SECTIONS]
+    for key in values:
+        if key not in tops:
+            builder.add(key, "unknown key" + suggestion(key, tops, "", known))
+    head = builder.build(Head, {key: values[key] for key in ("task", "description") if key in values}, "", known)
+    task = head.task or ("ask" if "ask" in values and "train" not in values else "train")
+
+    sections: dict[str, Any] = {}
+    for section, cls in SECTIONS.items():
+        if section in TASKS and section != task:
+            if values.get(section) is not None:
+                builder.add(section, f"is not read by the task {task}: leave it out")
+            continue
+        sections[section] = builder.build(cls, values.get(section), section, known)
+        _refuse_unread(builder, cls, section, task)
+    if task == "train" and sections["data"].seq_length is None:
+        builder.add("data.seq_length", "missing: tokens a sample, media included")
+
+    preset = Preset(name=name, path=path, task=task, description=head.description, **sections)
+    _apply_rules(builder, preset)
+    return preset
+
+
+def _refuse_unread(builder: Builder, cls: type, section: str, task: str) -> None:
+    given = builder.document.values.get(section)
+    for f in dataclasses.fields(cls) if isinstance(given, dict) else ():
+        if f.name in given and f.metadata.get("task") not in (None, task):
+            builder.add(f"{section}.{f.name}", f"is not read by the task {task}: leave it out")
+
+
+def _apply_rules(builder: Builder, preset: Preset) -> None:
+    """Rules between fields; one that read a field with a problem of its own says nothing new."""
+    bad = {problem.key for problem in builder.problems}
+
+    def is_bad(key: str) -> bool:
+        return any(key == other or key.startswith(f"{other}.") for other in bad)
+
+    for keys, text in check_preset(preset):
+        if not any(is_bad(key) for key in keys):
+            # It stands where the user last wrote: at a --set or --devices, else at the first key that is in a file.
+            places = [builder.document.origins[key] for key in keys if key in builder.document.origins]
+            changed = [place for place in places if place.startswith("--")]
+            place = (changed or places or [builder.name])[0]
+            builder.problems.append(reading.Problem(place, keys[0], text))
+
+
+# ------------------------------------------------------------------------------------------------------------- output
+
+
+def preset_to_dict(preset: Preset) -> dict[str, Any]:
+    """All values of a preset as plain nested values, defaults included, in the order of the schema."""
+    result: dict[str, Any] = {"task": preset.task, "description": preset.description}
+    for section in SECTIONS:
+        value = getattr(preset, section)
+        if value is not None:
+            result[section] = _plain(value, preset.task)
+    return result
+
+
+def _plain(value: Any, task: str) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = [f for f in dataclasses.fields(value) if f.metadata.get("task") in (None, task)]
+        return {f.name: _plain(getattr(value, f.name), task) for f in fields}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item, task) for item in value]
+    return value
+
+
+def preset_to_yaml(preset: Preset) -> str:
+    """A preset as YAML that can be loaded again: every key with its value, and a comment with meaning and unit."""
+    lines = [f"task: {preset.task}", f"description: {json.dumps(preset.description, ensure_ascii=False)}"]
+    for section, cls in SECTIONS.items():
+        value = getattr(preset, section)
+        if value is not None:
+            lines += ["", f"{section}:", *_yaml_lines(cls, value, "  ", preset.task)]
+    return "\n".join(lines) + "\n"
+
+
+def _yaml_lines(cls: type, value: Any, indent: str, task: str) -> Iterator[str]:
+    for f in dataclasses.fields(cls):
+        if f.metadata.get("task") not in (None, task):
+            continue
+        kind, item = hints(cls)[f.name], getattr(value, f.name)
+        if dataclasses.is_dataclass(kind):
+            yield f"{indent}{f.name}:"
+            yield from _yaml_lines(kind, item, indent + "  ", task)
+        else:
+            # JSON's spelling of numbers, lists and texts is YAML's too.
+            line = f"{indent}{f.name}: {json.dumps(_plain(item, task))}"
+            yield f"{line}  # {f.metadata['doc']}" if "doc" in f.metadata else line

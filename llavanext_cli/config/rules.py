@@ -1,0 +1,298 @@
+"""Rules between the fields of a preset. Each yields (the keys it read, what is wrong); all are tried."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from llavanext_cli.config.architecture import ACTIVATIONS, POOL_MODES, SELECT_STRATEGIES, Architecture, TextArchitecture
+from llavanext_cli.config.schema import Preset
+
+TEXT_ROOM = 64
+"""Tokens that the system prompt and a short question need beside the media."""
+
+Findings = Iterator[tuple[tuple[str, ...], str]]
+
+
+def check_preset(preset: Preset) -> list[tuple[tuple[str, ...], str]]:
+    """Everything that is wrong between fields, as (dotted keys, message); empty when all is well."""
+    rules = (vision_rules, text_rules, joint_rules, parallel_rules, runtime_rules, media_rules)
+    found = [finding for rule in rules for finding in rule(preset)]
+    found += train_rules(preset) if preset.task == "train" else ask_rules(preset)
+    return found
+
+
+def greatest_positions(text: TextArchitecture) -> int:
+    """Tokens that the position encoding reaches: linear scaling stretches it by its factor."""
+    return int(text.max_position_embeddings * (text.rope_scaling or {}).get("factor", 1))
+
+
+def greatest_tiles(model: Architecture) -> int:
+    """Tiles of the largest picture: its base tile and the grid of the largest pinpoint."""
+    side = model.vision.image_size
+    return 1 + max((height // side) * (width // side) for height, width in model.image_grid_pinpoints)
+
+
+def greatest_picture_tokens(model: Architecture) -> int:
+    """Tokens of the picture that takes most: the base tile, a full grid, a newline for each row."""
+    side, patches = model.vision.image_size, model.vision.patches
+    newline = int(model.use_image_newline_parameter)
+    grids = (
+        (height // side * patches) * (width // side * patches + newline) for height, width in model.image_grid_pinpoints
+    )
+    return patches**2 + max(grids)
+
+
+def vision_rules(preset: Preset) -> Findings:
+    vision = preset.model.vision
+    for name in (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "image_size",
+        "patch_size",
+    ):
+        yield from _positive(f"model.vision.{name}", getattr(vision, name))
+    if vision.num_attention_heads > 0 and vision.hidden_size % vision.num_attention_heads:
+        yield (
+            ("model.vision.hidden_size", "model.vision.num_attention_heads"),
+            f"{vision.hidden_size} channels cannot be shared by {vision.num_attention_heads} heads",
+        )
+    if vision.patch_size > 0 and vision.image_size % vision.patch_size:
+        yield (
+            ("model.vision.image_size", "model.vision.patch_size"),
+            f"{vision.image_size} pixels are not a whole number of patches of {vision.patch_size}",
+        )
+    yield from _choice("model.vision.hidden_act", vision.hidden_act, ACTIVATIONS)
+
+
+def text_rules(preset: Preset) -> Findings:
+    text = preset.model.text
+    sizes = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+        "max_position_embeddings",
+    )
+    for name in sizes:
+        yield from _positive(f"model.text.{name}", getattr(text, name))
+    heads = text.num_attention_heads
+    if heads > 0 and (text.hidden_size % heads or text.hidden_size // heads % 2):
+        yield (
+            ("model.text.hidden_size", "model.text.num_attention_heads"),
+            f"{text.hidden_size} channels over {heads} heads must give an even whole number a head",
+        )
+    if text.num_key_value_heads > 0 and heads % text.num_key_value_heads:
+        yield (
+            ("model.text.num_key_value_heads", "model.text.num_attention_heads"),
+            f"{heads} heads cannot be grouped over {text.num_key_value_heads} key-value heads",
+        )
+    scaling = text.rope_scaling
+    if scaling is not None:
+        factor = scaling.get("factor")
+        numeric = isinstance(factor, (int, float)) and not isinstance(factor, bool)
+        if set(scaling) != {"type", "factor"} or scaling["type"] != "linear" or not numeric or factor < 1:
+            yield (
+                ("model.text.rope_scaling",),
+                f"must be null or {{type: linear, factor: 1 or more}}, not {scaling}",
+            )
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        yield from _token(f"model.text.{name}", getattr(text, name), text.vocab_size)
+
+
+def joint_rules(preset: Preset) -> Findings:
+    model = preset.model
+    side, layers = model.vision.image_size, model.vision.num_hidden_layers
+    vocabulary = model.text.vocab_size
+    yield from _token("model.image_token_index", model.image_token_index, vocabulary)
+    yield from _token("model.video_token_index", model.video_token_index, vocabulary)
+    if model.image_token_index == model.video_token_index:
+        yield ("model.image_token_index", "model.video_token_index"), "pictures and clips need different token ids"
+    yield from _choice("model.projector_hidden_act", model.projector_hidden_act, ACTIVATIONS)
+    yield from _choice("model.spatial_pool_mode", model.spatial_pool_mode, POOL_MODES)
+    yield from _choice("model.vision_feature_select_strategy", model.vision_feature_select_strategy, SELECT_STRATEGIES)
+    if not model.image_grid_pinpoints:
+        yield ("model.image_grid_pinpoints",), "must name at least one (height, width)"
+    for pinpoint in model.image_grid_pinpoints:
+        if side > 0 and any(pixels <= 0 or pixels % side for pixels in pinpoint):
+            yield (
+                ("model.image_grid_pinpoints", "model.vision.image_size"),
+                f"{list(pinpoint)} is not a whole number of tiles of {side} pixels",
+            )
+    if not -layers - 1 <= model.vision_feature_layer <= layers:
+        yield (
+            ("model.vision_feature_layer", "model.vision.num_hidden_layers"),
+            f"layer {model.vision_feature_layer} does not exist: the tower has {layers}",
+        )
+    if not 1 <= model.spatial_pool_stride <= max(1, model.vision.patches if model.vision.patch_size > 0 else 1):
+        yield (
+            ("model.spatial_pool_stride", "model.vision.image_size", "model.vision.patch_size"),
+            f"a stride of {model.spatial_pool_stride} leaves nothing of {model.vision.patches} patches a side",
+        )
+
+
+def parallel_rules(preset: Preset) -> Findings:
+    parallel, text = preset.parallel, preset.model.text
+    product = parallel.data * parallel.tensor * parallel.pipeline
+    if product != parallel.devices:
+        yield (
+            ("parallel.devices", "parallel.data", "parallel.tensor", "parallel.pipeline"),
+            f"{parallel.devices} devices, but data {parallel.data} x tensor {parallel.tensor} x pipeline "
+            f"{parallel.pipeline} = {product}",
+        )
+    for name in ("num_attention_heads", "num_key_value_heads", "vocab_size", "intermediate_size"):
+        size = getattr(text, name)
+        if size % parallel.tensor:
+            yield (
+                ("parallel.tensor", f"model.text.{name}"),
+                f"{parallel.tensor} devices cannot share {name} {size} evenly",
+            )
+    if parallel.pipeline > text.num_hidden_layers:
+        yield (
+            ("parallel.pipeline", "model.text.num_hidden_layers"),
+            f"{parallel.pipeline} stages for {text.num_hidden_layers} layers",
+        )
+    if parallel.pipeline > 1 and preset.task == "ask":
+        yield ("parallel.pipeline",), "an answer cannot be made in pipeline stages: use parallel.tensor"
+    if preset.runtime.target == "CPU":
+        for name in ("tensor", "pipeline"):
+            if getattr(parallel, name) > 1:
+                yield (
+                    (f"parallel.{name}", "runtime.target"),
+                    "CPU workers share the samples only: set it to 1 and use parallel.data",
+                )
+        if parallel.optimizer_sharding:
+            yield ("parallel.optimizer_sharding", "runtime.target"), "is for Ascend only: set it to false on CPU"
+
+
+def runtime_rules(preset: Preset) -> Findings:
+    runtime = preset.runtime
+    if runtime.target == "CPU":
+        for name in ("compute_dtype", "parameter_dtype"):
+            if getattr(runtime, name) == "bfloat16":
+                yield (
+                    (f"runtime.{name}", "runtime.target"),
+                    "MindSpore has no bfloat16 matrix product on CPU: use float32",
+                )
+        if runtime.flash_attention:
+            yield ("runtime.flash_attention", "runtime.target"), "there is no such kernel on CPU: set it to false"
+        if runtime.memory is not None:
+            yield ("runtime.memory", "runtime.target"), "is the memory pool of an NPU: set it to null on CPU"
+    else:
+        if runtime.threads is not None:
+            yield ("runtime.threads", "runtime.target"), "is for CPU workers: set it to null on Ascend"
+        if runtime.memory is not None and not re.fullmatch(r"[0-9]+(\.[0-9]+)?GB", runtime.memory):
+            yield ("runtime.memory",), f'must be a number of gigabytes such as "57GB", not {runtime.memory!r}'
+
+
+def media_rules(preset: Preset) -> Findings:
+    data, model = preset.data, preset.model
+    if not data.tiles and not data.frames:
+        yield ("data.tiles", "data.frames"), "leave room for pictures (tiles), clips (frames) or both"
+    if not model.image_grid_pinpoints or model.vision.image_size <= 0:
+        return
+    needed = greatest_tiles(model)
+    if 0 < data.tiles < needed:
+        yield (
+            ("data.tiles", "model.image_grid_pinpoints", "model.vision.image_size"),
+            f"{data.tiles} tiles, but one picture can take {needed}: set {needed} or more, or 0 for no pictures",
+        )
+
+
+def _media_tokens(preset: Preset) -> tuple[int, str]:
+    """Tokens of the media that the preset must have room for, and how they come about."""
+    data, model = preset.data, preset.model
+    clips = data.frame_budget * model.frame_features
+    picture = greatest_picture_tokens(model) if data.tiles and model.image_grid_pinpoints else 0
+    if clips >= picture:
+        return clips, f"{data.frame_budget} frames of {model.frame_features} tokens make {clips}"
+    return picture, f"one picture can make {picture} tokens"
+
+
+_MEDIA_KEYS = ("data.tiles", "data.frames", "data.clips", "model.image_grid_pinpoints", "model.spatial_pool_stride")
+
+
+def _room(preset: Preset, key: str, tokens: int, answer: int, answer_words: str) -> Findings:
+    """Rules of the longest sequence: within the positions, and with room for media, some text and an answer."""
+    positions = greatest_positions(preset.model.text)
+    if tokens > positions:
+        yield (
+            (key, "model.text.max_position_embeddings", "model.text.rope_scaling"),
+            f"{tokens} tokens, but positions reach {positions}: use at most that, or raise "
+            "model.text.rope_scaling.factor",
+        )
+    media, reason = _media_tokens(preset)
+    if media + TEXT_ROOM + answer > tokens:
+        yield (
+            (key, *_MEDIA_KEYS),
+            f"{tokens} tokens are too few: {reason}, text needs at least {TEXT_ROOM}{answer_words}; "
+            f"set {media + TEXT_ROOM + answer} or more",
+        )
+
+
+def train_rules(preset: Preset) -> Findings:
+    train, data = preset.train, preset.data
+    if data.seq_length is not None:
+        yield from _room(preset, "data.seq_length", data.seq_length, 0, "")
+    if not train.trainable:
+        yield ("train.trainable",), "nothing would be trained: name at least one part"
+    if len(set(train.trainable)) < len(train.trainable):
+        yield ("train.trainable",), "a part is named twice"
+    if train.learning_rate is not None and train.final_learning_rate > train.learning_rate:
+        yield (
+            ("train.final_learning_rate", "train.learning_rate"),
+            f"{train.final_learning_rate:g} is above the learning rate {train.learning_rate:g}",
+        )
+    if train.recompute > preset.model.text.num_hidden_layers:
+        yield (
+            ("train.recompute", "model.text.num_hidden_layers"),
+            f"{train.recompute} layers, but the language model has {preset.model.text.num_hidden_layers}",
+        )
+    if train.accumulate < preset.parallel.pipeline:
+        yield (
+            ("train.accumulate", "parallel.pipeline"),
+            f"{preset.parallel.pipeline} pipeline stages need at least as many batches to work on",
+        )
+    if preset.runtime.compute_dtype == "float16":
+        yield (
+            ("runtime.compute_dtype",),
+            "float16 training needs loss scaling, which is not done: use bfloat16 on Ascend, float32 on CPU",
+        )
+
+
+def ask_rules(preset: Preset) -> Findings:
+    ask = preset.ask
+    if ask.cache_tokens is None:
+        return
+    answer_words = f" and the answer {ask.max_new_tokens} (ask.max_new_tokens)"
+    for keys, text in _room(preset, "ask.cache_tokens", ask.cache_tokens, ask.max_new_tokens, answer_words):
+        yield (*keys, "ask.max_new_tokens"), text
+    if ask.cache_tokens % ask.block_size:
+        yield (
+            ("ask.cache_tokens", "ask.block_size"),
+            f"{ask.cache_tokens} tokens are not a whole number of blocks of {ask.block_size}",
+        )
+    if ask.top_k > preset.model.text.vocab_size:
+        yield (
+            ("ask.top_k", "model.text.vocab_size"),
+            f"{ask.top_k} is more than the vocabulary's {preset.model.text.vocab_size}",
+        )
+
+
+def _positive(key: str, value: int) -> Findings:
+    if value <= 0:
+        yield (key,), f"must be more than 0, got {value}"
+
+
+def _choice(key: str, value: str, allowed: tuple[str, ...]) -> Findings:
+    if value not in allowed:
+        yield (key,), f"expected one of {', '.join(allowed)}, not {value!r}"
+
+
+def _token(key: str, value: int, vocabulary: int) -> Findings:
+    if not 0 <= value < vocabulary:
+        yield (key, "model.text.vocab_size"), f"token {value} is outside the vocabulary of {vocabulary}"

@@ -1,0 +1,163 @@
+"""A preset as frozen dataclasses: every key that exists, its type, its unit and its bounds.
+
+`presets.load_preset` makes one from YAML. What no single field can see (devices that do not multiply, a clip that is
+longer than the sequence) is in `rules.py`. The architecture has the field names of a checkpoint's config.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.config.reading import hints, setting
+
+PARTS = ("vision", "projector", "newline", "language")
+"""The parts of the model that can be trained or frozen."""
+
+Part = Literal["vision", "projector", "newline", "language"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What one sample may hold: the static shapes of the compiled graph."""
+
+    seq_length: int | None = setting(None, doc="tokens a sample, media included", least=16, task="train")
+    tiles: int = setting(0, doc="greatest number of picture tiles a sample, base tiles included", least=0)
+    frames: int = setting(0, doc="frames taken from a clip", least=0)
+    clips: int = setting(1, doc="greatest number of clips a sample", least=1)
+    shuffle: bool = setting(True, doc="draw the samples in a random order, new in each epoch", task="train")
+    workers: int = setting(4, doc="processes that read media, for each device", least=1, most=64, task="train")
+
+    @property
+    def frame_budget(self) -> int:
+        """Frames a sample has room for (F): those of all its clips."""
+        return self.frames * self.clips
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How the weights are changed."""
+
+    learning_rate: float = setting(doc="greatest learning rate", above=0)
+    trainable: tuple[Part, ...] = setting(PARTS, doc="parts that are trained; the others stay as they are")
+    epochs: int = setting(1, doc="passes over the data", least=1)
+    steps: int | None = setting(None, doc="optimizer steps; null: as many as the epochs need", least=1)
+    batch_size: int = setting(1, doc="samples a device and step", least=1)
+    accumulate: int = setting(1, doc="batches whose gradients are added up before a step", least=1)
+    final_learning_rate: float = setting(0.0, doc="learning rate at the end of the cosine", least=0)
+    warmup_ratio: float = setting(0.03, doc="share of the steps in which the rate rises from 0", least=0, below=1)
+    schedule: Literal["cosine", "constant"] = setting("cosine", doc="the rate after the warm-up")
+    weight_decay: float = setting(0.0, doc="AdamW's decay", least=0, below=1)
+    betas: tuple[float, float] = setting((0.9, 0.999), doc="AdamW's decay of the two moments", least=0, below=1)
+    epsilon: float = setting(1e-8, doc="AdamW's epsilon", above=0)
+    clip_norm: float | None = setting(1.0, doc="greatest global norm of the gradients; null: not clipped", above=0)
+    seed: int = setting(0, doc="of the order of samples and of new weights", least=0, most=2**31 - 1)
+    save_every: int = setting(0, doc="steps between checkpoints; 0: only at the end", least=0)
+    keep: int = setting(3, doc="checkpoints that are kept, the newest", least=1)
+    log_every: int = setting(1, doc="steps between lines of metrics", least=1)
+    recompute: int = setting(0, doc="layers of the language model that are computed again to save memory", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """How an answer is made."""
+
+    max_new_tokens: int = setting(512, doc="greatest length of an answer, tokens", least=1)
+    cache_tokens: int = setting(doc="room for a question, its media and the answer, tokens", least=16)
+    block_size: int = setting(16, doc="tokens a block of the paged cache", least=1)
+    temperature: float = setting(0.0, doc="0: always the likeliest token; higher: more varied", least=0)
+    top_p: float = setting(1.0, doc="draw from the likeliest tokens with this share of probability", above=0, most=1)
+    top_k: int = setting(0, doc="draw from this many of the likeliest tokens; 0: from all", least=0)
+    repetition_penalty: float = setting(1.0, doc="above 1: tokens that were used become less likely", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """How the work is shared: data * tensor * pipeline = devices."""
+
+    devices: int = setting(1, doc="NPUs, or worker processes on a CPU", least=1)
+    data: int = setting(1, doc="groups that work on different samples", least=1)
+    tensor: int = setting(1, doc="devices that share each layer", least=1)
+    pipeline: int = setting(1, doc="groups of layers that work one after the other", least=1)
+    optimizer_sharding: bool = setting(
+        False, doc="spread the optimizer's state over the data-parallel devices", task="train"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What the graph runs on and in which precision."""
+
+    target: Literal["Ascend", "CPU"] = setting(doc="what computes: Ascend or CPU")
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = setting(doc="precision of the matrix products")
+    parameter_dtype: Literal["bfloat16", "float16", "float32"] = setting(
+        "float32", doc="precision in which the weights are held"
+    )
+    flash_attention: bool = setting(False, doc="use the fused attention kernel (Ascend only)")
+    memory: str | None = setting(None, doc='greatest memory of one NPU, such as "57GB" (Ascend only)')
+    threads: int | None = setting(None, doc="threads of one worker; null: all cores are shared (CPU only)", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Everything a run needs to know except its files.
+
+    `train` is None for the task "ask", `ask` is None for the task "train". `name` and `path` say where it came from and
+    are not keys.
+    """
+
+    name: str
+    path: Path
+    task: Literal["train", "ask"]
+    description: str
+    model: Architecture
+    data: Data
+    parallel: Parallel
+    runtime: Runtime
+    train: Train | None = None
+    ask: Ask | None = None
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step over all devices; only for the task "train"."""
+        return self.train.batch_size * self.train.accumulate * self.parallel.data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The keys at the top of the file that are not sections."""
+
+    task: Literal["train", "ask"] = setting(doc="train or ask")
+    description: str = setting(doc="one line for `llavanext presets list`")
+
+
+SECTIONS: dict[str, type] = {
+    "model": Architecture,
+    "data": Data,
+    "train": Train,
+    "ask": Ask,
+    "parallel": Parallel,
+    "runtime": Runtime,
+}
+TASKS = ("train", "ask")
+
+
+def schema_keys() -> list[str]:
+    """Every dotted key a preset may have."""
+
+    def walk(cls: type, prefix: str) -> Iterator[str]:
+        for f in dataclasses.fields(cls):
+            kind = hints(cls)[f.name]
+            if dataclasses.is_dataclass(kind):
+                yield from walk(kind, f"{prefix}{f.name}.")
+            else:
+                yield prefix + f.name
+
+    keys = ["extends", *walk(Head, "")]
+    for name, cls in SECTIONS.items():
+        keys += walk(cls, f"{name}.")
+    return keys
