@@ -1,4 +1,4 @@
-"""Finding presets, reading them with `extends` and `--set`, and writing them out again.
+"""Finding presets and reading them with `extends` and `--set`. `writing.py` writes them out again.
 
 A preset's values come from three places, each laid over the one before: the base that it extends, the file, `--set`.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llavanext_cli.config import reading
-from llavanext_cli.config.reading import Builder, Document, hints, load_yaml, parse_yaml, suggestion
+from llavanext_cli.config.reading import Builder, Document, load_yaml, parse_yaml, suggestion
 from llavanext_cli.config.rules import check_preset
 from llavanext_cli.config.schema import SECTIONS, TASKS, Head, Preset, schema_keys
 from llavanext_cli.errors import ConfigError
@@ -33,6 +32,19 @@ class PresetInfo:
     target: str
     devices: int
     description: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `presets check` found: nothing, or one line for each problem."""
+
+    name: str
+    path: Path | None
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
 
 
 def presets_folder() -> Path:
@@ -122,6 +134,28 @@ def load_preset(name_or_path: str | Path, overrides: Sequence[str] = (), devices
     return preset
 
 
+def check_presets(names: Sequence[str] = ()) -> list[CheckReport]:
+    """Load presets and expand them to their MindFormers configuration; go on after one that is wrong.
+
+    Args:
+        names: names or files; without any, all that are shipped.
+    """
+    from llavanext_cli.config.mindformers import expand
+
+    reports = []
+    for name in names or preset_files():
+        path = None
+        try:
+            _, path = find_preset(name)
+            expand(load_preset(name))
+            problems: tuple[str, ...] = ()
+        except ConfigError as fault:
+            # The summary says nothing that the details do not; without details it is all there is.
+            problems = fault.details or (f"{fault.what}. {fault.hint}".strip(),)
+        reports.append(CheckReport(name, path, problems))
+    return reports
+
+
 def _base_example(preset: Preset) -> str:
     """A sound preset of the same task to look at."""
     return "video-7b-ask-image" if preset.task == "ask" else "video-7b-stage2"
@@ -174,8 +208,15 @@ def _read_overrides(overrides: Sequence[str], known: Sequence[str], builder: Bui
         values: Any = value
         for part in reversed(key.split(".")):
             values = {part: values}
-        result = result.updated(Document(values, {key: where}))
+        result = result.updated(Document(values, {name: where for name in (key, *_keys_below(value, key))}))
     return result
+
+
+def _keys_below(value: Any, key: str) -> Iterator[str]:
+    """Dotted keys inside a value that is a mapping."""
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        yield f"{key}.{name}"
+        yield from _keys_below(inner, f"{key}.{name}")
 
 
 def _siblings(prefix: str, known: Sequence[str]) -> list[str]:
@@ -248,53 +289,12 @@ def _apply_rules(builder: Builder, preset: Preset) -> None:
     for keys, text in check_preset(preset):
         if not any(is_bad(key) for key in keys):
             # It stands where the user last wrote: at a --set or --devices, else at the first key that is in a file.
-            places = [builder.document.origins[key] for key in keys if key in builder.document.origins]
+            places = [
+                place
+                for key in keys
+                for other, place in builder.document.origins.items()
+                if other == key or other.startswith(f"{key}.")
+            ]
             changed = [place for place in places if place.startswith("--")]
             place = (changed or places or [builder.name])[0]
             builder.problems.append(reading.Problem(place, keys[0], text))
-
-
-# ------------------------------------------------------------------------------------------------------------- output
-
-
-def preset_to_dict(preset: Preset) -> dict[str, Any]:
-    """All values of a preset as plain nested values, defaults included, in the order of the schema."""
-    result: dict[str, Any] = {"task": preset.task, "description": preset.description}
-    for section in SECTIONS:
-        value = getattr(preset, section)
-        if value is not None:
-            result[section] = _plain(value, preset.task)
-    return result
-
-
-def _plain(value: Any, task: str) -> Any:
-    if dataclasses.is_dataclass(value):
-        fields = [f for f in dataclasses.fields(value) if f.metadata.get("task") in (None, task)]
-        return {f.name: _plain(getattr(value, f.name), task) for f in fields}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item, task) for item in value]
-    return value
-
-
-def preset_to_yaml(preset: Preset) -> str:
-    """A preset as YAML that can be loaded again: every key with its value, and a comment with meaning and unit."""
-    lines = [f"task: {preset.task}", f"description: {json.dumps(preset.description, ensure_ascii=False)}"]
-    for section, cls in SECTIONS.items():
-        value = getattr(preset, section)
-        if value is not None:
-            lines += ["", f"{section}:", *_yaml_lines(cls, value, "  ", preset.task)]
-    return "\n".join(lines) + "\n"
-
-
-def _yaml_lines(cls: type, value: Any, indent: str, task: str) -> Iterator[str]:
-    for f in dataclasses.fields(cls):
-        if f.metadata.get("task") not in (None, task):
-            continue
-        kind, item = hints(cls)[f.name], getattr(value, f.name)
-        if dataclasses.is_dataclass(kind):
-            yield f"{indent}{f.name}:"
-            yield from _yaml_lines(kind, item, indent + "  ", task)
-        else:
-            # JSON's spelling of numbers, lists and texts is YAML's too.
-            line = f"{indent}{f.name}: {json.dumps(_plain(item, task))}"
-            yield f"{line}  # {f.metadata['doc']}" if "doc" in f.metadata else line

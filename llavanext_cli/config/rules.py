@@ -193,7 +193,7 @@ def media_rules(preset: Preset) -> Findings:
     data, model = preset.data, preset.model
     if not data.tiles and not data.frames:
         yield ("data.tiles", "data.frames"), "leave room for pictures (tiles), clips (frames) or both"
-    if not model.image_grid_pinpoints or model.vision.image_size <= 0:
+    if not _measurable(model):
         return
     needed = greatest_tiles(model)
     if 0 < data.tiles < needed:
@@ -207,17 +207,37 @@ def _media_tokens(preset: Preset) -> tuple[int, str]:
     """Tokens of the media that the preset must have room for, and how they come about."""
     data, model = preset.data, preset.model
     clips = data.frame_budget * model.frame_features
-    picture = greatest_picture_tokens(model) if data.tiles and model.image_grid_pinpoints else 0
+    picture = greatest_picture_tokens(model) if data.tiles else 0
     if clips >= picture:
         return clips, f"{data.frame_budget} frames of {model.frame_features} tokens make {clips}"
     return picture, f"one picture can make {picture} tokens"
 
 
-_MEDIA_KEYS = ("data.tiles", "data.frames", "data.clips", "model.image_grid_pinpoints", "model.spatial_pool_stride")
+_MEDIA_KEYS = (
+    "data.tiles",
+    "data.frames",
+    "data.clips",
+    "model.image_grid_pinpoints",
+    "model.spatial_pool_stride",
+    "model.vision.image_size",
+    "model.vision.patch_size",
+)
+
+
+def _measurable(model: Architecture) -> bool:
+    """Whether tokens can be counted at all; if not, another rule has said why."""
+    vision, factor = model.vision, (model.text.rope_scaling or {}).get("factor", 1)
+    return (
+        min(vision.image_size, vision.patch_size, model.spatial_pool_stride) > 0
+        and bool(model.image_grid_pinpoints)
+        and isinstance(factor, (int, float))
+    )
 
 
 def _room(preset: Preset, key: str, tokens: int, answer: int, answer_words: str) -> Findings:
     """Rules of the longest sequence: within the positions, and with room for media, some text and an answer."""
+    if not _measurable(preset.model):
+        return
     positions = greatest_positions(preset.model.text)
     if tokens > positions:
         yield (

@@ -1,0 +1,143 @@
+"""`llavanext presets`: which presets there are, what is in them, a copy to change, a check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llavanext_cli import console
+from llavanext_cli.errors import ConfigError
+from llavanext_cli.options import Force, Json, Set
+
+presets = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
+
+Name = Annotated[str, typer.Argument(metavar="PRESET", help="Name of a preset, or a YAML file.", show_default=False)]
+
+
+@presets.callback()
+def _presets() -> None:
+    """Show, copy and check the settings that train and ask run with.
+
+    Example:
+      llavanext presets list
+
+    Next: llavanext presets copy tiny-stage2 mine.yaml makes one that you can change.
+    """
+
+
+@presets.command("list")
+def list_command(json: Json = False) -> None:
+    """List the presets that come with llavanext.
+
+    Example:
+      llavanext presets list
+
+    Next: llavanext presets show NAME
+    """
+    from llavanext_cli.config.presets import list_presets
+
+    found = list_presets()
+    if json:
+        console.out_json({"presets": found})
+        return
+    header = ("name", "task", "target", "devices", "description")
+    console.table(header, [(p.name, p.task, p.target, p.devices, p.description) for p in found])
+
+
+@presets.command("show")
+def show_command(
+    preset: Name,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every key with its value and meaning, base and defaults included.")
+    ] = False,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="The complete MindFormers configuration that it stands for.")
+    ] = False,
+    settings: Set = None,
+    json: Json = False,
+) -> None:
+    """Print a preset: as it is written, with every key, or as the MindFormers configuration it stands for.
+
+    Example:
+      llavanext presets show video-7b-stage2 --full --set train.epochs=2
+
+    Next: llavanext presets copy NAME FILE, or --set KEY=VALUE with train and ask.
+    """
+    from llavanext_cli.config.presets import load_preset
+    from llavanext_cli.config.writing import preset_to_dict, preset_to_yaml
+
+    if full and resolved:
+        raise typer.BadParameter("--full and --resolved show different things: give one of them")
+    loaded = load_preset(preset, settings or ())
+    if resolved:
+        import yaml
+
+        from llavanext_cli.config.mindformers import expand
+
+        expanded = expand(loaded)
+        if json:
+            console.out_json(expanded)
+        else:
+            console.write(yaml.safe_dump(expanded, sort_keys=False, allow_unicode=True))
+    elif json:
+        console.out_json(preset_to_dict(loaded))
+    elif full or settings:
+        console.write(preset_to_yaml(loaded))
+    else:
+        console.write(loaded.path.read_text(encoding="utf-8"))
+
+
+@presets.command("copy")
+def copy_command(
+    preset: Name,
+    file: Annotated[Path, typer.Argument(help="The new file, or a folder to put it in.", show_default=False)],
+    force: Force = False,
+) -> None:
+    """Copy a preset to a file that you can change.
+
+    Example:
+      llavanext presets copy tiny-stage2 mine.yaml
+
+    Next: llavanext presets check mine.yaml
+    """
+    from llavanext_cli.config.writing import copy_preset
+
+    written = copy_preset(preset, file, force)
+    console.say(f"Wrote {written}.")
+    console.next_step(f"llavanext presets check {written}")
+
+
+@presets.command("check")
+def check_command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PRESET]...", help="Names or YAML files; without any, all that come with llavanext."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check presets and report everything that is wrong with them, not only the first fault.
+
+    Example:
+      llavanext presets check
+
+    Next: llavanext train PRESET --data FILE --checkpoint DIR --out DIR
+    """
+    from llavanext_cli.config.presets import check_presets
+
+    reports = check_presets(names or [])
+    if json:
+        console.out_json({"presets": reports})
+    else:
+        for report in reports:
+            console.out(f"{report.name}: {'ok' if report.ok else 'wrong'}")
+    wrong = [report for report in reports if not report.ok]
+    if wrong:
+        raise ConfigError(
+            f"{len(wrong)} of {len(reports)} presets {'is' if len(wrong) == 1 else 'are'} wrong",
+            "`llavanext presets show NAME --full` lists every key and what it means.",
+            [line for report in wrong for line in report.problems],
+        )
