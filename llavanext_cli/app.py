@@ -1,11 +1,13 @@
 """The command line: a table of commands, the global options, and the one place that catches our errors.
 
 A command's module is imported when that command is named, or when `llavanext --help` lists all of them; it imports its
-own workers inside the function. So help stays fast, and nothing heavy is loaded before it is needed.
+own workers inside the function. So help stays fast, and nothing heavy is loaded before it is needed. For the same
+reason help is plain text: typer's boxes would load rich and its Markdown parser, and take twice the time.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,7 +24,6 @@ from llavanext_cli.errors import EXIT_INTERRUPTED, LlavaNextError
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 GLOBAL_OPTIONS = ("verbose", "no_color")
-GLOBAL_PANEL = "Global options"
 
 
 class Entry(NamedTuple):
@@ -43,24 +44,40 @@ COMMANDS = (
     Entry("ask", "llavanext_cli.commands.ask", "ask", "Train and ask"),
     Entry("presets", "llavanext_cli.commands.presets", "presets", "Settings"),
 )
+LONGEST = max(len(entry.name) for entry in COMMANDS)
 
 
 def load_command(entry: Entry) -> Any:
-    """Import a command and build it, with `-h`, and with the global options after its name as well as before.
+    """Import a command and build it.
 
     Returns:
         The command object of typer's own click.
     """
     target = getattr(import_module(entry.module), entry.attribute)
-    if isinstance(target, typer.Typer):
-        command = get_command(target)
-    else:
-        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        alone.command(entry.name, context_settings=SETTINGS)(target)
-        command = get_command(alone)
-    command.name = entry.name
-    command.rich_help_panel = entry.panel
+    if not isinstance(target, typer.Typer):
+        function, target = target, typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        target.command(entry.name)(function)
+    command = get_command(target)
+    command.name, command.rich_help_panel = entry.name, entry.panel
     return command
+
+
+def _finish(command: Any, shared_parameters: list[Any]) -> None:
+    """Give a command, and those below it, `-h`, plain help, and the global options after the name as well as before."""
+    command.context_settings = SETTINGS | command.context_settings
+    command.rich_markup_mode = None
+    command.help = keep_lines(command.help or "")
+    if isinstance(command, TyperGroup):
+        for child in command.commands.values():
+            _finish(child, shared_parameters)
+    else:
+        command.params = [*command.params, *shared_parameters]
+
+
+def keep_lines(text: str) -> str:
+    """Mark the paragraphs of a help text that hold indented lines, so that their lines are not run together."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(f"\b\n{p}" if "\n " in p and not p.startswith("\b") else p for p in paragraphs)
 
 
 class LazyCommands(Mapping):
@@ -74,9 +91,7 @@ class LazyCommands(Mapping):
     def __getitem__(self, name: str) -> Any:
         if name not in self._built:
             command = load_command(self._entries[name])
-            for leaf in _leaves(command):
-                leaf.context_settings = SETTINGS | leaf.context_settings
-                leaf.params = [*leaf.params, *self._shared]
+            _finish(command, self._shared)
             self._built[name] = command
         return self._built[name]
 
@@ -87,15 +102,6 @@ class LazyCommands(Mapping):
         return len(self._entries)
 
 
-def _leaves(command: Any) -> Iterator[Any]:
-    """The command itself, or the commands of a group at any depth."""
-    if isinstance(command, TyperGroup):
-        for child in command.commands.values():
-            yield from _leaves(child)
-    else:
-        yield command
-
-
 class Llavanext(TyperGroup):
     """The top group: commands from the table, errors turned into messages and exit codes.
 
@@ -103,12 +109,22 @@ class Llavanext(TyperGroup):
     """
 
     def __init__(self, **attributes: Any):
-        super().__init__(**attributes)
+        super().__init__(**attributes | {"help": keep_lines(attributes.get("help") or "")})
         shared = [parameter for parameter in self.params if parameter.name in GLOBAL_OPTIONS]
         self.commands = LazyCommands(tuple(e for e in COMMANDS if find_spec(e.module)), shared)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """One section of the help for each panel of the table."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            summary = command.get_short_help_str(limit=formatter.width)
+            panels.setdefault(command.rich_help_panel, []).append((name.ljust(LONGEST), summary))
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -163,7 +179,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings=SETTINGS,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 
 
@@ -180,7 +196,6 @@ def llavanext(
             help="Show warnings of MindSpore and MindFormers, and the cause of an error.",
             callback=_set_verbose,
             expose_value=False,
-            rich_help_panel=GLOBAL_PANEL,
         ),
     ] = False,
     no_color: Annotated[
@@ -190,7 +205,6 @@ def llavanext(
             help="No colours; the variable NO_COLOR does the same.",
             callback=_set_no_color,
             expose_value=False,
-            rich_help_panel=GLOBAL_PANEL,
         ),
     ] = False,
 ) -> None:

@@ -11,9 +11,7 @@ from llavanext_cli import console
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.options import Force, Json, Set
 
-presets = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
-)
+presets = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Name = Annotated[str, typer.Argument(metavar="PRESET", help="Name of a preset, or a YAML file.", show_default=False)]
 
