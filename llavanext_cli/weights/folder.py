@@ -1,0 +1,161 @@
+"""Folders that appear whole or not at all: everything is written under a temporary name beside the destination."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llavanext_cli.errors import CheckpointError
+from llavanext_cli.weights.stream import disk_error
+
+MANIFEST = "llavanext_manifest.json"
+SPARE_BYTES = 64 << 20
+"""Left free beyond what is written: manifests, tokenizers and whoever else uses the disk."""
+
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+    "USE_POLICY.md",
+)
+"""Files that travel beside the weights, unchanged."""
+
+
+def check_destination(destination: Path, sources: tuple[Path, ...], force: bool) -> None:
+    """Refuse a destination that would touch a source, or replace what is not ours to replace.
+
+    Raises:
+        CheckpointError: with the reason.
+    """
+    target = destination.resolve()
+    for source in (path.resolve() for path in sources):
+        if target == source or source in target.parents:
+            raise CheckpointError(
+                f"{destination}: the destination lies inside the source {source}", "Name a folder beside it."
+            )
+        if target in source.parents:
+            raise CheckpointError(f"{destination}: the destination holds the source {source}", "Name another folder.")
+    if destination.is_symlink() and not destination.exists():
+        raise CheckpointError(f"{destination}: a link to nowhere", "Remove it, or name another folder.")
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise CheckpointError(f"{destination}: is a file", "Name a folder.")
+    content = {entry.name for entry in destination.iterdir()}
+    if not content:
+        return
+    if not force:
+        raise CheckpointError(f"{destination}: is there already", "Add --force to replace it, or name another folder.")
+    if not content & {MANIFEST, "config.json"}:
+        raise CheckpointError(
+            f"{destination}: holds no checkpoint, so --force does not replace it", "Remove it yourself if you mean it."
+        )
+
+
+def check_space(destination: Path, nbytes: int) -> None:
+    """Raises CheckpointError when the disk of `destination` has no room for `nbytes`."""
+    parent = destination.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < nbytes + SPARE_BYTES:
+        raise CheckpointError(
+            f"{destination}: {format_size(nbytes)} to write, {format_size(free)} free on this disk",
+            "Free some space, or name a folder on another disk.",
+        )
+
+
+@contextmanager
+def new_folder(destination: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `destination` that takes its name when the block ends well.
+
+    When the block fails, or is interrupted, the temporary folder is removed. What was at `destination` stays until the
+    new one is complete.
+    """
+    # Through a link, its aim is replaced and the link stays.
+    destination = destination.resolve()
+    temporary = destination.parent / f".{destination.name}.tmp-{os.getpid()}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        retired = None
+        if destination.exists():
+            retired = destination.parent / f".{destination.name}.old-{os.getpid()}"
+            os.rename(destination, retired)
+        try:
+            os.rename(temporary, destination)
+        except BaseException:
+            if retired is not None:
+                os.rename(retired, destination)
+            raise
+        if retired is not None:
+            shutil.rmtree(retired, ignore_errors=True)
+    except OSError as error:
+        raise disk_error(destination, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def find_leftovers(destination: Path) -> list[Path]:
+    """Temporary folders that runs killed in the middle left beside `destination`."""
+    destination = destination.resolve()
+    own = f".{destination.name}.tmp-{os.getpid()}"
+    found = destination.parent.glob(f".{glob.escape(destination.name)}.tmp-*")
+    return sorted(path for path in found if path.name != own)
+
+
+def copy_companions(source: Path, folder: Path) -> list[str]:
+    """Copy the files that travel beside weights; returns their names."""
+    copied = [name for name in COMPANIONS if (source / name).is_file()]
+    for name in copied:
+        shutil.copyfile(source / name, folder / name)
+    return copied
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def format_size(nbytes: int) -> str:
+    """`4990000000` → `4.99 GB`."""
+    size = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """`5GB`, `500 MB`, `2GiB` → bytes. Raises CheckpointError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(match[2].upper().removesuffix("B") + "B" if match[2] else "") if match else None
+    size = int(float(match[1]) * unit) if match and unit else 0
+    if size < 1:
+        raise CheckpointError(f"{text!r} is no size", "Write it as 5GB, 500MB or 2GiB.")
+    return size

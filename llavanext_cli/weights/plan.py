@@ -1,0 +1,197 @@
+"""What a conversion will write, worked out from headers alone: nothing is read but names, types, shapes and offsets.
+
+Every source tensor is used once, carried along, or dropped for a named reason; every tensor of the result is filled
+once with its exact shape. Otherwise there is no plan, but an error with all the lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.errors import CheckpointError
+from llavanext_cli.weights import keymap
+from llavanext_cli.weights.headers import WEIGHT_DTYPES, TensorSpec
+from llavanext_cli.weights.stream import Extent, PlannedTensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Attributes:
+    tensors: parameters of the result, in the order in which they are written.
+    carried: kept beside the parameters under hub names, for the way back.
+    dropped: (name on disk, reason).
+    layout: name of the source's layout.
+    notes: what the user should know.
+    """
+
+    tensors: tuple[PlannedTensor, ...]
+    carried: tuple[PlannedTensor, ...] = ()
+    dropped: tuple[tuple[str, str], ...] = ()
+    layout: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.tensors, *self.carried))
+
+
+@dataclass
+class _Faults:
+    """The lists a conversion fails with."""
+
+    missing: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def raise_if_any(self, where: str, hint: str) -> None:
+        counts = [
+            f"{len(names)} {word}"
+            for names, word in ((self.missing, "missing"), (self.extra, "unknown"), (self.wrong, "of the wrong kind"))
+            if names
+        ]
+        if counts:
+            raise CheckpointError(
+                f"{where}: weights and config.json do not fit: {', '.join(counts)}", hint, list(self.lines())
+            )
+
+    def lines(self) -> Iterable[str]:
+        yield from (f"missing: {name}" for name in keymap.fold_names(self.missing))
+        yield from (f"unknown: {name}" for name in keymap.fold_names(self.extra))
+        yield from self.wrong[:40]
+        if len(self.wrong) > 40:
+            yield f"… and {len(self.wrong) - 40} more of the wrong kind"
+
+
+FIT_HINT = "Check that config.json and the weights come from the same model and revision."
+
+
+def extent(spec: TensorSpec) -> Extent:
+    return Extent(spec.path, spec.offset, spec.nbytes)
+
+
+def plan_import(specs: Mapping[str, TensorSpec], architecture: Architecture, where: str) -> Plan:
+    """Plan our parameters from a Hugging Face folder's tensors (any of the four layouts).
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or has another shape or type than config.json implies.
+    """
+    layout, hub_names = keymap.detect_layout(specs, where)
+    faults = _Faults(extra=[name for name in specs if name not in hub_names])
+    by_hub: dict[str, TensorSpec] = {}
+    for name, hub in hub_names.items():
+        if hub in by_hub:
+            faults.wrong.append(f"there twice: {by_hub[hub].name} and {name}")
+        by_hub[hub] = specs[name]
+
+    tensors = []
+    used: set[str] = set()
+    for target in keymap.build_targets(architecture):
+        used.update(target.sources)
+        if planned := _plan_target(target, by_hub, faults):
+            tensors.append(planned)
+    carried, absent = [], []
+    for hub, shape in keymap.carried_tensors(architecture).items():
+        used.add(hub)
+        if hub not in by_hub:
+            absent.append(hub)
+        elif _fits(by_hub[hub], hub, shape, faults):
+            carried.append(PlannedTensor(hub, by_hub[hub].dtype, shape, (extent(by_hub[hub]),)))
+
+    dropped = []
+    for hub, spec in by_hub.items():
+        if hub in used:
+            continue
+        if hub == keymap.TIED_HEAD:  # the architecture ties it, or it would be a target
+            dropped.append((spec.name, "equal to the embedding: config.json ties them"))
+        elif reason := keymap.drop_reason(hub):
+            dropped.append((spec.name, reason))
+        else:
+            faults.extra.append(spec.name)
+    faults.raise_if_any(where, FIT_HINT)
+    notes = []
+    if absent:
+        notes.append(
+            f"{len(absent)} tensors that only transformers needs are not in the source, "
+            "so this checkpoint cannot be converted back with --to hf"
+        )
+    return Plan(tuple(tensors), tuple(carried), tuple(dropped), layout.name, tuple(notes))
+
+
+def _plan_target(target: keymap.Target, by_hub: Mapping[str, TensorSpec], faults: _Faults) -> PlannedTensor | None:
+    missing = [source for source in target.sources if source not in by_hub]
+    faults.missing.extend(missing)
+    there = [by_hub[source] for source in target.sources if source in by_hub]
+    fitting = [spec for spec in there if _fits(spec, spec.name, target.source_shape, faults)]
+    if missing or len(fitting) < len(there):
+        return None
+    dtypes = {spec.dtype for spec in there}
+    if len(dtypes) > 1:
+        faults.wrong.append(f"{target.name}: made of tensors of different types ({', '.join(sorted(dtypes))})")
+        return None
+    return PlannedTensor(target.name, there[0].dtype, target.shape, tuple(extent(spec) for spec in there))
+
+
+def _fits(spec: TensorSpec, name: str, shape: tuple[int, ...], faults: _Faults) -> bool:
+    if spec.shape != shape:
+        faults.wrong.append(f"{name}: shape {list(spec.shape)}, config.json implies {list(shape)}")
+    elif spec.dtype not in WEIGHT_DTYPES:
+        faults.wrong.append(f"{name}: type {spec.dtype} is not supported; supported: {', '.join(WEIGHT_DTYPES)}")
+    else:
+        return True
+    return False
+
+
+def check_parameters(
+    shapes: Mapping[str, tuple[int, ...]], architecture: Architecture, where: str, hint: str = FIT_HINT
+) -> None:
+    """Compare names and shapes of our parameters with what the architecture needs.
+
+    Raises:
+        CheckpointError: with the lists of missing, extra and mis-shaped weights.
+    """
+    compare_shapes(shapes, keymap.expected_parameters(architecture), where, hint)
+
+
+def compare_shapes(
+    shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: str, hint: str
+) -> None:
+    """`check_parameters` against any mapping of wanted names and shapes."""
+    faults = _Faults(
+        missing=[name for name in wanted if name not in shapes], extra=[name for name in shapes if name not in wanted]
+    )
+    faults.wrong = [
+        f"{name}: shape {list(shapes[name])}, needed {list(shape)}"
+        for name, shape in wanted.items()
+        if name in shapes and tuple(shapes[name]) != tuple(shape)
+    ]
+    faults.raise_if_any(where, hint)
+
+
+def plan_export(
+    specs: Mapping[str, TensorSpec], carried: Mapping[str, TensorSpec], architecture: Architecture, where: str
+) -> Plan:
+    """Plan a Hugging Face folder (hub names) from our parameters and the carried tensors.
+
+    Raises:
+        CheckpointError: a parameter or a carried tensor is missing, extra or mis-shaped.
+    """
+    check_parameters({name: spec.shape for name, spec in specs.items()}, architecture, where)
+    faults = _Faults()
+    planned: dict[str, PlannedTensor] = {}
+    for target in keymap.build_targets(architecture):
+        spec = specs[target.name]
+        share = spec.nbytes // len(target.sources)
+        for number, source in enumerate(target.sources):
+            piece = Extent(spec.path, spec.offset + number * share, share)
+            planned[source] = PlannedTensor(source, spec.dtype, target.source_shape, (piece,))
+    for hub, shape in keymap.carried_tensors(architecture).items():
+        if hub not in carried:
+            faults.missing.append(hub)
+        elif _fits(carried[hub], hub, shape, faults):
+            planned[hub] = PlannedTensor(hub, carried[hub].dtype, shape, (extent(carried[hub]),))
+    faults.raise_if_any(
+        where, "transformers needs these too; convert from a complete Hugging Face folder to carry them along."
+    )
+    return Plan(tuple(planned[hub] for hub in keymap.hub_tensors(architecture)), layout=keymap.HUB.name)
