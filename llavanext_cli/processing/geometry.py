@@ -1,0 +1,238 @@
+"""Anyres geometry: from a picture's size to its tiles and its tokens. All of its numbers are made here.
+
+Between mixing (which counts) and image, packing (which cut and place); every stage asks this module, so that a count
+and a placement cannot differ.
+
+A picture of 480 x 640 (height x width), tiles of R = 336 pixels, P = 24 patches a side:
+
+    1. Which grid?  `select_best_resolution` tries every pinpoint and keeps the one that shows most of the picture:
+       672 x 672, two rows and two columns of tiles.
+
+    2. Resized to fit, centred, the rest black. The odd pixel of an uneven border goes to the bottom or the right.
+
+                    672                                   base tile: the whole
+        +-----------------------------+  -                picture squashed
+        |  black, 84 rows             |  | 84             +-----------+
+        +--------------+--------------+  -                |           |
+        |              :              |  |                |  336x336  |   always tile 0
+        |    tile 1    :    tile 2    |  |                |           |
+        |- - - - - - - + - - - - - - -|  | 504            +-----------+
+        |    tile 3    :    tile 4    |  |
+        |              :              |  |                G = 1 + rows * columns = 5 tiles
+        +--------------+--------------+  -
+        |  black, 84 rows             |  | 84
+        +-----------------------------+  -
+
+    3. In patches the grid is 48 x 48. Rows that are black only are cut off again ("unpad"): what is left is the
+       rectangle (top 6, left 0, height 36, width 48). Every row of it ends with the learned newline `|`.
+
+        base  0 1 2 ... 575                                  576
+        grid  (6, 0) (6, 1) ... (6, 47) |                     48 + 1
+              (7, 0) (7, 1) ... (7, 47) |                     48 + 1
+              ...
+              (41,0) (41,1) ... (41,47) |                     48 + 1
+
+       tokens = 576 + 36 * 48 + 36 = 2340
+
+A frame of a clip has no grid: P x P patches are pooled to `frame_side` x `frame_side`, and nothing stands between
+frames.
+
+Numbers are integers, with one deliberate exception. transformers scales by a double, `scale = target / original`, and
+truncates or rounds up what it multiplies with it: 19 * (336 / 19) is 336.00000000000006 there, and its ceiling is
+337. Checkpoints were trained on, and are compared with, those pixels, so `select_best_resolution` and the resized
+size repeat these very operations (exact integers differ for one size in a few thousand). Doubles are the same on every
+machine.
+
+Source: transformers 4.57.1 `image_processing_utils.select_best_resolution`, `get_patch_output_size`,
+`LlavaNextVideoProcessor._get_number_of_features`, `modeling_llava_next_video.unpad_image`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Size = tuple[int, int]
+"""(height, width), in pixels unless said otherwise."""
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How one picture is cut and how many tokens it takes. Sizes are (height, width).
+
+    Attributes:
+        size: the picture as displayed, pixels.
+        grid: the chosen pinpoint, pixels.
+        rows, columns: tiles down and across the grid.
+        resized: the picture inside the grid, pixels.
+        padding_top, padding_left: black pixels above and left of it.
+        patch_top, patch_left, patch_height, patch_width: what is left of the grid after unpadding, in patches.
+        base_tokens: features of the base tile.
+    """
+
+    size: Size
+    grid: Size
+    rows: int
+    columns: int
+    resized: Size
+    padding_top: int
+    padding_left: int
+    patch_top: int
+    patch_left: int
+    patch_height: int
+    patch_width: int
+    base_tokens: int
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of the picture, the base tile among them (its share of G)."""
+        return 1 + self.rows * self.columns
+
+    @property
+    def tokens(self) -> int:
+        """Positions the picture takes in the sequence: base, unpadded grid, one newline after each of its rows."""
+        return self.base_tokens + self.patch_height * self.patch_width + self.patch_height
+
+
+def select_best_resolution(size: Size, pinpoints: Sequence[Size]) -> Size:
+    """The pinpoint that keeps most of the picture's pixels; of equals, the one that wastes least; of those, the
+    first.
+
+    Args:
+        size: the picture, (height, width) in pixels.
+        pinpoints: the grids to choose from, (height, width) in pixels.
+
+    Returns:
+        One of the pinpoints. A picture so thin that no pinpoint keeps a whole pixel row of it, where transformers
+        fails, takes the pinpoint that scales it least.
+    """
+    height, width = size
+    best: tuple[int, int] | None = None
+    most_kept = least_wasted = 0
+    for grid_height, grid_width in pinpoints:
+        scale = min(grid_width / width, grid_height / height)
+        kept = min(int(width * scale) * int(height * scale), height * width)
+        wasted = grid_height * grid_width - kept
+        if kept > most_kept or (kept == most_kept and best is not None and wasted < least_wasted):
+            best, most_kept, least_wasted = (grid_height, grid_width), kept, wasted
+    if best is None:
+        best = max(pinpoints, key=lambda grid: min(grid[1] / width, grid[0] / height))
+    return tuple(best)
+
+
+def plan_tiles(size: Size, arch: Architecture) -> TilePlan:
+    """Plan the tiles of one picture.
+
+    Args:
+        size: the picture as displayed, (height, width) in pixels, both at least 1.
+        arch: tile size, patch size and pinpoints.
+
+    Raises:
+        CheckpointError: the pinpoint is not made of whole tiles.
+    """
+    height, width = size
+    if height < 1 or width < 1:
+        raise ValueError(f"a picture has at least one pixel, not {height} x {width}")
+    side, patches = arch.vision.image_size, arch.vision.patches
+    grid_height, grid_width = select_best_resolution(size, arch.image_grid_pinpoints)
+    check_grid((grid_height, grid_width), side)
+    rows, columns = grid_height // side, grid_width // side
+
+    resized_height, resized_width = _resized((height, width), (grid_height, grid_width))
+    padding_top, padding_left = (grid_height - resized_height) // 2, (grid_width - resized_width) // 2
+
+    patch_height, patch_width = patches * rows, patches * columns
+    patch_top = patch_left = 0
+    if width * patch_height > height * patch_width:  # wider than the grid: rows above and below are black
+        patch_top = (patch_height - height * patch_width // width) // 2
+        patch_height -= 2 * patch_top
+    else:
+        patch_left = (patch_width - width * patch_height // height) // 2
+        patch_width -= 2 * patch_left
+
+    return TilePlan(
+        size=(height, width),
+        grid=(grid_height, grid_width),
+        rows=rows,
+        columns=columns,
+        resized=(resized_height, resized_width),
+        padding_top=padding_top,
+        padding_left=padding_left,
+        patch_top=patch_top,
+        patch_left=patch_left,
+        patch_height=patch_height,
+        patch_width=patch_width,
+        base_tokens=arch.tile_features,
+    )
+
+
+def check_grid(grid: Size, side: int) -> None:
+    """Refuse a pinpoint that is not made of whole tiles of `side` pixels (`CheckpointError`)."""
+    if grid[0] % side or grid[1] % side or min(grid) < side:
+        raise CheckpointError(
+            f"image_grid_pinpoints: {list(grid)} is not made of whole tiles of {side} x {side} pixels",
+            "check image_grid_pinpoints and vision_config.image_size in the checkpoint's config.json",
+        )
+
+
+def _resized(size: Size, grid: Size) -> Size:
+    """The largest size of the same aspect that fits the grid; the free side is rounded up, as a double (see
+    above)."""
+    height, width = size
+    scale_width, scale_height = grid[1] / width, grid[0] / height
+    if scale_width < scale_height:
+        return min(math.ceil(height * scale_width), grid[0]), grid[1]
+    return grid[0], min(math.ceil(width * scale_height), grid[1])
+
+
+def count_tokens(size: Size, arch: Architecture) -> int:
+    """Positions that a picture of (height, width) pixels takes in the sequence."""
+    return plan_tiles(size, arch).tokens
+
+
+def count_video_tokens(frames: int, arch: Architecture) -> int:
+    """Positions that a clip of so many sampled frames takes in the sequence."""
+    return frames * arch.frame_features
+
+
+def count_tokens_many(heights: np.ndarray, widths: np.ndarray, arch: Architecture) -> np.ndarray:
+    """`count_tokens` for many pictures at once; the same operations, in the same order, on arrays.
+
+    Args:
+        heights, widths: `int[K]`, pixels, at least 1.
+
+    Returns:
+        `int64[K]`.
+    """
+    import numpy as np
+
+    heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
+    pinpoints = np.asarray(arch.image_grid_pinpoints, np.int64)  # int64[pinpoints, 2]
+    for grid in arch.image_grid_pinpoints:
+        check_grid(grid, arch.vision.image_size)
+
+    scales = np.minimum(pinpoints[:, 1, None] / widths, pinpoints[:, 0, None] / heights)  # float64[pinpoints, K]
+    kept = (widths * scales).astype(np.int64) * (heights * scales).astype(np.int64)
+    kept = np.minimum(kept, heights * widths)
+    wasted = pinpoints.prod(axis=1)[:, None] - kept
+    most = kept.max(axis=0)
+    # argmin takes the first of equals, as the loop does; candidates that keep less than the most are out of the race
+    best = np.where(kept == most, wasted, np.iinfo(np.int64).max).argmin(axis=0)
+    best = np.where(most > 0, best, scales.argmax(axis=0))
+
+    rows, columns = (pinpoints[best] // arch.vision.image_size).T
+    patch_height, patch_width = arch.vision.patches * rows, arch.vision.patches * columns
+    wide = widths * patch_height > heights * patch_width
+    cut_rows = (patch_height - heights * patch_width // widths) // 2
+    cut_columns = (patch_width - widths * patch_height // heights) // 2
+    patch_height = np.where(wide, patch_height - 2 * cut_rows, patch_height)
+    patch_width = np.where(wide, patch_width, patch_width - 2 * cut_columns)
+    return arch.tile_features + patch_height * patch_width + patch_height

@@ -1,0 +1,182 @@
+"""Pictures: from a file to uint8 tiles, from uint8 tiles to the numbers that the vision tower reads.
+
+After geometry, which plans the tiles, and before packing, which gives them positions. The pixels equal those of
+transformers' `LlavaNextImageProcessor` (4.57.1, the one on PIL, as in llava-hf's preprocessor_config.json: bicubic,
+centre crop, CLIP mean and std) bit for bit before normalisation.
+
+Pictures are turned the way their EXIF orientation says before anything else, so that sizes and token counts are those
+of the picture as displayed. Transparency is dropped, not blended, as PIL's and transformers' conversion to RGB does.
+One thing is done better than there: PIL clips 16-bit grey to 8 bits, which makes most of it white; here it is scaled
+(`value >> 8`, what PIL does with 16-bit colour).
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.errors import DataError
+from llavanext_cli.processing.geometry import Size, TilePlan
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image as PILImage
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_PIXELS = 178_956_970
+"""Greatest picture that is decoded (PIL's own limit against decompression bombs): half a gigabyte as RGB."""
+
+ORIENTATION_TAG = 0x0112
+QUARTER_TURNS = (5, 6, 7, 8)
+"""EXIF orientations that swap height and width."""
+
+
+def load_image(source: str | Path | bytes) -> PILImage.Image:
+    """Read a picture as upright RGB.
+
+    Args:
+        source: a path, or the bytes of an encoded picture. Of an animation the first frame is taken.
+
+    Returns:
+        A PIL picture of mode RGB, EXIF orientation applied.
+
+    Raises:
+        DataError: missing, empty, truncated, corrupt, not a picture, or more than `MAX_PIXELS` pixels.
+    """
+    from PIL import ImageOps
+
+    name = _name(source)
+    image = _open(source)
+    with image:
+        _check_pixels(image, name)
+        try:
+            image.load()
+        except Exception as error:  # decoders raise what they like (struct.error, SyntaxError, IndexError, ...)
+            raise DataError(
+                f"{name}: the picture is corrupt or truncated ({_one_line(error)})",
+                "replace the file or drop the sample",
+            ) from error
+        try:
+            upright = ImageOps.exif_transpose(image)
+        except Exception:  # a broken EXIF block says nothing about the pixels
+            upright = image
+        return _to_rgb(upright)
+
+
+def read_image_size(source: str | Path | bytes) -> Size:
+    """(height, width) of a picture as displayed, from its header: no pixel is decoded. Errors as `load_image`."""
+    with _open(source) as image:
+        _check_pixels(image, _name(source))
+        try:
+            turned = image.getexif().get(ORIENTATION_TAG) in QUARTER_TURNS
+        except Exception:  # as in load_image: pixels without a readable EXIF block stay as they lie
+            turned = False
+        width, height = image.size
+        return (width, height) if turned else (height, width)
+
+
+def _name(source: str | Path | bytes) -> str:
+    return "the picture" if isinstance(source, bytes) else str(source)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _open(source: str | Path | bytes) -> PILImage.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    name = _name(source)
+    if not isinstance(source, bytes):
+        path = Path(source)
+        if path.is_dir():
+            raise DataError(f"{name}: is a folder, not a picture", "name the picture file")
+        if not path.is_file():
+            raise DataError(f"{name}: no such picture", "check the path and the data root it is relative to")
+        if path.stat().st_size == 0:
+            raise DataError(f"{name}: the picture file is empty (0 bytes)", "download it again or drop the sample")
+    elif not source:
+        raise DataError("the picture is empty (0 bytes)")
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name}: is not a picture", "use JPEG, PNG, WebP, BMP, GIF or TIFF") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name}: more than {MAX_PIXELS} pixels, refused", "scale the picture down") from error
+    except Exception as error:  # permission, broken header: whatever the plugin that felt addressed raises
+        raise DataError(f"{name}: cannot be read as a picture ({_one_line(error)})") from error
+
+
+def _check_pixels(image: PILImage.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{name}: {height} x {width} pixels, at most {MAX_PIXELS} are read", "scale the picture down")
+
+
+def _to_rgb(image: PILImage.Image) -> PILImage.Image:
+    """`convert("RGB")`, with deep grey scaled instead of clipped."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode == "RGB":
+        return image.copy()  # the file behind it is about to be closed
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        if image.mode != "I" or grey.max() > 255:  # plain "I" also carries 8-bit values
+            grey = grey.clip(0, 65535) >> 8
+        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        grey = np.nan_to_num(np.asarray(image))
+        grey = grey * 255 if grey.min() >= 0 and grey.max() <= 1 else grey
+        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def build_tiles(image: PILImage.Image, plan: TilePlan, arch: Architecture) -> np.ndarray:
+    """Cut a picture into the tiles of its plan.
+
+    Args:
+        image: RGB, of the size that was planned.
+        plan: from `plan_tiles`.
+
+    Returns:
+        `uint8[G, 3, R, R]`: the base tile (the whole picture squashed), then the grid's tiles row by row.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if (image.height, image.width) != plan.size:
+        raise ValueError(f"the plan is for {plan.size}, the picture has {(image.height, image.width)}")
+    side = arch.vision.image_size
+    base = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))  # uint8[R, R, 3]
+
+    height, width = plan.resized
+    grid = np.zeros((*plan.grid, 3), np.uint8)  # black
+    inside = np.s_[plan.padding_top : plan.padding_top + height, plan.padding_left : plan.padding_left + width]
+    grid[inside] = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    tiles = grid.reshape(plan.rows, side, plan.columns, side, 3).swapaxes(1, 2)  # uint8[rows, columns, R, R, 3]
+    tiles = tiles.reshape(-1, side, side, 3)
+    return np.ascontiguousarray(np.concatenate([base[None], tiles]).transpose(0, 3, 1, 2))
+
+
+def normalise(tiles: np.ndarray) -> np.ndarray:
+    """Scale to 0..1, then subtract CLIP's mean and divide by its standard deviation, per channel.
+
+    Args:
+        tiles: `uint8[G, 3, R, R]` (tiles or frames).
+
+    Returns:
+        `float32[G, 3, R, R]`. A byte has 256 values, so the numbers are computed once in double precision and looked
+        up.
+    """
+    import numpy as np
+
+    values = np.arange(256, dtype=np.float64) / 255
+    table = ((values - np.array(CLIP_MEAN)[:, None]) / np.array(CLIP_STD)[:, None]).astype(np.float32)  # [3, 256]
+    result = np.empty(tiles.shape, np.float32)
+    for channel in range(3):
+        np.take(table[channel], tiles[:, channel], out=result[:, channel], mode="clip")
+    return result

@@ -1,0 +1,243 @@
+"""Ids, labels and feature rows of a sample, made together, segment by segment; and samples joined to a batch.
+
+After prompt (segments) and geometry (plans), before the model, whose fusion is one gather. An answer about one
+picture of 480 x 640, with T tokens of text before it (Q = 576, five tiles, so N = 5 * Q = 2880 feature rows):
+
+    position        0 ........ T-1   T ....... T+575   T+576 ....................... T+2339   T+2340 ........... S-1
+    input_ids       bos A chat ...   <image> x 576     <image> x 1764 (36 rows of 48 + 1)     \\n What ... A cat </s>
+    labels          ignored          ignored           ignored                                ignored ... A cat </s>
+    feature_index   text             0 .. 575          see below                              text
+                                     base tile         unpadded grid
+
+    The grid's patch (r, c), r = 6..41 and c = 0..47, lies in tile  t = 1 + (r // 24) * columns + c // 24
+                                               as its patch  p = (r % 24) * 24 + c % 24
+                                               so its row is t * Q + p
+
+        row 6:    720 ... 743 | 1296 ... 1319 | newline      tile 1 and tile 2, their patch row 6
+        ...
+        row 24:  1728 ... 1751 | 2304 ... 2327 | newline      tile 3 and tile 4, their patch row 0
+        ...
+        newline = N = 2880    text = N + 1 = 2881
+
+Several pictures: the tiles of the next one follow in the table (its base tile is t0, not 0). Clips: frame f, pooled
+patch p is row G*Q + f*Qv + p, and a clip's frames stand one after the other with nothing between them.
+
+Labels and ids come from the same call, so no label can be a token off, and nothing is counted twice. The ids are
+those of transformers' `LlavaNextVideoProcessor` on the whole prompt: an answer is encoded apart from the "ASSISTANT:"
+before it, and no SentencePiece piece spans the space between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.errors import DataError
+from llavanext_cli.processing.geometry import TilePlan, count_video_tokens
+from llavanext_cli.processing.prompt import MEDIUM, TEXT, Segment
+from llavanext_cli.processing.tokens import Tokenizer
+from llavanext_cli.records import IGNORE_INDEX, Batch, EncodedSample
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """What a clip contributes: so many sampled frames (its share of F)."""
+
+    frames: int
+
+
+MediumPlan = TilePlan | ClipPlan
+
+
+@dataclass(frozen=True)
+class Packed:
+    """`input_ids`, `labels` and `feature_index` of a sample, each `int32[S]`; see `EncodedSample`."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    feature_index: np.ndarray
+
+
+def count_medium(plan: MediumPlan, arch: Architecture) -> int:
+    """Positions that one picture or clip takes."""
+    return plan.tokens if isinstance(plan, TilePlan) else count_video_tokens(plan.frames, arch)
+
+
+def encode_segments(segments: Sequence[Segment], tokenizer: Tokenizer) -> list[list[int]]:
+    """Ids of each segment: of a TEXT its tokens, of a MEDIUM none, of an END the eos id. bos joins the first."""
+    pieces: list[list[int]] = []
+    previous: Segment | None = None
+    for segment in segments:
+        if segment.kind == TEXT:
+            goes_on = previous is not None and previous.kind == TEXT
+            ids = (
+                tokenizer.encode_more(segment.text)
+                if goes_on
+                else tokenizer.encode(segment.text, first=previous is None)
+            )
+        else:
+            ids = [] if segment.kind == MEDIUM else [tokenizer.eos_id]
+        if previous is None and tokenizer.add_bos:
+            ids = [tokenizer.bos_id, *ids]
+        pieces.append(ids)
+        previous = segment
+    return pieces
+
+
+def count_sequence(
+    segments: Sequence[Segment], plans: Sequence[MediumPlan], tokenizer: Tokenizer, arch: Architecture
+) -> int:
+    """Length of the sequence that `pack` would make."""
+    text = sum(len(ids) for ids in encode_segments(segments, tokenizer))
+    return text + sum(count_medium(plans[segment.medium], arch) for segment in segments if segment.kind == MEDIUM)
+
+
+def pack(
+    segments: Sequence[Segment], plans: Sequence[MediumPlan], tokenizer: Tokenizer, arch: Architecture, sample_id: str
+) -> Packed:
+    """Lay out one sample.
+
+    Args:
+        segments: from prompt; its MEDIUM segments name entries of `plans`.
+        plans: one for each medium, in the order in which tiles and frames are stacked.
+        sample_id: for messages.
+
+    Raises:
+        DataError: media and MEDIUM segments do not match in number.
+    """
+    import numpy as np
+
+    named = sorted(segment.medium for segment in segments if segment.kind == MEDIUM)
+    if named != list(range(len(plans))):
+        raise DataError(f"sample {sample_id}: {len(named)} media in the prompt, but {len(plans)} were read")
+    rows = index_media(plans, arch)  # one int32[tokens] a medium
+    for number, (plan, medium_rows) in enumerate(zip(plans, rows, strict=True)):
+        if len(medium_rows) != count_medium(plan, arch):
+            raise DataError(
+                f"sample {sample_id}: medium {number + 1} has {count_medium(plan, arch)} tokens, "
+                f"but {len(medium_rows)} features"
+            )
+
+    text_row = _table_rows(plans, arch) + 1
+    input_ids, labels, feature_index = [], [], []
+    for segment, ids in zip(segments, encode_segments(segments, tokenizer), strict=True):
+        if ids:
+            input_ids.append(np.array(ids, np.int32))
+            supervised = input_ids[-1] if segment.supervised else np.full(len(ids), IGNORE_INDEX, np.int32)
+            labels.append(supervised)
+            feature_index.append(np.full(len(ids), text_row, np.int32))
+        if segment.kind == MEDIUM:
+            medium_rows = rows[segment.medium]
+            is_picture = isinstance(plans[segment.medium], TilePlan)
+            token = arch.image_token_index if is_picture else arch.video_token_index
+            input_ids.append(np.full(len(medium_rows), token, np.int32))
+            labels.append(np.full(len(medium_rows), IGNORE_INDEX, np.int32))
+            feature_index.append(medium_rows)
+    return Packed(np.concatenate(input_ids), np.concatenate(labels), np.concatenate(feature_index))
+
+
+def index_media(plans: Sequence[MediumPlan], arch: Architecture) -> list[np.ndarray]:
+    """Feature rows of each medium, `int32[tokens]`, in the order of its tokens (drawn in the module's docstring)."""
+    import numpy as np
+
+    all_tiles = sum(plan.tiles for plan in plans if isinstance(plan, TilePlan))
+    newline_row = _table_rows(plans, arch)
+    rows, tile, frame = [], 0, 0
+    for plan in plans:
+        if isinstance(plan, TilePlan):
+            base = np.arange(plan.base_tokens) + tile * arch.tile_features
+            grid = _index_grid(plan, arch) + tile * arch.tile_features  # [patch_height, patch_width]
+            newline = np.full((plan.patch_height, 1), newline_row)
+            rows.append(np.concatenate([base, np.concatenate([grid, newline], axis=1).ravel()]).astype(np.int32))
+            tile += plan.tiles
+        else:
+            start = all_tiles * arch.tile_features + frame * arch.frame_features
+            rows.append(np.arange(start, start + plan.frames * arch.frame_features, dtype=np.int32))
+            frame += plan.frames
+    return rows
+
+
+def _index_grid(plan: TilePlan, arch: Architecture) -> np.ndarray:
+    """Rows of the unpadded grid's patches, counted from the picture's own base tile. `int64[patch_height,
+    patch_width]`"""
+    import numpy as np
+
+    side = arch.vision.patches
+    class_token = arch.tile_features - side * side  # 1 where the tower's class token leads the tile's rows
+    r = np.arange(plan.patch_top, plan.patch_top + plan.patch_height)[:, None]
+    c = np.arange(plan.patch_left, plan.patch_left + plan.patch_width)[None, :]
+    tile = 1 + (r // side) * plan.columns + c // side
+    patch = (r % side) * side + c % side
+    return tile * arch.tile_features + class_token + patch
+
+
+def _table_rows(plans: Sequence[MediumPlan], arch: Architecture) -> int:
+    """Rows of the sample's own feature table (N)."""
+    tiles = sum(plan.tiles for plan in plans if isinstance(plan, TilePlan))
+    frames = sum(plan.frames for plan in plans if isinstance(plan, ClipPlan))
+    return tiles * arch.tile_features + frames * arch.frame_features
+
+
+def collate(samples: Sequence[EncodedSample], seq_length: int, tiles: int, frames: int, arch: Architecture) -> Batch:
+    """Pad samples to one static shape and shift their labels.
+
+    Args:
+        samples: B of them.
+        seq_length: S, positions; shorter samples are padded on the right.
+        tiles, frames: the static G and F; unused ones are zeros, and no position points at them.
+
+    Returns:
+        A `Batch`; rows of each sample's feature table are moved to those of the static table.
+
+    Raises:
+        DataError: a sample does not fit. What it has, what fits and what to change are said.
+    """
+    import numpy as np
+
+    side = arch.vision.image_size
+    static_rows = tiles * arch.tile_features + frames * arch.frame_features
+    input_ids = np.full((len(samples), seq_length), max(arch.text.pad_token_id or 0, 0), np.int32)
+    labels = np.full((len(samples), seq_length), IGNORE_INDEX, np.int32)
+    pixels = np.zeros((len(samples), tiles + frames, 3, side, side), np.float32)
+    feature_index = np.full((len(samples), seq_length), static_rows + 1, np.int32)
+    for number, sample in enumerate(samples):
+        check_fit(sample.id, sample.length, len(sample.tiles), len(sample.frames), seq_length, tiles, frames)
+        input_ids[number, : sample.length] = sample.input_ids
+        labels[number, : sample.length - 1] = sample.labels[1:]
+        pixels[number, : len(sample.tiles)] = sample.tiles
+        pixels[number, tiles : tiles + len(sample.frames)] = sample.frames
+        feature_index[number, : sample.length] = _relocate(sample, tiles, static_rows, arch)
+    return Batch(input_ids, labels, pixels, feature_index, np.array([s.length for s in samples], np.int32))
+
+
+def check_fit(
+    sample_id: str, length: int, sample_tiles: int, sample_frames: int, seq_length: int, tiles: int, frames: int
+) -> None:
+    """Raise a `DataError` where a sample is longer, or has more tiles or frames, than a batch holds."""
+    faults = [
+        (length, seq_length, "tokens", "data.seq_length"),
+        (sample_tiles, tiles, "picture tiles", "data.tiles"),
+        (sample_frames, frames, "frames", "data.frames"),
+    ]
+    for has, fits, unit, key in faults:
+        if has > fits:
+            raise DataError(
+                f"sample {sample_id}: {has} {unit}, but {fits} fit",
+                f"set {key} to at least {has}, or drop the sample",
+            )
+
+
+def _relocate(sample: EncodedSample, tiles: int, static_rows: int, arch: Architecture) -> np.ndarray:
+    """A sample's `feature_index` with rows of the static table: pictures stay, frames, newline and text move."""
+    import numpy as np
+
+    own_pictures = len(sample.tiles) * arch.tile_features
+    own_rows = own_pictures + len(sample.frames) * arch.frame_features
+    index = sample.feature_index
+    moved = np.where(index >= own_pictures, index + (tiles * arch.tile_features - own_pictures), index)
+    return np.where(index >= own_rows, index + (static_rows - own_rows), moved).astype(np.int32)

@@ -1,0 +1,175 @@
+"""A sample in, an `EncodedSample` out: the one place where media, prompt and packing meet.
+
+    sample -- prompt --> segments --------------------------+
+       |                                                    +-- packing --> ids, labels, feature index
+       +-- image, video --> plans, uint8 tiles and frames --+
+                                           +-- normalise -----------------> tiles, frames
+
+Training uses `Processor.encode`, asking `encode_question`, and length checks before a launch `count`, which reads
+picture headers and decodes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.errors import CheckpointError, DataError
+from llavanext_cli.processing.geometry import plan_tiles
+from llavanext_cli.processing.image import build_tiles, load_image, normalise, read_image_size
+from llavanext_cli.processing.packing import ClipPlan, MediumPlan, count_sequence, pack
+from llavanext_cli.processing.prompt import Segment, build_question_prompt, build_training_prompt
+from llavanext_cli.processing.tokens import Tokenizer
+from llavanext_cli.processing.video import load_clip
+from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, EncodedSample, Medium, Sample
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Roots = Mapping[str, "str | Path"]
+"""Data source to the folder that its media paths are relative to."""
+
+
+@dataclass(frozen=True)
+class Media:
+    """What the media of a sample are, decoded. A chat keeps it from one question to the next.
+
+    Attributes:
+        plans: one for each medium, in order.
+        tiles: `uint8[G, 3, R, R]`, all pictures.
+        frames: `uint8[F, 3, R, R]`, all clips.
+    """
+
+    plans: tuple[MediumPlan, ...]
+    tiles: np.ndarray
+    frames: np.ndarray
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Turns samples into numbers for one checkpoint.
+
+    Attributes:
+        arch: sizes, pinpoints and token ids.
+        tokenizer: of the same checkpoint.
+        frames: frames sampled from a clip.
+        video_backend: "auto", "pyav" or "decord".
+    """
+
+    arch: Architecture
+    tokenizer: Tokenizer
+    frames: int = 16
+    video_backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, token in ((IMAGE_PLACEHOLDER, "image_token_index"), (VIDEO_PLACEHOLDER, "video_token_index")):
+            ours, theirs = getattr(self.arch, token), self.tokenizer.added.get(name)
+            if theirs is not None and theirs != ours:
+                raise CheckpointError(
+                    f"{name} is {theirs} in the tokenizer, but config.json says {token} {ours}",
+                    "take both from the same checkpoint",
+                )
+
+    def encode(self, sample: Sample, roots: Roots, media: Media | None = None) -> EncodedSample:
+        """Encode a training sample; answers are supervised.
+
+        Args:
+            roots: where the media of each source lie.
+            media: from `load_media`, where they were decoded before.
+
+        Raises:
+            DataError: a medium cannot be read, or prompt and media do not match; the message begins with the sample's
+            id.
+        """
+        return self._encode(sample, build_training_prompt(sample), roots, media)
+
+    def encode_question(self, sample: Sample, roots: Roots | None = None, media: Media | None = None) -> EncodedSample:
+        """Encode a conversation that ends with a question. Unnamed media come first. Errors as `encode`."""
+        return self._encode(sample, build_question_prompt(sample), roots or {}, media)
+
+    def load_media(self, sample: Sample, roots: Roots | None = None) -> Media:
+        """Decode the pictures and clips of a sample. Errors as `encode`."""
+        import numpy as np
+
+        side = self.arch.vision.image_size
+        plans: list[MediumPlan] = []
+        tiles, frames = [np.zeros((0, 3, side, side), np.uint8)], [np.zeros((0, 3, side, side), np.uint8)]
+        for medium in sample.media:
+            path = resolve_path(sample, medium, roots or {})
+            with _named(sample):
+                if medium.kind == "image":
+                    image = load_image(path)
+                    plan = plan_tiles((image.height, image.width), self.arch)
+                    tiles.append(build_tiles(image, plan, self.arch))
+                    plans.append(plan)
+                else:
+                    clip, _ = load_clip(path, self.frames, self.arch, self.video_backend)
+                    frames.append(clip)
+                    plans.append(ClipPlan(len(clip)))
+        return Media(tuple(plans), np.concatenate(tiles), np.concatenate(frames))
+
+    def plan_media(self, sample: Sample, roots: Roots | None = None) -> tuple[MediumPlan, ...]:
+        """What each medium will take, from sizes in the sample or in picture headers; no pixel is decoded."""
+        plans: list[MediumPlan] = []
+        for medium in sample.media:
+            if medium.kind == "video":
+                plans.append(ClipPlan(self.frames))
+                continue
+            size = medium.size
+            if size is None:
+                with _named(sample):
+                    size = read_image_size(resolve_path(sample, medium, roots or {}))
+            plans.append(plan_tiles(size, self.arch))
+        return tuple(plans)
+
+    def count(self, sample: Sample, roots: Roots | None = None) -> int:
+        """Length of the training sequence that `encode` would make."""
+        return count_sequence(build_training_prompt(sample), self.plan_media(sample, roots), self.tokenizer, self.arch)
+
+    def _encode(self, sample: Sample, segments: list[Segment], roots: Roots, media: Media | None) -> EncodedSample:
+        media = media or self.load_media(sample, roots)
+        packed = pack(segments, media.plans, self.tokenizer, self.arch, sample.id)
+        return EncodedSample(
+            id=sample.id,
+            input_ids=packed.input_ids,
+            labels=packed.labels,
+            tiles=normalise(media.tiles),
+            frames=normalise(media.frames),
+            feature_index=packed.feature_index,
+        )
+
+
+def resolve_path(sample: Sample, medium: Medium, roots: Roots) -> Path:
+    """Where a medium lies: an absolute path as it is, a relative one under the root of the sample's source.
+
+    Raises:
+        DataError: the path is relative and the source has no root.
+    """
+    path = Path(medium.path).expanduser()
+    if path.is_absolute():
+        return path
+    if sample.source in roots:
+        return Path(roots[sample.source]).expanduser() / path
+    if not sample.source:
+        return path  # as typed: relative to where the command runs
+    raise DataError(
+        f"sample {sample.id}: no root for source {sample.source!r}, needed for {medium.path}",
+        f"roots are given for: {', '.join(sorted(roots)) or 'nothing'}; name it in the data file's header",
+    )
+
+
+class _named:
+    """Put the sample's id before the message of a `DataError`."""
+
+    def __init__(self, sample: Sample):
+        self._prefix = f"sample {sample.id}: " if sample.id else ""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, DataError):
+            raise DataError(self._prefix + error.what, error.hint, error.details) from error

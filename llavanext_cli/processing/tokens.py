@@ -1,0 +1,276 @@
+"""Text to ids and back, with the SentencePiece model of a checkpoint folder and nothing else.
+
+Below packing, which asks for the ids of one segment after another. The ids equal those of transformers'
+`LlamaTokenizer` (4.57.1) for the same folder, in both of its ways:
+
+    legacy true     every stretch of text between two special tokens gets a space put before it
+    legacy false    only the very first stretch does
+
+What a person typed never becomes a control id: special tokens are placed by id, by packing, and text that spells one
+(`</s>`, `<image>`) is encoded as the characters it is made of.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llavanext_cli.errors import CheckpointError
+from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+
+SPACE = "\u2581"
+"""How SentencePiece spells a space inside a piece."""
+
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+"""`ModelProto{normalizer_spec{add_dummy_prefix: false}}`. Protocol buffers merge what is appended into what is
+there."""
+
+SPECIAL_DEFAULTS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A SentencePiece model and the ids around it.
+
+    Attributes:
+        model: the bytes of tokenizer.model.
+        legacy: see the module docstring.
+        add_prefix_space: with legacy false, whether the first stretch gets its space.
+        add_bos: whether a sequence begins with bos_id.
+        bos_id, eos_id, pad_id, unk_id: ids of the special tokens.
+        added: tokens beside the model's, text to id (`<image>`, `<video>`).
+        unk_token: the text of the unknown token, the guard in `_encode_plain`.
+        special_ids: ids that decoding leaves out.
+    """
+
+    model: bytes
+    legacy: bool
+    add_prefix_space: bool
+    add_bos: bool
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    unk_id: int
+    added: dict[str, int]
+    unk_token: str = "<unk>"
+    special_ids: frozenset[int] = frozenset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Data loaders copy tokenizers to other processes: the fields travel, the processors are built again
+        there."""
+        processors = ("_processor", "_plain", "_guard_length", "_spelled")
+        return {key: value for key, value in self.__dict__.items() if key not in processors}
+
+    @cached_property
+    def _processor(self) -> Any:
+        """The model as it is, which puts a space before each text."""
+        return _load_processor(self.model)
+
+    @cached_property
+    def _plain(self) -> Any:
+        """The model without that space."""
+        return _load_processor(self.model + NO_DUMMY_PREFIX)
+
+    @cached_property
+    def _guard_length(self) -> int:
+        return len(self._plain.encode(self.unk_token))
+
+    @cached_property
+    def _spelled(self) -> tuple[str, ...]:
+        """Special tokens that the model itself would make out of text (user-defined symbols)."""
+        names = [self._processor.id_to_piece(i) for i in self.special_ids if i < len(self._processor)]
+        return tuple(
+            name for name in [*names, *self.added] if not self.special_ids.isdisjoint(self._plain.encode(name))
+        )
+
+    @property
+    def size(self) -> int:
+        """Ids the tokenizer knows, added ones included."""
+        return max([len(self._processor) - 1, *self.added.values()]) + 1
+
+    def encode(self, text: str, first: bool = False) -> list[int]:
+        """Ids of a stretch of text that stands at the start of the sequence (`first`) or right after a special
+        token."""
+        if not text:
+            return []
+        if self.legacy:
+            head, tail = self._split_spelled(text)
+            return self._processor.encode(head) + self.encode_more(tail)
+        text = text.replace(SPACE, " ")
+        return self._encode_plain(SPACE + text if first and self.add_prefix_space else text)
+
+    def encode_more(self, text: str) -> list[int]:
+        """Ids of text that goes on where other text ended: nothing is put before it.
+
+        Cutting before a space gives the ids of the uncut text, because no piece holds a space after another character.
+        """
+        return self._encode_plain(text.replace(SPACE, " "))
+
+    def _encode_plain(self, text: str) -> list[int]:
+        if not text:
+            return []
+        head, tail = self._split_spelled(text)
+        if head.startswith((SPACE, " ")):
+            # some models strip leading spaces; behind a guard the space is not a leading one (as LlamaTokenizer does)
+            ids = self._plain.encode(self.unk_token + head)[self._guard_length :]
+        else:
+            ids = self._plain.encode(head)
+        return ids + self._encode_plain(tail)
+
+    def _split_spelled(self, text: str) -> tuple[str, str]:
+        """Cut inside the first special token that the model would recognise, so that it stays plain text."""
+        found = [place for place in (text.find(name) for name in self._spelled) if place >= 0]
+        return (text[: min(found) + 1], text[min(found) + 1 :]) if found else (text, "")
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of ids, without the space before the first word. Special tokens are left out or spelled."""
+        decoder = self.stream(skip_special)
+        return "".join(decoder.push(int(i)) for i in ids) + decoder.flush()
+
+    def stream(self, skip_special: bool = True) -> StreamDecoder:
+        """A decoder for ids that arrive one by one."""
+        return StreamDecoder(self, skip_special)
+
+    def piece_bytes(self, token: int, skip_special: bool = True) -> bytes:
+        """UTF-8 of one id; of a byte piece the byte. Ids beyond the vocabulary are empty."""
+        if token in self.special_ids and skip_special:
+            return b""
+        if token in self._added_names:
+            return self._added_names[token].encode()
+        if not 0 <= token < len(self._processor):
+            return b""
+        piece = self._processor.id_to_piece(token)
+        if self._processor.is_byte(token):
+            return bytes([int(piece[3:-1], 16)])  # "<0x0A>"
+        return piece.replace(SPACE, " ").encode()
+
+    @cached_property
+    def _added_names(self) -> dict[int, str]:
+        return {number: name for name, number in self.added.items()}
+
+
+class StreamDecoder:
+    """Turns ids into text as they come, holding back bytes until they make a whole character."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._started = False
+
+    def push(self, token: int) -> str:
+        """The text that this id completes; may be empty."""
+        data = self._tokenizer.piece_bytes(token, self._skip_special)
+        if data and not self._started:
+            self._started = True
+            data = data.removeprefix(b" ")
+        return self._utf8.decode(data)
+
+    def flush(self) -> str:
+        """What is left of a character that never became whole, as U+FFFD; usually empty."""
+        return self._utf8.decode(b"", final=True)
+
+    def feed(self, ids: Iterable[int]) -> Iterator[str]:
+        """The non-empty texts of `push` over ids, and of `flush` at the end."""
+        for token in ids:
+            if text := self.push(token):
+                yield text
+        if text := self.flush():
+            yield text
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Read a tokenizer folder.
+
+    Args:
+        folder: holds tokenizer.model; tokenizer_config.json, special_tokens_map.json and added_tokens.json are read
+        where
+            they exist (an absent `legacy` means true, as in transformers).
+
+    Raises:
+        CheckpointError: no tokenizer.model, a file that cannot be read, or a special token without an id.
+    """
+    folder = Path(folder)
+    path = folder / "tokenizer.model"
+    if not path.is_file():
+        hint = "fetch the checkpoint again with its tokenizer.model"
+        if (folder / "tokenizer.json").is_file():
+            hint = "tokenizer.json alone is not enough: " + hint
+        raise CheckpointError(f"{folder}: no tokenizer.model", hint)
+    model = path.read_bytes()
+    try:
+        processor = _load_processor(model)
+    except Exception as error:  # sentencepiece raises RuntimeError, OSError or ValueError by version
+        raise CheckpointError(f"{path}: is not a SentencePiece model", "fetch the checkpoint again") from error
+
+    config = _read_json(folder / "tokenizer_config.json")
+    names = SPECIAL_DEFAULTS | _special_names(_read_json(folder / "special_tokens_map.json")) | _special_names(config)
+    added, added_special = _added_tokens(folder, config)
+    ids = {key: _special_id(name, added, processor) for key, name in names.items()}
+    for key in ("unk_token", "bos_token", "eos_token"):
+        if ids[key] is None:
+            raise CheckpointError(f"{folder}: {key} {names[key]!r} is neither in tokenizer.model nor an added token")
+    pad_id = ids["pad_token"] if ids["pad_token"] is not None else ids["unk_token"]
+    special = {ids["unk_token"], ids["bos_token"], ids["eos_token"], pad_id, *added_special}
+    special |= {added[name] for name in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER) if name in added}
+    return Tokenizer(
+        model=model,
+        legacy=config.get("legacy") is not False,
+        add_prefix_space=config.get("add_prefix_space") is not False,
+        add_bos=config.get("add_bos_token") is not False,
+        bos_id=ids["bos_token"],
+        eos_id=ids["eos_token"],
+        pad_id=pad_id,
+        unk_id=ids["unk_token"],
+        added=added,
+        unk_token=names["unk_token"],
+        special_ids=frozenset(special),
+    )
+
+
+def _load_processor(model: bytes) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_proto=model)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is not readable JSON ({error})", "fetch the checkpoint again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: holds no JSON object", "fetch the checkpoint again")
+    return data
+
+
+def _special_names(data: dict[str, Any]) -> dict[str, str]:
+    """The four special tokens of a JSON file, each a text or {"content": text}."""
+    values = {key: data.get(key) for key in SPECIAL_DEFAULTS}
+    values = {key: value.get("content") if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in values.items() if isinstance(value, str) and value}
+
+
+def _added_tokens(folder: Path, config: dict[str, Any]) -> tuple[dict[str, int], set[int]]:
+    """Added tokens, text to id, and the ids of those marked special. tokenizer_config.json has the last word."""
+    added = {str(name): int(number) for name, number in _read_json(folder / "added_tokens.json").items()}
+    special = set()
+    for number, entry in (config.get("added_tokens_decoder") or {}).items():
+        added[entry["content"]] = int(number)
+        if entry.get("special"):
+            special.add(int(number))
+    return added, special
+
+
+def _special_id(name: str, added: dict[str, int], processor: Any) -> int | None:
+    if name in added:
+        return added[name]
+    number = processor.piece_to_id(name)
+    return number if processor.id_to_piece(number) == name else None

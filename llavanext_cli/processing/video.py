@@ -1,0 +1,324 @@
+"""Clips: from a file to a few frames, from frames to the tiles that the vision tower reads.
+
+Beside image, before packing. Frames stand at `linspace(0, N - 1, count)` truncated to integers, N being the number of
+frames; a clip with fewer frames than wanted repeats some. Each frame is scaled until its shorter side is R (bicubic)
+and cropped at the centre, bit for bit as transformers' `LlavaNextVideoImageProcessor` (4.57.1) does it. Rotation
+noted in the container (phones) is applied.
+
+Two readers give the same frames to the bit: PyAV, which has wheels for every machine, and decord, which has them for
+x86-64 only. PyAV is the default everywhere, so that all machines read alike.
+
+Containers lie: about their number of frames, about times, about where a seek ends. So the header is not asked. PyAV
+first lists the packets (no decoding), which gives N, the time of each frame and the key frames. Where that list is
+sound and the wanted frames are far apart, it seeks to the key frame before each and decodes up to the very time
+expected; in every other case, and whenever a frame is not where it should be, it decodes in sequence and counts for
+itself. What is kept at a time is one decoded frame and the `count` results.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.errors import DataError, RuntimeMissingError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BACKENDS = ("auto", "pyav", "decord")
+
+Keep = Callable[["np.ndarray"], "np.ndarray"]
+"""What is kept of a decoded `uint8[H, W, 3]` frame."""
+
+KeepFrame = Callable[[Any], "np.ndarray"]
+"""The same, of a frame as PyAV hands it out."""
+
+
+def sample_positions(total: int, count: int) -> list[int]:
+    """Positions of `count` frames spread over a clip of `total`, first and last included; some repeat if it is
+    short."""
+    import numpy as np
+
+    return np.linspace(0, total - 1, count).astype(np.int64).tolist()
+
+
+def read_frames(
+    path: str | Path, count: int, backend: str = "auto", keep: Keep | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read frames spread evenly over a clip.
+
+    Args:
+        path: the clip.
+        count: frames wanted (F), at least 1.
+        backend: "pyav", "decord", or "auto" (PyAV).
+        keep: applied to each wanted frame as soon as it is decoded, so that long clips of large frames need no more
+            memory than their results; by default the frame itself.
+
+    Returns:
+        `uint8[F, H, W, 3]`, upright RGB (or what `keep` made, stacked), and their times, `float64[F]` seconds.
+
+    Raises:
+        DataError: no such file, empty, not a clip, or no readable frame in it.
+        RuntimeMissingError: decord was asked for and is not installed.
+    """
+    import numpy as np
+
+    if count < 1:
+        raise ValueError("at least one frame must be asked for")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}")
+    path = Path(path)
+    _check_file(path)
+    kept = _read_decord(path, count, keep) if backend == "decord" else None
+    kept = kept or _read_pyav(path, count, keep)
+    frames, times = zip(*kept, strict=True)
+    return np.stack(frames), np.array(times, np.float64)
+
+
+def load_clip(path: str | Path, count: int, arch: Architecture, backend: str = "auto") -> tuple[np.ndarray, np.ndarray]:
+    """`read_frames` and `build_frames` in one: `uint8[F, 3, R, R]` and times, `float64[F]` seconds. Errors as
+    there."""
+    return read_frames(path, count, backend, partial(build_frame, side=arch.vision.image_size))
+
+
+def build_frames(frames: np.ndarray, arch: Architecture) -> np.ndarray:
+    """Scale and crop frames.
+
+    Args:
+        frames: `uint8[F, H, W, 3]`.
+
+    Returns:
+        `uint8[F, 3, R, R]`.
+    """
+    import numpy as np
+
+    return np.stack([build_frame(frame, arch.vision.image_size) for frame in frames])
+
+
+def build_frame(frame: np.ndarray, side: int) -> np.ndarray:
+    """One frame, `uint8[H, W, 3]`, its shorter side scaled to `side` pixels, the centre cropped: `uint8[3, R, R]`."""
+    import numpy as np
+    from PIL import Image
+
+    height, width = frame.shape[:2]
+    shorter = min(height, width)
+    new_height, new_width = side * height // shorter, side * width // shorter
+    scaled = Image.fromarray(frame).resize((new_width, new_height), Image.Resampling.BICUBIC)
+    top, left = (new_height - side) // 2, (new_width - side) // 2
+    pixels = np.asarray(scaled)[top : top + side, left : left + side]  # uint8[R, R, 3]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, not a clip", "name the video file")
+    if not path.is_file():
+        raise DataError(f"{path}: no such clip", "check the path and the data root it is relative to")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the clip is empty (0 bytes)", "download it again or drop the sample")
+
+
+def _no_frame(path: Path, cause: object = None) -> DataError:
+    reason = f" ({' '.join(str(cause).split())})" if cause else ""
+    return DataError(f"{path}: no readable frame in the clip{reason}", "replace the file or drop the sample")
+
+
+# --- PyAV ---
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What the packets say: `times` of all frames in the order they are shown, `keys` those of key frames (stream
+    units).
+
+    Empty `times`: nothing to rely on, because times are missing or repeat.
+    """
+
+    total: int
+    times: list[int]
+    keys: list[int]
+
+    def start_of(self, position: int) -> int:
+        """Position of the last key frame that is shown no later than the frame at `position`; -1 if there is none."""
+        number = bisect_right(self.keys, self.times[position]) - 1
+        return bisect_right(self.times, self.keys[number]) - 1 if number >= 0 else -1
+
+
+def _read_pyav(path: Path, count: int, keep: Keep | None) -> list[tuple[Any, float]]:
+    """(kept frame, seconds) for each wanted position."""
+    import av
+
+    keep_frame = _keeper(keep)
+    try:
+        index = _index_packets(path)
+        kept = _read_seeking(path, sample_positions(index.total, count), index, keep_frame) if index.times else None
+        if kept is None:
+            kept = _read_in_sequence(path, count, index.total, keep_frame)
+    except av.error.FFmpegError as error:
+        what = f"{path}: cannot be read as a clip ({error.strerror or error})"
+        raise DataError(what, "use MP4, MKV, WebM, AVI or MOV; replace the file if it should be one") from error
+    if not kept:
+        raise _no_frame(path)
+    return kept
+
+
+def _open_stream(path: Path) -> tuple[Any, Any]:
+    import av
+
+    container = av.open(str(path))
+    if not container.streams.video:
+        container.close()
+        raise DataError(f"{path}: has no video stream", "give a clip with a picture track")
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    return container, stream
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Packets until the end, or until the file makes no more sense."""
+    import av
+
+    try:
+        yield from container.demux(stream)
+    except av.error.FFmpegError:
+        return
+
+
+def _decoded(packets: Iterator[Any]) -> Iterator[Any]:
+    """Frames of packets, in the order they are shown; what cannot be decoded is passed over."""
+    import av
+
+    for packet in packets:
+        try:
+            yield from packet.decode()
+        except av.error.FFmpegError:
+            continue
+
+
+def _index_packets(path: Path) -> _Index:
+    container, stream = _open_stream(path)
+    with container:
+        # the last packet is an empty one that flushes the decoder; discarded ones are decoded but not shown
+        packets = [(p.pts, p.is_keyframe) for p in _packets(container, stream) if p.size and not p.is_discard]
+    times = [time for time, _ in packets]
+    if None in times or len(set(times)) != len(times):
+        return _Index(len(packets), [], [])
+    return _Index(len(packets), sorted(times), sorted(time for time, is_key in packets if is_key))
+
+
+def _read_seeking(
+    path: Path, positions: list[int], index: _Index, keep_frame: KeepFrame
+) -> list[tuple[Any, float]] | None:
+    """Jump from key frame to key frame. None where that is no gain, or where a frame was not met at its time."""
+    import av
+
+    wanted = sorted(set(positions))
+    starts = [index.start_of(position) for position in wanted]
+    if min(starts) < 0 or 2 * _seeking_cost(wanted, starts) > index.total:
+        return None
+    kept: dict[int, tuple[Any, float]] = {}
+    container, stream = _open_stream(path)
+    with container:
+        frames: Iterator[Any] = iter(())
+        reached = -1  # position of the last decoded frame
+        for position, start in zip(wanted, starts, strict=True):
+            if start > reached:
+                try:
+                    container.seek(index.times[start], stream=stream)
+                except av.error.FFmpegError:
+                    return None
+                frames = _decoded(_packets(container, stream))
+            target = index.times[position]
+            frame = next((f for f in frames if f.pts is None or f.pts >= target), None)
+            if frame is None or frame.pts != target:
+                return None
+            kept[position] = (keep_frame(frame), float((target - index.times[0]) * stream.time_base))
+            reached = position
+    return _in_order(kept, positions)
+
+
+def _seeking_cost(wanted: list[int], starts: list[int]) -> int:
+    """Frames to decode: from the last key frame, or from the last wanted frame where that is nearer."""
+    before = [-1, *wanted]
+    return sum(position - max(start, last) for position, start, last in zip(wanted, starts, before, strict=False))
+
+
+def _read_in_sequence(path: Path, count: int, expected: int, keep_frame: KeepFrame) -> list[tuple[Any, float]]:
+    """Decode from first to last. Where another number of frames came than was expected, do it again with that
+    number."""
+    kept: dict[int, tuple[Any, float]] = {}
+    for _ in range(2):
+        positions = sample_positions(max(expected, 1), count)
+        kept, total = _collect(path, set(positions), keep_frame)
+        if total == expected:
+            break
+        expected = total
+    return _in_order(kept, positions) if kept else []
+
+
+def _collect(path: Path, wanted: set[int], keep_frame: KeepFrame) -> tuple[dict[int, tuple[Any, float]], int]:
+    """The wanted frames by position, and the number of all frames."""
+    kept: dict[int, tuple[Any, float]] = {}
+    total, start = 0, None
+    container, stream = _open_stream(path)
+    rate = float(stream.average_rate or 0)
+    with container:
+        for frame in _decoded(_packets(container, stream)):
+            if start is None:
+                start = frame.pts
+            if total in wanted:
+                timed = frame.pts is not None and start is not None
+                seconds = float((frame.pts - start) * stream.time_base) if timed else total / rate if rate else 0.0
+                kept[total] = (keep_frame(frame), seconds)
+            total += 1
+    return kept, total
+
+
+def _in_order(kept: dict[int, tuple[Any, float]], positions: list[int]) -> list[tuple[Any, float]]:
+    """One entry a position; a position that was never reached gets the nearest frame before it, or the first."""
+    have = sorted(kept)
+    return [kept[have[max(bisect_right(have, position) - 1, 0)]] for position in positions]
+
+
+def _keeper(keep: Keep | None) -> KeepFrame:
+    """From a PyAV frame to upright RGB, `uint8[H, W, 3]`, and through `keep`."""
+    import numpy as np
+    from av.video.reformatter import VideoReformatter
+
+    reformatter = VideoReformatter()  # one for all frames: making one costs more than converting a small frame
+
+    def keep_frame(frame: Any) -> np.ndarray:
+        pixels = reformatter.reformat(frame, format="rgb24").to_ndarray()
+        if turn := round(getattr(frame, "rotation", 0) / 90):  # degrees, counter-clockwise
+            pixels = np.ascontiguousarray(np.rot90(pixels, turn))
+        return keep(pixels) if keep else pixels
+
+    return keep_frame
+
+
+# --- decord ---
+
+
+def _read_decord(path: Path, count: int, keep: Keep | None) -> list[tuple[Any, float]] | None:
+    """As `_read_pyav`; None where decord gives up, so that PyAV gets its chance."""
+    try:
+        import decord
+    except ImportError as error:
+        hint = "it has wheels for x86-64 only; leave out the choice and PyAV reads"
+        raise RuntimeMissingError("decord is not installed", hint) from error
+
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        positions = sample_positions(len(reader), count)
+        kept = {}
+        for position in sorted(set(positions)):
+            pixels = reader[position].asnumpy()
+            kept[position] = (keep(pixels) if keep else pixels, float(reader.get_frame_timestamp(position)[0]))
+        return _in_order(kept, positions)
+    except (decord.DECORDError, RuntimeError, IndexError, ValueError):
+        return None
