@@ -1,0 +1,143 @@
+"""`llavanext mix`: from raw data sets to one file of samples that training can trust."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llavanext_cli import console
+from llavanext_cli.options import Force, Json, Out, Seed, Workers
+
+
+class Check(str, Enum):
+    """How far media are checked."""
+
+    none = "none"
+    exists = "exists"
+    header = "header"
+    full = "full"
+
+
+class OnBad(str, Enum):
+    """What a bad record does."""
+
+    drop = "drop"
+    fail = "fail"
+
+
+class Format(str, Enum):
+    """Forms of the output."""
+
+    llavanext = "llavanext"
+    mindformers = "mindformers"
+
+
+def mix(
+    mix_file: Annotated[
+        Path, typer.Argument(metavar="MIX.yaml", help="Which data sets, and how much of each.", show_default=False)
+    ],
+    out: Out,
+    seed: Seed = 0,
+    check: Annotated[
+        Check,
+        typer.Option(
+            help="Look at no media, see that they exist, read their headers (sizes are recorded), or decode them as "
+            "training would."
+        ),
+    ] = Check.header,
+    workers: Workers = None,
+    on_bad: Annotated[
+        OnBad, typer.Option(help="Leave bad records out, or stop in the end and list them.")
+    ] = OnBad.drop,
+    rejects: Annotated[
+        Path | None, typer.Option(help="Write every bad record with its reason to this file, as JSON Lines.")
+    ] = None,
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            help="JSON Lines of llavanext, or the JSON of MindFormers' former llava_next.",
+            show_default="mindformers for a name in .json, else llavanext",
+        ),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a clip that training will use, for --check full.")] = 16,
+    time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds that the check of one file may take.")] = 60.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, write no output.")] = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Sample data sets, check every record and its media, and write one file for training.
+
+    MIX.yaml lists the data sets:
+
+      datasets:
+        - json_path: images/llava_v1_5_mix665k.json
+          sampling_strategy: random:10%      # or all, first:N, end:N; N or N%
+          media_root: images                 # where the paths start; default: the folder of json_path
+          name: mix665k                      # default: the name of json_path
+
+    Checks of media are remembered in OUT.cache, so that the next mix of the same files takes seconds.
+
+    Example:
+      llavanext mix mix.yaml --out samples.jsonl --check full --rejects rejects.jsonl
+
+    Next: llavanext train video-7b-stage2 --data samples.jsonl --checkpoint CHECKPOINT --out run
+    """
+    from llavanext_cli.mixing.build import run_mix
+
+    with console.progress("Mixing", "records") as progress:
+        report = run_mix(
+            mix_file,
+            out,
+            seed,
+            check.value,
+            workers,
+            on_bad.value,
+            rejects,
+            format.value if format else None,
+            frames=frames,
+            time_limit=time_limit,
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    if json:
+        console.out_json(report.to_dict())
+        return
+    show_report(report)
+    if report.written:
+        console.next_step(f"llavanext train PRESET --data {out} --checkpoint CHECKPOINT --out RUN")
+
+
+def show_report(report) -> None:  # MixReport, which is imported only when there is one
+    """Print a report as tables: what came of each source, why records were dropped, how large the media are."""
+    from llavanext_cli.mixing.report import REASONS, size_histogram
+
+    rows = [
+        (s.data_set.name, s.data_set.strategy_text, s.records, s.sampled, s.kept, s.dropped.total())
+        for s in report.sources
+    ]
+    if len(rows) > 1:
+        rows.append(("total", "", sum(row[2] for row in rows), report.sampled, report.kept, report.dropped.total()))
+    console.table(("source", "strategy", "records", "sampled", "kept", "dropped"), rows)
+    if report.dropped:
+        console.out()
+        dropped = [
+            (s.data_set.name, REASONS[reason], count)
+            for s in report.sources
+            for reason, count in s.dropped.most_common()
+        ]
+        console.table(("source", "dropped for", "records"), dropped)
+    if report.sizes:
+        console.out()
+        bars = [
+            (kind, f"{low}-{low + 255}", count) for (kind, low), count in sorted(size_histogram(report.sizes).items())
+        ]
+        console.table(("media", "longer side", "samples"), bars)
+    for note in report.notes:
+        console.warn(note)
+    verb = "Wrote" if report.written else "Would write"
+    where = f"; bad records are in {report.rejects}" if report.rejects and report.dropped else ""
+    console.say(f"{verb} {report.kept} samples to {report.out} in {report.seconds:.1f} s{where}")

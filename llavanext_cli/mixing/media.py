@@ -1,0 +1,124 @@
+"""Checks one picture or clip, as far as asked: that it is there, that its header is sound, that it decodes.
+
+    exists    a readable file with something in it
+    header    a picture opens and tells its size; a clip opens, has a video stream, frames and a duration
+    full      a picture decodes; the frames of a clip that training would use decode, and its frame count is true
+
+Decoders are loaded when they are first needed, so that the cheap levels stay cheap.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from llavanext_cli.errors import DataError
+
+LEVELS = ("none", "exists", "header", "full")
+
+
+class Verdict(NamedTuple):
+    """What a check found.
+
+    Attributes:
+        reason: one word for counting, or "" when the file is good.
+        detail: a sentence about what is wrong.
+        size: (height, width) in pixels as displayed, when the header was read.
+        frames: frames of a clip, as its header says or as counted; 0 for a picture.
+        seconds: duration of a clip; 0 for a picture.
+    """
+
+    reason: str = ""
+    detail: str = ""
+    size: tuple[int, int] | None = None
+    frames: int = 0
+    seconds: float = 0.0
+
+
+class FileState(NamedTuple):
+    """What identifies a file's content without reading it: length in bytes and time of change in nanoseconds."""
+
+    size: int
+    mtime_ns: int
+
+
+def stat_file(path: str) -> FileState | Verdict:
+    """Look whether `path` is a readable file with something in it; links are followed.
+
+    Returns:
+        Its state, or the verdict against it.
+    """
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            return Verdict("not_a_file", f"{path} is no file")
+        if found.st_size == 0:
+            return Verdict("empty_file", f"{path} has 0 bytes")
+        if not os.access(path, os.R_OK):
+            return Verdict("unreadable", f"{path}: permission denied")
+    except OSError as error:
+        return _from_os_error(path, error)
+    except ValueError as error:  # a NUL byte, or a lone surrogate that no file name can hold
+        return Verdict("bad_path", f"{path!r}: {error}")
+    return FileState(found.st_size, found.st_mtime_ns)
+
+
+def _from_os_error(path: str, error: OSError) -> Verdict:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return Verdict("missing", f"{path} does not exist")
+    if error.errno == errno.ELOOP:
+        return Verdict("link_loop", f"{path}: its symbolic links go in a circle")
+    if error.errno == errno.ENAMETOOLONG:
+        return Verdict("bad_path", f"{path[:80]}...: the name is too long")
+    return Verdict("unreadable", f"{path}: {error.strerror or error}")
+
+
+def check_file(kind: str, path: str, level: str, frames: int) -> Verdict:
+    """Check one file at level "header" or "full"; `frames` is how many of a clip training would use."""
+    try:
+        return check_picture(path, level) if kind == "image" else check_clip(path, level, frames)
+    except OSError as error:
+        if error.errno is None:
+            return Verdict("corrupt", f"{path}: {error}")
+        return _from_os_error(path, error)
+
+
+def check_picture(path: str, level: str) -> Verdict:
+    """Read a picture's size, and decode it as training would when `level` is "full"."""
+    from llavanext_cli.processing.image import MAX_PIXELS, load_image, read_image_size
+
+    try:
+        size = read_image_size(path)
+        if level == "full":
+            load_image(path)
+    except DataError as error:
+        return Verdict("too_large" if str(MAX_PIXELS) in error.what else "corrupt", error.what)
+    return Verdict(size=size)
+
+
+def check_clip(path: str, level: str, frames: int) -> Verdict:
+    """Open a clip, and decode the frames that training would use when `level` is "full"."""
+    import av
+
+    try:
+        with av.open(path) as container:
+            if not container.streams.video:
+                return Verdict("no_frames", f"{path}: the file has no video stream")
+            stream = container.streams.video[0]
+            size = (stream.height, stream.width)
+            rate = float(stream.average_rate or 0)
+            seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+            count = stream.frames or round(seconds * rate)
+            if not size[0] or not size[1] or count <= 0:
+                return Verdict("no_frames", f"{path}: the clip has no frames")
+            if level == "full":
+                count = sum(1 for _ in container.decode(stream))
+                if not count:
+                    return Verdict("no_frames", f"{path}: no frame of the clip decodes")
+    except av.error.FFmpegError as error:
+        if isinstance(error, av.error.FileNotFoundError | av.error.PermissionError):
+            return Verdict("unreadable", f"{path}: {error.strerror}")
+        return Verdict("corrupt", f"{path}: the clip does not open: {error.strerror}")
+    return Verdict(size=size, frames=count, seconds=round(seconds, 3))

@@ -1,0 +1,132 @@
+"""What a mix tells when it is done: how much of each source was kept, and why the rest was not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llavanext_cli.mixing.mixfile import DataSet
+
+REASONS = {
+    "not_a_record": "the record is not what it should be",
+    "not_unicode": "a text is not Unicode",
+    "speakers": "speakers do not alternate",
+    "no_answer": "a question without an answer",
+    "empty_question": "an empty question",
+    "empty_answer": "an empty answer",
+    "placeholders": "placeholders do not fit the media",
+    "bad_path": "a path that is none",
+    "outside_root": "a path out of the media folder",
+    "missing": "a missing file",
+    "not_a_file": "a folder or device, not a file",
+    "empty_file": "a file of 0 bytes",
+    "unreadable": "a file without permission",
+    "link_loop": "symbolic links in a circle",
+    "corrupt": "a file that does not decode",
+    "too_large": "a picture of too many pixels",
+    "no_frames": "a clip without frames",
+    "false_count": "a clip with fewer frames than it says",
+    "timeout": "a file that took too long",
+    "crashed": "a file that crashed its decoder",
+    "too_long": "more tokens than fit",
+}
+"""Every reason for which a record can be dropped, in words."""
+
+
+@dataclass
+class SourceReport:
+    """One data set's part. `dropped` counts by reason; `sampled` = `kept` + the sum of `dropped`."""
+
+    data_set: DataSet
+    records: int = 0
+    sampled: int = 0
+    kept: int = 0
+    dropped: Counter = field(default_factory=Counter)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.data_set.name,
+            "json_path": str(self.data_set.json_path),
+            "media_root": str(self.data_set.media_root),
+            "sampling_strategy": self.data_set.strategy_text,
+            "records": self.records,
+            "sampled": self.sampled,
+            "kept": self.kept,
+            "dropped": dict(sorted(self.dropped.items())),
+        }
+
+
+@dataclass
+class MixReport:
+    """The whole mix.
+
+    Attributes:
+        out: the file that was written, or would have been.
+        written: False after a dry run.
+        sources: in the order of the mix file.
+        contents: samples by what they hold ("image", "video", "image+video", "text").
+        sizes: pictures and clips by (kind, longer side in pixels); empty unless headers were read.
+        files: distinct media files that were looked at in their headers or in full.
+        files_known: how many of them an earlier run had checked.
+        seconds: time taken.
+        notes: what else the user should know, a line each.
+    """
+
+    out: Path
+    written: bool
+    check: str
+    format: str
+    seed: int
+    sources: list[SourceReport]
+    rejects: Path | None = None
+    contents: Counter = field(default_factory=Counter)
+    sizes: Counter = field(default_factory=Counter)
+    files: int = 0
+    files_known: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def kept(self) -> int:
+        return sum(source.kept for source in self.sources)
+
+    @property
+    def sampled(self) -> int:
+        return sum(source.sampled for source in self.sources)
+
+    @property
+    def dropped(self) -> Counter:
+        return sum((source.dropped for source in self.sources), Counter())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "out": str(self.out),
+            "written": self.written,
+            "check": self.check,
+            "format": self.format,
+            "seed": self.seed,
+            "sampled": self.sampled,
+            "kept": self.kept,
+            "dropped": dict(sorted(self.dropped.items())),
+            "contents": dict(sorted(self.contents.items())),
+            "sizes": [
+                {"kind": kind, "longer_side": low, "count": count}
+                for (kind, low), count in sorted(size_histogram(self.sizes).items())
+            ],
+            "files_checked": self.files,
+            "files_known": self.files_known,
+            "rejects": str(self.rejects) if self.rejects else None,
+            "seconds": round(self.seconds, 3),
+            "notes": self.notes,
+            "sources": [source.to_dict() for source in self.sources],
+        }
+
+
+def size_histogram(sizes: Counter, step: int = 256) -> Counter:
+    """Counts by (kind, longer side rounded down to a multiple of `step` pixels)."""
+    histogram: Counter = Counter()
+    for (kind, side), count in sizes.items():
+        histogram[kind, side // step * step] += count
+    return histogram

@@ -1,0 +1,205 @@
+"""Random access to a file of samples, for `train` and `ask --batch`: what `mix` wrote, and what the original wrote.
+
+    {"llavanext_mix": 1, "roots": {"mix665k": "images"}, ...}      header; without it paths start at the file's folder
+    {"id": ..., "source": "mix665k", "media": [...], "turns": [...]}
+    ...
+
+The file is walked once, every record is checked, and only offsets are kept (24 bytes a record): a file of a gigabyte
+opens in seconds, and its records are parsed when they are asked for. A `SampleFile` can be pickled into workers.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from llavanext_cli.errors import DataError
+from llavanext_cli.mixing import tagged
+from llavanext_cli.mixing.splitter import index_chunks, record_lines, split_records
+from llavanext_cli.records import ROLES, Medium, Sample
+
+HEADER_KEY = "llavanext_mix"
+HEADER_VERSION = 1
+_MIX_AGAIN = "make the file again: llavanext mix --help"
+
+
+class _Turn(msgspec.Struct, gc=False):
+    role: Literal["user", "assistant"]
+    text: str
+
+
+class _Medium(msgspec.Struct, gc=False):
+    kind: Literal["image", "video"]
+    path: str
+    size: None = None
+
+
+class _Line(msgspec.Struct, gc=False):
+    """A sample without doubt: `Sample.from_dict` has the last word on every line that is not one of these."""
+
+    turns: list[_Turn]
+    media: list[_Medium] = msgspec.field(default_factory=list)
+
+
+_lines = msgspec.json.Decoder(_Line)
+
+
+def read_samples(path: Path) -> SampleFile:
+    """Open a file of samples: our JSON Lines, or the processed JSON of the original (see `tagged`).
+
+    Every record is looked at once, so that a broken one is found here and not in the middle of a training run.
+
+    Raises:
+        DataError: the file is missing, empty, or not what it should be; the message names file and line.
+    """
+    path = Path(path).absolute()
+    offsets, lengths, numbers = array("q"), array("q"), array("q")
+    header: dict[str, Any] = {}
+    is_tagged = False
+    with _opened(path) as file:
+        for chunk in index_chunks(path):
+            is_tagged = not chunk.lines
+            data = chunk.read(file)
+            records = split_records(data, chunk.lines)
+            starts = record_lines(data, records, chunk.line)
+            if chunk.first == 0 and chunk.lines:
+                header = _read_header(path, records[0], starts[0])
+            position = 0
+            for number, (record, line) in enumerate(zip(records, starts, strict=True), chunk.first):
+                text = bytes(record)
+                position = data.find(text, position)
+                if number > 0 or not header:
+                    _check(path, text, line, is_tagged, len(offsets))
+                    offsets.append(chunk.offset + position)
+                    lengths.append(len(text))
+                    numbers.append(line)
+                position += len(text)
+    if not offsets:
+        raise DataError(f"{path}: the file holds no samples", _MIX_AGAIN)
+    return SampleFile(path, header, _roots(path, header), is_tagged, offsets, lengths, numbers)
+
+
+class SampleFile(Sequence):
+    """Samples of one file, parsed one by one as they are asked for. Made by `read_samples`.
+
+    Attributes:
+        path: absolute path of the file.
+        header: its first line, or {} where there is none.
+        roots: absolute media folder of each source.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], roots: dict[str, Path], is_tagged: bool, *index: array):
+        self.path, self.header, self.roots = path, header, roots
+        self._is_tagged = is_tagged
+        self._offsets, self._lengths, self._lines = index
+        self._descriptor: int | None = None
+
+    @property
+    def samples(self) -> SampleFile:
+        """The samples: this object itself."""
+        return self
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The sample at `index`, a `records.Sample`; for a slice, a list of them."""
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.path} holds {len(self)} samples, and number {index} was asked for")
+        index %= len(self)
+        if self._descriptor is None:
+            with _opened(self.path) as file:
+                self._descriptor = os.dup(file.fileno())
+        # pread leaves the file's position alone: forked workers and threads may share the descriptor.
+        text = os.pread(self._descriptor, self._lengths[index], self._offsets[index])
+        return _parse(self.path, text, self._lines[index], self._is_tagged, index)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def line_of(self, index: int) -> int:
+        """The line of the file, from 1, in which a sample starts; for messages."""
+        return self._lines[index]
+
+    def path_of(self, sample: Sample, medium: Medium) -> Path:
+        """Absolute path of a medium of one of the file's samples."""
+        return self.roots.get(sample.source, self.path.parent) / medium.path
+
+    def close(self) -> None:
+        """Close the file; it opens again when a sample is asked for."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_descriptor": None}
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            self.close()
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}", "name the file that llavanext mix wrote") from error
+
+
+def _read_header(path: Path, record: bytes | msgspec.Raw, line: int) -> dict[str, Any]:
+    first = _decode(path, record, line)
+    if not isinstance(first, dict) or HEADER_KEY not in first:
+        return {}
+    if first[HEADER_KEY] != HEADER_VERSION:
+        raise DataError(
+            f"{path}, line {line}: the samples have format {first[HEADER_KEY]!r}, and {HEADER_VERSION} is known here",
+            "update llavanext, or make the file again",
+        )
+    roots = first.get("roots", {})
+    if not isinstance(roots, dict) or not all(isinstance(root, str) for root in roots.values()):
+        raise DataError(f"{path}, line {line}: roots must name a folder for each source", _MIX_AGAIN)
+    return first
+
+
+def _roots(path: Path, header: dict[str, Any]) -> dict[str, Path]:
+    return {name: Path(os.path.abspath(path.parent / root)) for name, root in header.get("roots", {}).items()}
+
+
+def _check(path: Path, text: bytes, line: int, is_tagged: bool, index: int) -> None:
+    """Raise if a record is no sample. Nearly all pass the quick test; the full one finds the words for the others."""
+    if not is_tagged:
+        try:
+            turns = _lines.decode(text).turns
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            turns = []
+        if turns and all(turn.role == ROLES[number % 2] for number, turn in enumerate(turns)):
+            return
+    _parse(path, text, line, is_tagged, index)
+
+
+def _parse(path: Path, text: bytes, line: int, is_tagged: bool, index: int) -> Sample:
+    where = f"{path}, line {line}"
+    data = _decode(path, text, line)
+    if is_tagged:
+        return tagged.decode(data, where, index)
+    if isinstance(data, dict) and "conversations" in data and "turns" not in data:
+        raise DataError(
+            f"{where}: this is a record of a raw data set, not a sample", "make samples first: llavanext mix --help"
+        )
+    return Sample.from_dict(data, where)
+
+
+def _decode(path: Path, text: bytes | msgspec.Raw, line: int) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}, line {line}: not valid JSON: {error}", "did the file change? Make it again"
+        ) from error
