@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llavanext_cli.config.architecture import Architecture
 
 if TYPE_CHECKING:
-    from llavanext_cli.config.schema import Preset
+    from llavanext_cli.config.schema import Preset, Train
 
 DATA_PARALLEL, SEMI_AUTO_PARALLEL = 0, 1
 COLUMNS = ("input_ids", "tiles", "feature_index", "labels")
@@ -22,7 +22,6 @@ def expand(
     architecture: Architecture | None = None,
     out: Path | str = "output",
     steps: int | None = None,
-    warmup_steps: int | None = None,
 ) -> dict[str, Any]:
     """The MindFormers configuration of a preset.
 
@@ -40,7 +39,7 @@ def expand(
     parallel = preset.parallel
     several = parallel.devices > 1
     config: dict[str, Any] = {
-        "seed": preset.train.seed,
+        "seed": preset.train.seed if preset.train else 0,
         "output_dir": str(out),
         "run_mode": "train" if training else "predict",
         "use_parallel": several,
@@ -68,7 +67,7 @@ def expand(
         },
         "micro_batch_interleave_num": 1,
         "recompute_config": {
-            "recompute": preset.train.recompute if training else False,
+            "recompute": [preset.train.recompute] if preset.train and preset.train.recompute else False,
             "parallel_optimizer_comm_recompute": True,
             "mp_comm_recompute": True,
             "recompute_slice_activation": True,
@@ -82,8 +81,8 @@ def expand(
     if not on_cpu and several:
         columns = [[parallel.data] + [1] * rank for rank in (1, 4, 1, 1)]
         config["parallel"]["dataset_strategy"] = columns
-    if training:
-        config |= _training(preset, steps, warmup_steps)
+    if preset.train:
+        config |= _training(preset, preset.train, steps)
     return config
 
 
@@ -101,38 +100,36 @@ def _context(preset: Preset) -> dict[str, Any]:
 
 
 def _model(preset: Preset, architecture: Architecture) -> dict[str, Any]:
-    asking = preset.task == "ask"
+    asking = preset.ask is not None
+    cache = {}
+    if preset.ask:
+        blocks = -(-preset.ask.cache_tokens // preset.ask.block_size)
+        cache = {"block_size": preset.ask.block_size, "num_blocks": blocks}
     return {
         "type": "LlavaNextConfig",
         "architecture": _plain(asdict(architecture)),
         "target": preset.runtime.target,
-        "batch_size": preset.train.batch_size if not asking else 1,
-        "seq_length": preset.ask.cache_tokens if asking else preset.data.seq_length,
+        "batch_size": preset.train.batch_size if preset.train else 1,
+        "seq_length": preset.ask.cache_tokens if preset.ask else preset.data.seq_length,
         "tiles": preset.data.tiles,
         "frames": preset.data.frames * preset.data.clips,
         "compute_dtype": preset.runtime.compute_dtype,
         "param_init_type": preset.runtime.parameter_dtype,
         "use_flash_attention": preset.runtime.flash_attention,
         "use_past": asking,
-        "block_size": preset.ask.block_size,
-        "num_blocks": -(-preset.ask.cache_tokens // preset.ask.block_size),
-        "trainable": list(preset.train.trainable),
         "calculate_per_token_loss": preset.runtime.target == "CPU",
+        **cache,
     }
 
 
-def _training(preset: Preset, steps: int | None, warmup_steps: int | None) -> dict[str, Any]:
-    train = preset.train
+def _training(preset: Preset, train: Train, steps: int | None) -> dict[str, Any]:
     on_cpu = preset.runtime.target == "CPU"
     schedule: dict[str, Any] = {
         "learning_rate": train.learning_rate,
         "total_steps": steps if steps is not None else -1,
         "warmup_lr_init": 0.0,
+        "warmup_ratio": train.warmup_ratio,
     }
-    if warmup_steps is None:
-        schedule["warmup_ratio"] = train.warmup_ratio
-    else:
-        schedule["warmup_steps"] = warmup_steps
     if train.schedule == "cosine":
         schedule |= {"type": "CosineWithWarmUpLR", "lr_end": train.final_learning_rate}
     else:
@@ -148,8 +145,8 @@ def _training(preset: Preset, steps: int | None, warmup_steps: int | None) -> di
         "runner_wrapper": {
             "type": "CPUTrainOneStepCell" if on_cpu else "MFTrainOneStepCell",
             "scale_sense": 1.0,
-            "use_clip_grad": train.clip_norm > 0,
-            "max_grad_norm": train.clip_norm,
+            "use_clip_grad": train.clip_norm is not None,
+            "max_grad_norm": train.clip_norm or 1.0,
         },
         "calculate_per_token_loss": on_cpu,
         "optimizer": {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mindspore import nn
 from mindspore import dtype as mstype
+from mindspore import nn
 from mindspore.ops import operations as P
 
 

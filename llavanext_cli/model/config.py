@@ -32,7 +32,6 @@ class LlavaNextConfig(PretrainedConfig):
         use_flash_attention: fused attention in the tower and the language model (Ascend only).
         use_past: True builds the inference graph with the paged KV cache.
         num_blocks, block_size: size of that cache, in blocks and tokens a block.
-        trainable: the parts that learn: "vision", "projector", "newline", "language".
         calculate_per_token_loss: return (sum of losses, number of supervised tokens) instead of their quotient, so that
             several workers can average over the tokens of the global batch.
         parallel_config: MindFormers' `TransformerOpParallelConfig`, or its mapping.
@@ -54,7 +53,6 @@ class LlavaNextConfig(PretrainedConfig):
         use_past: bool = False,
         num_blocks: int = 512,
         block_size: int = 16,
-        trainable: tuple[str, ...] | list[str] = ("vision", "projector", "newline", "language"),
         calculate_per_token_loss: bool = False,
         parallel_config: Any = default_transformer_config,
         **kwargs: Any,
@@ -73,7 +71,6 @@ class LlavaNextConfig(PretrainedConfig):
         self.use_past = use_past
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.trainable = tuple(trainable)
         self.calculate_per_token_loss = calculate_per_token_loss
         self.parallel_config = parallel_config
 

@@ -50,7 +50,7 @@ class Fusion(nn.Cell):
         newline = self.tile(self.reshape(self.cast(newline, self.dtype), (1, 1, self.width)), (batch, 1, 1))
         table = self.concat((features, newline, self.tile(self.blank, (batch, 1, 1))))  # [B, N+2, D]
         is_text = self.reshape(self.cast(self.equal(index, rows + 1), self.dtype), (batch, length, 1))
-        kept = self.mul(embeddings, self.tile_mask(is_text, (1, 1, self.width)))  # full size: broadcasting is slow on CPU
+        kept = self.mul(embeddings, self.tile_mask(is_text, (1, 1, self.width)))  # full size, see backend/cpu.py
         return self.add(kept, self.gather(table, index, 1))  # the "text" row is zero
 
     def shard(self, parallel_config):
@@ -62,5 +62,3 @@ class Fusion(nn.Cell):
         self.tile_mask.shard((rows,))
         self.mul.shard((rows, rows))
         self.add.shard((rows, rows))
-
-

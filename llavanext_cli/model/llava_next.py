@@ -39,6 +39,8 @@ class LlavaNext(PreTrainedModel):
         - **labels** - `int32[B, S]`, already shifted (records.Batch); None when not training.
         - **batch_valid_length** - `int32[B]`, with a KV cache: tokens of each sequence so far, this call's included.
         - **block_tables**, **slot_mapping** - the paged cache's bookkeeping, as in MindFormers (Ascend).
+        - **frames** (int) - how many of `tiles` are frames, the last ones; a constant of the compiled graph. Default:
+          the config's.
 
     Outputs:
         Training: the loss averaged over supervised tokens, or the pair (sum, number of tokens) when
@@ -54,15 +56,13 @@ class LlavaNext(PreTrainedModel):
         super().__init__(config, auto_prefix=True)
         self.config = config
         arch = config.architecture
-        self.tiles, self.frames = config.tiles, config.frames
+        self.frames = config.frames
         self.side, self.width = arch.vision.image_size, arch.text.hidden_size
         self.vision_width, self.tile_rows = arch.vision.hidden_size, arch.tile_features
-        self.rows = config.tiles * arch.tile_features + config.frames * arch.frame_features
         self.pool_first = arch.pool_before_projector
         self.vision_tower = VisionTower(config)
         self.projector = Projector(config)
-        if config.frames:
-            self.pooler = Pooler(config, arch.vision.hidden_size if self.pool_first else arch.text.hidden_size)
+        self.pooler = Pooler(config, arch.vision.hidden_size if self.pool_first else arch.text.hidden_size)
         scale = 1 / np.sqrt(arch.text.hidden_size)
         newline = np.random.default_rng(0).normal(0, scale, arch.text.hidden_size)
         self.image_newline = Parameter(Tensor(newline, config.param_init_type), name="image_newline")
@@ -89,10 +89,11 @@ class LlavaNext(PreTrainedModel):
         batch_valid_length=None,
         block_tables=None,
         slot_mapping=None,
+        frames=None,
     ):
         embeddings = None
         if tiles is not None:
-            embeddings = self.embed(input_ids, tiles, feature_index)
+            embeddings = self.embed(input_ids, tiles, feature_index, self.frames if frames is None else frames)
         loss_mask = None
         if labels is not None:
             loss_mask = self.cast(self.not_equal(labels, IGNORE_INDEX), mstype.float32)
@@ -109,32 +110,32 @@ class LlavaNext(PreTrainedModel):
             return output
         return output[0]  # MindFormers also hands back tokens and mask
 
-    def embed(self, input_ids, tiles, feature_index):
+    def embed(self, input_ids, tiles, feature_index, frames):
         """`[B, S, D]`: token embeddings with the features of the media in their places."""
         words = self.cast(self.language_model.to_embeddings(input_ids), self.dtype)
-        return self.fusion(words, self.features(tiles), self.image_newline, feature_index)
+        return self.fusion(words, self.features(tiles, frames), self.image_newline, feature_index)
 
-    def features(self, tiles):
+    def features(self, tiles, frames):
         """Tiles and frames to rows of the feature table: `[B, G + F, 3, R, R]` → `[B, N, D]`.
 
         Pictures go through tower and projector; frames through tower, pooler and projector (the last two in the other
         order when `pool_before_projector` is false).
         """
-        batch, count = self.shape(tiles)[0], self.tiles + self.frames
+        batch, count = self.shape(tiles)[:2]
         features = self.vision_tower(self.reshape(tiles, (batch * count, 3, self.side, self.side)))
-        if not self.frames:
-            return self.reshape(self.projector(features), (batch, self.rows, self.width))
-        if not self.tiles:
-            return self.reshape(self.pooled(features), (batch, self.rows, self.width))
-        pictures = self.projector(self.pick(features, batch, 0, self.tiles))
-        frames = self.pooled(self.pick(features, batch, self.tiles, count))
+        if frames == 0:
+            return self.reshape(self.projector(features), (batch, -1, self.width))
+        if frames == count:
+            return self.reshape(self.pooled(features), (batch, -1, self.width))
+        pictures = self.projector(self.pick(features, batch, count, 0, count - frames))
+        clips = self.pooled(self.pick(features, batch, count, count - frames, count))
         pictures = self.reshape(pictures, (batch, -1, self.width))
-        return self.concat((pictures, self.reshape(frames, (batch, -1, self.width))))
+        return self.concat((pictures, self.reshape(clips, (batch, -1, self.width))))
 
-    def pick(self, features, batch, begin, end):
+    def pick(self, features, batch, count, begin, end):
         """Tiles `begin` to `end` of every sample: `[B * (end - begin), Q, Dv]`."""
         rows, width = self.tile_rows, self.vision_width
-        features = self.reshape(features, (batch, self.tiles + self.frames, rows, width))
+        features = self.reshape(features, (batch, count, rows, width))
         features = self.slice(features, (0, begin, 0, 0), (batch, end, rows, width), (1, 1, 1, 1))
         return self.reshape(features, (batch * (end - begin), rows, width))
 
@@ -147,8 +148,7 @@ class LlavaNext(PreTrainedModel):
         dp = parallel_config.data_parallel
         self.vision_tower.shard(parallel_config)
         self.projector.shard(parallel_config)
-        if self.frames:
-            self.pooler.shard(parallel_config)
+        self.pooler.shard(parallel_config)
         self.fusion.shard(parallel_config)
         self.slice.shard(((dp, 1, 1, 1),))
         self.concat.shard(((dp, 1, 1), (dp, 1, 1)))

@@ -37,10 +37,10 @@ class Projector(nn.Cell):
 
 
 class Pooler(nn.Cell):
-    """Fewer features for a frame: the P x P grid pooled with stride `spatial_pool_stride`. `[T, P*P, C]` → `[T, Qv, C]`.
+    """Fewer features for a frame: its P x P grid pooled with `spatial_pool_stride`. `[T, P*P, C]` → `[T, Qv, C]`.
 
-    Average pooling and interpolation are linear in the grid, so both are one product with a constant `[Qv, P*P]` matrix:
-    the fastest form on every backend, and trivially differentiable.
+    Average pooling and interpolation are linear in the grid, so both are one product with a constant `[Qv, P*P]`
+    matrix: the fastest form on every backend, and trivially differentiable.
     """
 
     def __init__(self, config, width: int):
@@ -102,8 +102,8 @@ def average_matrix(side: int, stride: int) -> np.ndarray:
 
 
 def interpolation_matrix(side: int, stride: int) -> np.ndarray:
-    """`float32[Qv, P*P]` of bilinear resizing to ceil(side / stride), half-pixel centres, no anti-aliasing: the original's
-    `interpolate(mode="bilinear")`."""
+    """`float32[Qv, P*P]` of bilinear resizing to ceil(side / stride), half-pixel centres, no
+    anti-aliasing: the original's `interpolate(mode="bilinear")`."""
     out = -(-side // stride)
     line = np.zeros((out, side))
     centres = np.clip((np.arange(out) + 0.5) * side / out - 0.5, 0, side - 1)

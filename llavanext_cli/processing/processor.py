@@ -129,6 +129,10 @@ class Processor:
         """Length of the training sequence that `encode` would make."""
         return count_sequence(build_training_prompt(sample), self.plan_media(sample, roots), self.tokenizer, self.arch)
 
+    def count_question(self, sample: Sample, roots: Roots | None = None) -> int:
+        """Length of the prompt that `encode_question` would make."""
+        return count_sequence(build_question_prompt(sample), self.plan_media(sample, roots), self.tokenizer, self.arch)
+
     def _encode(self, sample: Sample, segments: list[Segment], roots: Roots, media: Media | None) -> EncodedSample:
         media = media or self.load_media(sample, roots)
         packed = pack(segments, media.plans, self.tokenizer, self.arch, sample.id)

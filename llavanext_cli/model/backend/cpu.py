@@ -1,8 +1,8 @@
 """CPU cells that take the places of Ascend operators inside MindFormers' `LlamaForCausalLM`.
 
-Each keeps the signature of the cell it replaces, so that the Llama code above it is the same on both machines. Element-wise
-operators that broadcast are about twenty times slower than full ones on MindSpore's CPU backend: masks and rotary tables
-are tiled to full size first (identical tiles of different layers become one in the compiled graph).
+Each keeps the signature of the cell it replaces, so that the Llama code above it is the same on both machines.
+Element-wise operators that broadcast are about twenty times slower than full ones on MindSpore's CPU backend: masks
+and rotary tables are tiled to full size first (identical tiles of different layers become one in the compiled graph).
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
-from mindspore import ops
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
@@ -25,9 +24,10 @@ def use_cpu_cells(language_model, config) -> None:
     text = config.architecture.text
     model = language_model.model
     model.casual_mask = CausalMask(config, text.num_attention_heads)
-    for layer in model.layers:
+    for number, layer in enumerate(model.layers):
         if config.use_past:
             layer.attention.infer_attention = CachedAttention(config)
+            layer.attention.infer_attention.update_parameters_name(f"layers.{number}.")
         else:
             layer.attention.apply_rotary_emb = Rotary(text.head_dim)
 
@@ -94,10 +94,10 @@ class Rotary(nn.Cell):
 class CachedAttention(nn.Cell):
     """In the place of `InferAttention`: attention with a KV cache.
 
-    The cache is one row a position: `[B * kv_heads * cache_length, head_dim]`. Sequence b owns the rows of b; its token at
-    position p goes to row `(b * kv_heads + head) * cache_length + p`. Prefill writes positions 0 to S-1 of every sequence
-    (right padding is written too, never seen, and overwritten when the answer gets there); a decoding step writes the
-    position `batch_valid_length - 1` and reads all of the cache.
+    The cache is one row a position: `[B * kv_heads * cache_length, head_dim]`. Sequence b owns the rows of b; its
+    token at position p goes to row `(b * kv_heads + head) * cache_length + p`. Prefill writes positions 0 to S-1 of
+    every sequence (right padding is written too, never seen, and overwritten when the answer gets there); a decoding
+    step writes the position `batch_valid_length - 1` and reads all of the cache.
     """
 
     def __init__(self, config):
@@ -208,7 +208,7 @@ class CachedAttention(nn.Cell):
 
 
 class _NoPages(nn.Cell):
-    """`LlamaForCausalLM.add_flags_custom` looks for a paged manager here; this backend's pages are in the cell above."""
+    """`LlamaForCausalLM.add_flags_custom` looks for a page manager; this backend's cache is in the cell above."""
 
     def construct(self):
         return None

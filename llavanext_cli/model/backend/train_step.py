@@ -25,10 +25,10 @@ def _tensor_is_finite(grad):
 class CPUTrainOneStepCell(MFTrainOneStepCell):
     """One optimizer step on one or several CPU workers.
 
-    The network must return (sum of losses, number of supervised tokens). Both are summed over the workers before they are
-    divided, so that the loss, and with it every gradient, is the average over the supervised tokens of the global batch,
-    however unevenly they fall. The overflow check, for which MindSpore has no CPU kernel, asks whether every gradient is
-    finite; a step that is not leaves the weights alone.
+    The network must return (sum of losses, number of supervised tokens). Both are summed over the workers before they
+    are divided, so that the loss, and with it every gradient, is the average over the supervised tokens of the global
+    batch, however unevenly they fall. The overflow check, for which MindSpore has no CPU kernel, asks whether every
+    gradient is finite; a step that is not leaves the weights alone.
     """
 
     def __init__(self, network, optimizer, **kwargs):

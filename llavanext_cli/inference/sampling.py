@@ -1,0 +1,65 @@
+"""From logits to the next token: greedy, or drawn with temperature, top-k, top-p and a repetition penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn.
+
+    Attributes:
+        max_new_tokens: greatest length of an answer, in tokens.
+        temperature: 0 takes the likeliest token; higher is more varied.
+        top_k: draw from this many of the likeliest tokens; 0: all.
+        top_p: draw from the likeliest tokens that together have this probability.
+        repetition_penalty: above 1, tokens that were used become less likely (Keskar et al. 2019).
+        seed: the same seed gives the same answer.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+def next_token(logits: np.ndarray, seen: Iterable[int], sampling: Sampling, rng: np.random.Generator) -> int:
+    """Choose one token.
+
+    Args:
+        logits: `float32[V]`.
+        seen: ids of prompt and answer so far, for the repetition penalty.
+        rng: advanced by one draw unless greedy.
+
+    Source: the order of transformers' logits processors: penalty, temperature, top-k, top-p.
+    """
+    if sampling.repetition_penalty != 1.0:
+        logits = logits.copy()
+        used = np.fromiter(set(seen), np.int64)
+        score = logits[used]
+        penalty = sampling.repetition_penalty
+        logits[used] = np.where(score < 0, score * penalty, score / penalty)
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    return int(rng.choice(len(logits), p=probabilities(logits, sampling)))
+
+
+def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """`float64[V]`: what a token is drawn from, after temperature, top-k and top-p."""
+    scores = logits.astype(np.float64) / sampling.temperature
+    if 0 < sampling.top_k < len(scores):
+        scores[scores < np.partition(scores, -sampling.top_k)[-sampling.top_k]] = -np.inf
+    share = np.exp(scores - scores.max())
+    share /= share.sum()
+    if sampling.top_p < 1:
+        order = np.argsort(-share, kind="stable")
+        before = np.cumsum(share[order]) - share[order]
+        share[order[before >= sampling.top_p]] = 0  # the likeliest token always stays
+        share /= share.sum()
+    return share

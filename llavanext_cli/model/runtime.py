@@ -1,0 +1,87 @@
+"""Prepare MindSpore and MindFormers before their first import: where they may write, and how much they may say.
+
+Both decide at import time. MindFormers makes `./output/log` in the working folder and logs to stdout, MindSpore drops
+`./rank_0` on a failed compile and warns on stderr; here all of that goes to a folder of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from llavanext_cli.errors import RuntimeMissingError
+
+
+def library_environment(folder: Path, verbose: bool = False) -> dict[str, str]:
+    """Environment variables that keep the libraries' files under `folder` and their talk off the terminal."""
+    return {
+        "LOG_MF_PATH": str(folder / "mindformers"),
+        "LOCAL_DEFAULT_PATH": str(folder / "mindformers"),
+        "MS_OM_PATH": str(folder / "mindspore"),
+        "MS_DEV_SAVE_GRAPHS_PATH": str(folder / "mindspore"),
+        "GLOG_v": "2" if verbose else "4",
+    }
+
+
+def load_libraries(folder: Path, target: str, *, threads: int | None = None, verbose: bool = False) -> None:
+    """Import MindSpore, MindFormers and our classes, quietly, and choose the device. To be called once a process.
+
+    Args:
+        folder: for the libraries' own logs; made when missing.
+        target: "Ascend" or "CPU".
+        threads: threads of the CPU kernels; None for all cores this process may use (MindSpore's own default is 25).
+        verbose: leave warnings and logs on the terminal.
+
+    Raises:
+        RuntimeMissingError: a library is not installed or does not load.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.update(library_environment(folder, verbose))
+    try:
+        with contextlib.nullcontext() if verbose else _silence():
+            import mindspore
+
+            import llavanext_cli.model.backend.train_step
+            import llavanext_cli.model.registry  # noqa: F401 - puts our classes into MindFormers' registry
+    except ImportError as fault:
+        raise RuntimeMissingError(f"{fault}", hint="run `pip install mindspore==2.9.0 mindformers==1.9.0`") from fault
+    if not verbose:
+        _drop_stream_handlers()
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    mindspore.set_device(target)
+    if target == "CPU":
+        mindspore.device_context.cpu.op_tuning.threads_num(threads or len(os.sched_getaffinity(0)))
+
+
+def _drop_stream_handlers() -> None:
+    """MindFormers' logger keeps its files and loses the terminal."""
+    from mindformers.tools.logger import get_logger
+
+    log = get_logger()
+    for handler in list(log.handlers):
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            log.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Send what is written to file descriptors 1 and 2 nowhere: the libraries' C++ parts write there as they load."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        for descriptor in (*kept, nowhere):
+            os.close(descriptor)

@@ -1,0 +1,69 @@
+"""The folder of a training run, and the file that tells its workers what to do.
+
+OUT/job.json              what was asked for
+OUT/mindformers.yaml      the complete configuration, as MindFormers reads it
+OUT/metrics.jsonl         one line a logged step
+OUT/checkpoints/step-…/   on the way
+OUT/model/                the trained model: what `ask` and `convert --to hf` take
+OUT/logs/                 worker_RANK.log, scheduler.log, what MindSpore and MindFormers write
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a preset by name or path with its overrides, and absolute paths."""
+
+    preset: str
+    overrides: tuple[str, ...]
+    data: Path
+    checkpoint: Path
+    out: Path
+
+    @property
+    def file(self) -> Path:
+        return self.out / "job.json"
+
+    @property
+    def config_file(self) -> Path:
+        return self.out / "mindformers.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.out / "metrics.jsonl"
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        return self.out / "checkpoints"
+
+    @property
+    def model_folder(self) -> Path:
+        return self.out / "model"
+
+    @property
+    def logs_folder(self) -> Path:
+        return self.out / "logs"
+
+    @property
+    def libraries_folder(self) -> Path:
+        return self.logs_folder / "libraries"
+
+    def save(self) -> None:
+        fields = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        self.file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, file: Path) -> Job:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        return cls(
+            fields["preset"],
+            tuple(fields["overrides"]),
+            Path(fields["data"]),
+            Path(fields["checkpoint"]),
+            Path(fields["out"]),
+        )

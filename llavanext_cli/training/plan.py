@@ -1,0 +1,88 @@
+"""What a run will do, computed before it starts: steps, the order of samples, and whether every sample fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+from llavanext_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from llavanext_cli.config.schema import Preset
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Sizes of a run: samples of the file, samples a step over all devices, optimizer steps, passes over the data."""
+
+    samples: int
+    global_batch: int
+    steps: int
+    epochs: float
+
+
+def plan_run(preset: Preset, samples: int) -> RunPlan:
+    """Steps from epochs, or the preset's own number of steps.
+
+    Raises:
+        DataError: there are fewer samples than one step takes.
+    """
+    train = preset.train
+    assert train is not None, "plan_run is for train presets"
+    global_batch = train.batch_size * train.accumulate * preset.parallel.data
+    steps = train.steps or samples * train.epochs // global_batch
+    if steps < 1:
+        raise DataError(
+            f"{samples} samples are fewer than one step takes ({global_batch})",
+            hint="mix more data, or lower train.batch_size with --set",
+        )
+    return RunPlan(samples, global_batch, steps, steps * global_batch / samples)
+
+
+def sample_order(samples: int, count: int, *, shuffle: bool, seed: int) -> list[int]:
+    """The first `count` indices of an endless walk over the samples, epoch after epoch, each in a new order.
+
+    It depends on nothing but its arguments, so that one worker or eight, interrupted or not, see the same data.
+    """
+    order: list[int] = []
+    epoch = 0
+    while len(order) < count:
+        indices = list(range(samples))
+        if shuffle:
+            Random(f"{seed}/{epoch}").shuffle(indices)
+        order += indices
+        epoch += 1
+    return order[:count]
+
+
+def rank_order(order: Sequence[int], *, batch: int, rank: int, ranks: int) -> list[int]:
+    """The samples of one of `ranks` data-parallel workers: its slice of every global batch.
+
+    order   a b c d | e f g h      ranks 2, batch 2
+    rank 0  a b     | e f
+    rank 1      c d |     g h
+    """
+    step = batch * ranks
+    return [i for begin in range(0, len(order) - step + 1, step) for i in order[begin + rank * batch :][:batch]]
+
+
+def check_lengths(lengths: Sequence[tuple[str, int]], seq_length: int) -> None:
+    """Refuse a run in which samples do not fit, before it starts.
+
+    Args:
+        lengths: (id, tokens) of every sample.
+        seq_length: positions of the static graph.
+
+    Raises:
+        DataError: how many samples are too long, the worst, and what would fit them all.
+    """
+    long = [(tokens, name) for name, tokens in lengths if tokens > seq_length]
+    if long:
+        most, worst = max(long)
+        raise DataError(
+            f"{len(long)} of {len(lengths)} samples are longer than data.seq_length: "
+            f"{worst!r} has {most} tokens, {seq_length} fit",
+            hint=f"raise it with --set data.seq_length={-(-most // 16) * 16}, or leave those samples out of the mix",
+        )
