@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llavanext_cli.config import reading
-from llavanext_cli.config.reading import Builder, Document, load_yaml, parse_yaml, suggestion
+from llavanext_cli.config.reading import Builder, Document, load_yaml, parse_yaml, suggestion, takes_mapping
 from llavanext_cli.config.rules import check_preset
 from llavanext_cli.config.schema import SECTIONS, TASKS, Head, Preset, schema_keys
 from llavanext_cli.errors import ConfigError
@@ -187,7 +187,7 @@ def _read_document(path: Path) -> Document:
     return below.updated(document)
 
 
-def _read_overrides(overrides: Sequence[str], known: Sequence[str], builder: Builder) -> Document:
+def _read_overrides(overrides: Sequence[str], known: Mapping[str, Any], builder: Builder) -> Document:
     """`a.b=c` settings as a document. An unknown key is a problem; it is noted and left out."""
     result = Document({}, {})
     for override in overrides:
@@ -196,13 +196,12 @@ def _read_overrides(overrides: Sequence[str], known: Sequence[str], builder: Bui
         if not equals or not key:
             raise ConfigError(f"{where}: expected KEY=VALUE, such as train.learning_rate=1e-5")
         value = parse_yaml(text, where)
-        # Below a mapping-valued key such as model.text.rope_scaling the names are not the schema's.
-        free = any(key.startswith(f"{leaf}.") for leaf in known)
+        # Below model.text.rope_scaling, whose value is a mapping, the names are not the schema's.
+        free = any(key.startswith(f"{leaf}.") and takes_mapping(kind) for leaf, kind in known.items())
         inner = any(leaf.startswith(f"{key}.") for leaf in known)
         if key == "extends" or not (free or inner or key in known):
-            prefix, _, last = key.rpartition(".")
-            siblings = _siblings(prefix, known)
-            hint = suggestion(last, siblings, prefix, known) if siblings else suggestion(key, _siblings("", known))
+            near = difflib.get_close_matches(key, list(known), n=1)
+            hint = f"; did you mean {near[0]}?" if near else suggestion(key, _top_keys(known), "", known)
             builder.problems.append(reading.Problem(where, "", f"unknown key{hint}"))
             continue
         values: Any = value
@@ -219,11 +218,9 @@ def _keys_below(value: Any, key: str) -> Iterator[str]:
         yield from _keys_below(inner, f"{key}.{name}")
 
 
-def _siblings(prefix: str, known: Sequence[str]) -> list[str]:
-    """Names that may stand below a dotted key; "" is the top."""
-    start = f"{prefix}." if prefix else ""
-    names = [leaf[len(start) :].partition(".")[0] for leaf in known if leaf.startswith(start) and leaf != "extends"]
-    return list(dict.fromkeys(names))
+def _top_keys(known: Iterable[str]) -> list[str]:
+    """The keys at the top."""
+    return list(dict.fromkeys(key.partition(".")[0] for key in known))
 
 
 def _share_devices(document: Document, devices: int) -> Document:
@@ -246,7 +243,7 @@ def _share_devices(document: Document, devices: int) -> Document:
     )
 
 
-def _build(builder: Builder, name: str, path: Path, known: list[str]) -> Preset:
+def _build(builder: Builder, name: str, path: Path, known: Mapping[str, Any]) -> Preset:
     """The dataclasses; what is wrong is in `builder.problems`."""
     values = builder.document.values
     tops = ["task", "description", *SECTIONS]

@@ -285,7 +285,10 @@ def converted(kind: Any, value: Any) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return converted(next(a for a in arguments if a is not type(None)), value)
+        try:
+            return converted(next(a for a in arguments if a is not type(None)), value)
+        except Mismatch as mismatch:
+            raise Mismatch(f"expected {expected(kind)}, not {_shown(value)}") from mismatch
     if origin is Literal and value in arguments and type(value) is str:
         return value
     if origin is tuple and isinstance(value, list):
@@ -303,6 +306,11 @@ def converted(kind: Any, value: Any) -> Any:
     if kind is str and isinstance(value, str):
         return value
     raise Mismatch(f"expected {expected(kind)}, not {_shown(value)}")
+
+
+def takes_mapping(kind: Any) -> bool:
+    """Whether a type is `dict[...]`, or that or None."""
+    return get_origin(kind) is dict or any(get_origin(argument) is dict for argument in get_args(kind))
 
 
 def expected(kind: Any) -> str:

@@ -128,7 +128,7 @@ def joint_rules(preset: Preset) -> Findings:
             ("model.vision_feature_layer", "model.vision.num_hidden_layers"),
             f"layer {model.vision_feature_layer} does not exist: the tower has {layers}",
         )
-    if not 1 <= model.spatial_pool_stride <= max(1, model.vision.patches if model.vision.patch_size > 0 else 1):
+    if model.vision.patch_size > 0 and not 1 <= model.spatial_pool_stride <= model.vision.patches:
         yield (
             ("model.spatial_pool_stride", "model.vision.image_size", "model.vision.patch_size"),
             f"a stride of {model.spatial_pool_stride} leaves nothing of {model.vision.patches} patches a side",

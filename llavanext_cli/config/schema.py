@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.config.reading import hints, setting
@@ -146,18 +146,18 @@ SECTIONS: dict[str, type] = {
 TASKS = ("train", "ask")
 
 
-def schema_keys() -> list[str]:
-    """Every dotted key a preset may have."""
+def schema_keys() -> dict[str, Any]:
+    """Every dotted key a preset may have below `extends`, with its type."""
 
-    def walk(cls: type, prefix: str) -> Iterator[str]:
+    def walk(cls: type, prefix: str) -> Iterator[tuple[str, Any]]:
         for f in dataclasses.fields(cls):
             kind = hints(cls)[f.name]
             if dataclasses.is_dataclass(kind):
                 yield from walk(kind, f"{prefix}{f.name}.")
             else:
-                yield prefix + f.name
+                yield prefix + f.name, kind
 
-    keys = ["extends", *walk(Head, "")]
+    keys = dict(walk(Head, ""))
     for name, cls in SECTIONS.items():
-        keys += walk(cls, f"{name}.")
+        keys |= dict(walk(cls, f"{name}."))
     return keys

@@ -1,0 +1,253 @@
+"""Loading presets: extends, --set, --devices, and every message of what can be wrong."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llavanext_cli.config.presets import (
+    check_presets,
+    find_preset,
+    list_presets,
+    load_preset,
+    preset_files,
+    presets_folder,
+)
+from llavanext_cli.config.schema import schema_keys
+from llavanext_cli.errors import ConfigError
+
+GOOD = """\
+    extends: base/tiny
+    task: train
+    description: mine
+    data: {seq_length: 256, tiles: 5}
+    train: {learning_rate: 1e-3}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "mine.yaml"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return write
+
+
+def fault(name, overrides=(), **options) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load_preset(name, overrides, **options)
+    assert caught.value.exit_code == 1
+    assert "\n" not in caught.value.what
+    return caught.value
+
+
+def test_a_file_over_its_base(write):
+    preset = load_preset(write(GOOD))
+    assert (preset.name, preset.task, preset.description) == ("mine", "train", "mine")
+    assert preset.train.learning_rate == 1e-3
+    assert preset.model.vision.hidden_size == 96
+    assert preset.runtime.target == "CPU"
+    assert preset.ask is None
+    assert preset.global_batch == 1
+
+
+def test_a_mapping_is_merged_key_by_key_and_a_list_replaced(write):
+    path = write(GOOD + "    model: {text: {num_hidden_layers: 2}, image_grid_pinpoints: [[56, 112]]}\n")
+    model = load_preset(path).model
+    assert model.text.num_hidden_layers == 2
+    assert model.text.hidden_size == 128
+    assert model.image_grid_pinpoints == ((56, 112),)
+
+
+def test_a_base_of_ones_own_is_found_beside_the_file(write):
+    base = (presets_folder() / "base/tiny.yaml").read_text()
+    write(base.replace("vocab_size: 512", "vocab_size: 600"), "my-base.yaml")
+    assert load_preset(write(GOOD.replace("base/tiny", "my-base"))).model.text.vocab_size == 600
+
+
+def test_one_level_of_extends(write):
+    write("extends: base/tiny\n", "middle.yaml")
+    error = fault(write(GOOD.replace("base/tiny", "middle")))
+    assert "line 1: extends: middle is itself extended and may not extend another" in error.what
+
+
+def test_a_base_that_does_not_exist(write):
+    error = fault(write(GOOD.replace("base/tiny", "base/tinny")))
+    assert "line 1: extends: there is no base/tinny; did you mean base/tiny?" in error.what
+    assert "base/video-7b" in error.hint
+
+
+def test_no_such_preset_names_the_nearest():
+    error = fault("video-7b-stge2")
+    assert error.what == "no preset named 'video-7b-stge2'"
+    assert "video-7b-stage2" in error.hint
+    assert "presets list" in error.hint
+
+
+def test_no_such_file(tmp_path):
+    error = fault(tmp_path / "no.yaml")
+    assert error.what == f"no preset file {tmp_path / 'no.yaml'}"
+
+
+def test_a_base_alone_is_not_offered():
+    assert "base/tiny" not in preset_files()
+    assert fault("base/tiny").what == "no preset named 'base/tiny'"
+
+
+def test_every_fault_of_a_file_is_reported_with_its_line(write):
+    path = write(
+        """\
+        extends: base/tiny
+        task: train
+        data:
+          seq_length: 256
+          tile: 5
+          frames: many
+        trian:
+          epochs: 1
+        train:
+          learning_rate: 1e-3
+          trainable: [vision, lm]
+        runtime:
+          compute_dtype: bfloat16
+          flash_attention: true
+        learning_rate: 1
+        """
+    )
+    error = fault(path)
+    assert error.what == "preset mine has 8 problems"
+    assert error.details == (
+        f"{path}, line 7: trian: unknown key; did you mean train?",
+        f"{path}, line 15: learning_rate: unknown key; did you mean train.learning_rate?",
+        f"{path}: description: missing: one line for `llavanext presets list`",
+        f"{path}, line 5: data.tile: unknown key; did you mean data.tiles?",
+        f"{path}, line 6: data.frames: expected a whole number, not 'many'",
+        f"{path}, line 11: train.trainable: expected one of vision, projector, newline, language, not 'lm'",
+        f"{path}, line 13: runtime.compute_dtype: MindSpore has no bfloat16 matrix product on CPU: use float32",
+        f"{path}, line 14: runtime.flash_attention: there is no such kernel on CPU: set it to false",
+    )
+
+
+def test_set_changes_one_value():
+    preset = load_preset("tiny-stage2", ["train.learning_rate=2e-4", "train.trainable=[projector, newline]"])
+    assert preset.train.learning_rate == 2e-4
+    assert preset.train.trainable == ("projector", "newline")
+    assert preset.train.epochs == load_preset("tiny-stage2").train.epochs
+
+
+def test_set_reaches_into_a_mapping_and_replaces_null():
+    preset = load_preset("video-7b-ask-video", ["model.text.rope_scaling.factor=4"])
+    assert preset.model.text.rope_scaling == {"type": "linear", "factor": 4}
+    assert load_preset("tiny-stage2", ["train.clip_norm="]).train.clip_norm is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.learning_rte=1", "--set train.learning_rte=1: unknown key; did you mean train.learning_rate?"),
+        ("learning_rate=1", "--set learning_rate=1: unknown key; did you mean train.learning_rate?"),
+        ("tran.epochs=1", "--set tran.epochs=1: unknown key; did you mean train.epochs?"),
+        ("extends=base/tiny", "--set extends=base/tiny: unknown key"),
+        ("train.epochs=two", "--set train.epochs=two: train.epochs: expected a whole number, not 'two'"),
+        ("train.epochs.x=1", "--set train.epochs.x=1: unknown key; did you mean train.epochs?"),
+        ("train=5", "--set train=5: train: expected a mapping of keys to values, not 5"),
+        ("train.learning_rate=nan", "expected a number, not 'nan'"),
+        ("train.learning_rate=1e999", "expected a number, not inf"),
+        ("train.learning_rate=0", "must be more than 0, got 0"),
+    ],
+)
+def test_a_wrong_set(setting, message):
+    details = fault("tiny-stage2", [setting]).details
+    assert any(message in line for line in details), details
+
+
+@pytest.mark.parametrize("setting", ["train.epochs", "=3", ""])
+def test_a_set_without_key_or_value(setting):
+    error = fault("tiny-stage2", [setting])
+    assert "expected KEY=VALUE, such as train.learning_rate=1e-5" in error.what
+
+
+def test_a_set_that_is_not_yaml():
+    assert fault("tiny-stage2", ["train.trainable=[vision"]).what.startswith("--set train.trainable=[vision, line 1")
+
+
+def test_a_section_of_the_other_task_is_not_read(write):
+    error = fault(write(GOOD + "    ask: {cache_tokens: 256}\n"))
+    assert error.details[0].endswith("line 6: ask: is not read by the task train: leave it out")
+    error = fault("tiny-ask", ["data.seq_length=256"])
+    assert error.details == ("--set data.seq_length=256: data.seq_length: is not read by the task ask: leave it out",)
+
+
+@pytest.mark.parametrize(
+    ("preset", "devices", "sharing"),
+    [("tiny-stage2", 2, (2, 1, 1)), ("video-7b-stage2", 4, (4, 1, 1)), ("tiny-stage2", 1, (1, 1, 1))],
+)
+def test_devices_are_shared_by_the_samples(preset, devices, sharing):
+    parallel = load_preset(preset, devices=devices).parallel
+    assert parallel.devices == devices
+    assert (parallel.data, parallel.tensor, parallel.pipeline) == sharing
+
+
+def test_devices_beside_tensor_parallelism():
+    assert load_preset("video-7b-stage2", ["parallel.tensor=2"], devices=8).parallel.data == 4
+    error = fault("video-7b-stage2", ["parallel.tensor=2"], devices=3)
+    assert error.what == "--devices 3 cannot be shared by tensor 2 x pipeline 1"
+    assert "multiple of 2" in error.hint
+
+
+def test_check_goes_on_after_a_wrong_one(write):
+    bad = write(GOOD.replace("1e-3", "fast"))
+    reports = check_presets([str(bad), "tiny-ask", "nothing"])
+    assert [report.ok for report in reports] == [False, True, False]
+    assert "train.learning_rate: expected a number, not 'fast'" in reports[0].problems[0]
+    assert reports[2].path is None
+    assert "no preset named 'nothing'" in reports[2].problems[0]
+
+
+def test_check_reports_a_file_with_a_key_given_twice(write):
+    (report,) = check_presets([str(write(GOOD + "    task: ask\n"))])
+    assert len(report.problems) == 1
+    assert "task is given twice" in report.problems[0]
+
+
+def test_find_by_name_and_by_path(write):
+    path = write(GOOD, "other.yml")
+    assert find_preset(path) == ("other", path)
+    name, path = find_preset("tiny-ask")
+    assert (name, path.name) == ("tiny-ask", "tiny-ask.yaml")
+
+
+def test_list_says_what_each_is_for():
+    infos = {info.name: info for info in list_presets()}
+    assert infos["video-7b-stage2"].devices == 8
+    assert infos["video-7b-ask-image"].task == "ask"
+    assert infos["tiny-stage3"].target == "CPU"
+
+
+YAML_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 5000),
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.sampled_from(["x", "float32", "bfloat16", "CPU", "[]", "[1, 2]", "[[0, 0]]", "{}", "{type: linear, factor: x}"]),
+).map(lambda value: "" if value is None else str(value).lower() if isinstance(value, bool) else str(value))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(["tiny-stage2", "tiny-ask", "video-7b-stage3"]),
+    changes=st.dictionaries(st.sampled_from(list(schema_keys())), YAML_VALUES, max_size=4),
+)
+def test_any_setting_is_taken_or_is_our_error(name, changes):
+    try:
+        preset = load_preset(name, [f"{key}={value}" for key, value in changes.items()])
+    except ConfigError as error:
+        assert error.details or error.what
+    else:
+        assert preset.parallel.data * preset.parallel.tensor * preset.parallel.pipeline == preset.parallel.devices

@@ -1,0 +1,195 @@
+"""Each rule between fields: what breaks it, what it says, and the nearest value that is still right."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
+from llavanext_cli.config.presets import load_preset
+from llavanext_cli.config.rules import (
+    greatest_picture_tokens,
+    greatest_positions,
+    greatest_tiles,
+)
+from llavanext_cli.errors import ConfigError
+
+TRAIN, CPU_TRAIN, ASK, CLIP = "video-7b-stage2", "tiny-stage2", "video-7b-ask-image", "video-7b-ask-video"
+
+BROKEN = [
+    (TRAIN, ["parallel.devices=4"], "parallel.devices: 4 devices, but data 8 x tensor 1 x pipeline 1 = 8"),
+    (
+        TRAIN,
+        ["parallel.tensor=3", "parallel.data=1", "parallel.devices=3"],
+        "parallel.tensor: 3 devices cannot share num_attention_heads 32 evenly",
+    ),
+    (
+        TRAIN,
+        ["model.text.vocab_size=32065", "parallel.tensor=2", "parallel.data=4"],
+        "parallel.tensor: 2 devices cannot share vocab_size 32065 evenly",
+    ),
+    (
+        TRAIN,
+        ["parallel.pipeline=64", "parallel.devices=512", "train.accumulate=64"],
+        "parallel.pipeline: 64 stages for 32 layers",
+    ),
+    (
+        TRAIN,
+        ["parallel.pipeline=2", "parallel.data=4"],
+        "train.accumulate: 2 pipeline stages need at least as many batches to work on",
+    ),
+    (
+        ASK,
+        ["parallel.pipeline=2", "parallel.devices=2"],
+        "parallel.pipeline: an answer cannot be made in pipeline stages: use parallel.tensor",
+    ),
+    (
+        CPU_TRAIN,
+        ["parallel.tensor=2", "parallel.devices=2"],
+        "parallel.tensor: CPU workers share the samples only: set it to 1 and use parallel.data",
+    ),
+    (
+        CPU_TRAIN,
+        ["parallel.optimizer_sharding=true"],
+        "parallel.optimizer_sharding: is for Ascend only: set it to false on CPU",
+    ),
+    (
+        CPU_TRAIN,
+        ["runtime.compute_dtype=bfloat16"],
+        "runtime.compute_dtype: MindSpore has no bfloat16 matrix product on CPU: use float32",
+    ),
+    (
+        CPU_TRAIN,
+        ["runtime.parameter_dtype=bfloat16"],
+        "runtime.parameter_dtype: MindSpore has no bfloat16 matrix product on CPU: use float32",
+    ),
+    (
+        CPU_TRAIN,
+        ["runtime.flash_attention=true"],
+        "runtime.flash_attention: there is no such kernel on CPU: set it to false",
+    ),
+    (CPU_TRAIN, ["runtime.memory=8GB"], "runtime.memory: is the memory pool of an NPU: set it to null on CPU"),
+    (TRAIN, ["runtime.threads=8"], "runtime.threads: is for CPU workers: set it to null on Ascend"),
+    (TRAIN, ["runtime.memory=57"], "runtime.memory: expected text or null, not 57"),
+    (TRAIN, ["runtime.memory=57 GB"], "must be a number of gigabytes such as \"57GB\", not '57 GB'"),
+    (
+        TRAIN,
+        ["runtime.compute_dtype=float16"],
+        "float16 training needs loss scaling, which is not done: use bfloat16 on Ascend, float32 on CPU",
+    ),
+    (TRAIN, ["data.tiles=0"], "data.tiles: leave room for pictures (tiles), clips (frames) or both"),
+    (TRAIN, ["data.tiles=4"], "data.tiles: 4 tiles, but one picture can take 5: set 5 or more, or 0 for no pictures"),
+    (
+        TRAIN,
+        ["data.seq_length=2991"],
+        "data.seq_length: 2991 tokens are too few: one picture can make 2928 tokens, text needs at least 64; "
+        "set 2992 or more",
+    ),
+    (
+        TRAIN,
+        ["data.seq_length=4097"],
+        "data.seq_length: 4097 tokens, but positions reach 4096: use at most that, or raise "
+        "model.text.rope_scaling.factor",
+    ),
+    (
+        "video-7b-stage3",
+        ["data.clips=2"],
+        "data.seq_length: 4096 tokens are too few: 32 frames of 144 tokens make 4608, text needs at least 64; "
+        "set 4672 or more",
+    ),
+    (
+        CLIP,
+        ["ask.max_new_tokens=3521"],
+        "ask.cache_tokens: 8192 tokens are too few: 32 frames of 144 tokens make 4608, text needs at least 64 and "
+        "the answer 3521 (ask.max_new_tokens); set 8193 or more",
+    ),
+    (CLIP, ["model.text.rope_scaling=null"], "ask.cache_tokens: 8192 tokens, but positions reach 4096"),
+    (ASK, ["ask.block_size=48"], "ask.cache_tokens: 4096 tokens are not a whole number of blocks of 48"),
+    (ASK, ["ask.top_k=40000"], "ask.top_k: 40000 is more than the vocabulary's 32064"),
+    (TRAIN, ["train.trainable=[]"], "train.trainable: nothing would be trained: name at least one part"),
+    (TRAIN, ["train.trainable=[vision, vision]"], "train.trainable: a part is named twice"),
+    (TRAIN, ["train.final_learning_rate=1e-5"], "1e-05 is above the learning rate 2e-06"),
+    (TRAIN, ["train.recompute=33"], "train.recompute: 33 layers, but the language model has 32"),
+    (TRAIN, ["model.text.hidden_size=0"], "model.text.hidden_size: must be more than 0, got 0"),
+    (TRAIN, ["model.vision.patch_size=0"], "model.vision.patch_size: must be more than 0, got 0"),
+    (TRAIN, ["model.text.num_attention_heads=33"], "must give an even whole number a head"),
+    (TRAIN, ["model.text.num_key_value_heads=5"], "32 heads cannot be grouped over 5 key-value heads"),
+    (TRAIN, ["model.vision.num_attention_heads=15"], "1024 channels cannot be shared by 15 heads"),
+    (TRAIN, ["model.vision.patch_size=16", "model.vision.image_size=337"], "are not a whole number of patches of 16"),
+    (TRAIN, ["model.vision.hidden_act=relu"], "expected one of quick_gelu, gelu, not 'relu'"),
+    (TRAIN, ["model.spatial_pool_mode=mean"], "expected one of average, max, conv, interpolate, not 'mean'"),
+    (TRAIN, ["model.vision_feature_select_strategy=cls"], "expected one of default, full, not 'cls'"),
+    (TRAIN, ["model.image_grid_pinpoints=[]"], "must name at least one (height, width)"),
+    (TRAIN, ["model.image_grid_pinpoints=[[336, 500]]"], "[336, 500] is not a whole number of tiles of 336 pixels"),
+    (TRAIN, ["model.vision_feature_layer=-26"], "layer -26 does not exist: the tower has 24"),
+    (TRAIN, ["model.spatial_pool_stride=0"], "a stride of 0 leaves nothing of 24 patches a side"),
+    (TRAIN, ["model.spatial_pool_stride=25"], "a stride of 25 leaves nothing of 24 patches a side"),
+    (TRAIN, ["model.image_token_index=32064"], "token 32064 is outside the vocabulary of 32064"),
+    (TRAIN, ["model.image_token_index=32000"], "pictures and clips need different token ids"),
+    (
+        TRAIN,
+        ["model.text.rope_scaling={type: dynamic, factor: 2}"],
+        "model.text.rope_scaling: must be null or {type: linear, factor: 1 or more}",
+    ),
+    (TRAIN, ["model.text.rope_scaling={type: linear, factor: x}"], "must be null or {type: linear"),
+    (TRAIN, ["model.text.rope_scaling={type: linear, factor: 0.5}"], "must be null or {type: linear"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), BROKEN, ids=[" ".join(row[1]) for row in BROKEN])
+def test_a_broken_rule_says_what_to_change(name, changes, message):
+    with pytest.raises(ConfigError) as caught:
+        load_preset(name, changes)
+    assert any(message in line for line in caught.value.details), caught.value.details
+    assert all(line.startswith("--set ") for line in caught.value.details), "the place is what the user changed"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        (TRAIN, ["data.seq_length=2992"]),
+        (TRAIN, ["data.seq_length=10240", "model.text.rope_scaling={type: linear, factor: 2.5}"]),
+        (TRAIN, ["data.tiles=6"]),
+        (TRAIN, ["parallel.pipeline=2", "parallel.data=4", "train.accumulate=2"]),
+        (TRAIN, ["parallel.tensor=8", "parallel.data=1"]),
+        (TRAIN, ["train.recompute=32", "train.clip_norm=null", "train.schedule=constant"]),
+        (CLIP, ["ask.max_new_tokens=3520"]),
+        (ASK, ["runtime.compute_dtype=float16", "runtime.parameter_dtype=float16"]),
+        (CPU_TRAIN, ["parallel.data=2", "parallel.devices=2", "runtime.threads=1"]),
+        (CPU_TRAIN, ["model.spatial_pool_stride=4"]),
+        (CPU_TRAIN, ["model.vision_feature_layer=-1"]),
+    ],
+)
+def test_the_nearest_sound_value_is_taken(name, changes):
+    assert load_preset(name, changes).name == name
+
+
+def test_a_rule_is_silent_about_a_field_that_is_wrong_by_itself():
+    with pytest.raises(ConfigError) as caught:
+        load_preset(TRAIN, ["parallel.devices=many", "parallel.data=4"])
+    assert caught.value.details == (
+        "--set parallel.devices=many: parallel.devices: expected a whole number, not 'many'",
+    )
+
+
+def test_sizes_of_the_published_model():
+    model = Architecture()
+    assert greatest_tiles(model) == 5
+    assert greatest_picture_tokens(model) == 2928  # 672 x 672: 48*48 + 48 newlines + 576
+    assert greatest_positions(model.text) == 4096
+    scaled = dataclasses.replace(model.text, rope_scaling={"type": "linear", "factor": 2.5})
+    assert greatest_positions(scaled) == 10240
+
+
+def test_sizes_without_the_newline():
+    model = Architecture(use_image_newline_parameter=False)
+    assert greatest_picture_tokens(model) == 48 * 48 + 576
+
+
+def test_sizes_follow_the_tile():
+    model = Architecture(
+        vision=VisionArchitecture(image_size=56), text=TextArchitecture(), image_grid_pinpoints=((56, 168), (112, 112))
+    )
+    assert greatest_tiles(model) == 5
+    assert greatest_picture_tokens(model) == 8 * 9 + 16
