@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-PLAIN_STEP = 0.1
+PLAIN_LINES = 10
 """Without a terminal, progress is a line for each tenth of the work ..."""
 PLAIN_SECONDS = 10.0
 """... or each ten seconds, whichever comes first, but ..."""
@@ -174,7 +174,7 @@ class Progress:
     def __init__(self, label: str, unit: str):
         self.label, self.unit = label, unit
         self._started = self._last_line = time.monotonic()
-        self._last_share = 0.0
+        self._last_tenth = 0
         self._done, self._total, self._note = 0, 0, ""
         self._task: TaskID | None = None
 
@@ -199,13 +199,13 @@ class Progress:
 
     def _plain_line(self, last: bool = False) -> None:
         now = time.monotonic()
-        share = self._done / self._total if self._total else 0.0
+        tenth = PLAIN_LINES * self._done // self._total if self._total else 0
         waited = now - self._last_line
-        due = waited >= PLAIN_SECONDS or (waited >= PLAIN_LEAST_SECONDS and share - self._last_share >= PLAIN_STEP)
+        due = waited >= PLAIN_SECONDS or (waited >= PLAIN_LEAST_SECONDS and tenth > self._last_tenth)
         if not (due or last):
             return
-        self._last_line, self._last_share = now, share
-        percent = f"{100 * share:.0f} %, " if self._total else ""
+        self._last_line, self._last_tenth = now, tenth
+        percent = f"{100 * self._done / self._total:.0f} %, " if self._total else ""
         note = f"  {self._note}" if self._note else ""
         say(f"{self.label}: {percent}{self._count()}, {_seconds(now - self._started)}{note}")
 

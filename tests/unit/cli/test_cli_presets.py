@@ -1,0 +1,92 @@
+"""`llavanext presets` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from llavanext_cli.app import app
+from llavanext_cli.config.presets import preset_files
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, ["presets", *arguments])
+
+
+def test_list(run):
+    result = run("list")
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["name", "task", "target", "devices", "description"]
+    assert [line.split()[0] for line in lines[1:]] == sorted(preset_files())
+    presets = json.loads(run("list", "--json").stdout)["presets"]
+    assert {preset["name"]: preset["devices"] for preset in presets}["video-7b-stage3"] == 8
+
+
+def test_show_prints_the_file(run):
+    result = run("show", "tiny-ask")
+    assert result.stdout == preset_files()["tiny-ask"].read_text()
+    assert result.stderr == ""
+
+
+def test_show_full_prints_every_key_with_its_meaning(run):
+    text = run("show", "tiny-stage2", "--full", "--set", "train.epochs=7").stdout
+    assert "  epochs: 7  # passes over the data\n" in text
+    assert yaml.safe_load(text)["model"]["text"]["num_hidden_layers"] == 4
+
+
+def test_show_resolved_prints_what_mindformers_reads(run):
+    text = run("show", "video-7b-stage2", "--resolved").stdout
+    resolved = yaml.safe_load(text)
+    assert resolved["run_mode"] == "train"
+    assert resolved["parallel_config"]["data_parallel"] == 8
+    assert json.loads(run("show", "video-7b-stage2", "--resolved", "--json").stdout) == resolved
+
+
+def test_show_json(run):
+    shown = json.loads(run("show", "video-7b-stage2", "--json", "--set", "train.betas=[0.8, 0.9]").stdout)
+    assert shown["train"]["learning_rate"] == 2e-6
+    assert shown["train"]["betas"] == [0.8, 0.9]
+    assert "ask" not in shown
+
+
+def test_show_of_nothing(run):
+    result = run("show", "tiny-asc")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[0] == "Error: no preset named 'tiny-asc'"
+    assert "tiny-ask" in result.stderr.splitlines()[1]
+    assert result.stdout == ""
+
+
+def test_show_full_and_resolved_is_a_usage_error(run):
+    assert run("show", "tiny-ask", "--full", "--resolved").exit_code == 2
+
+
+def test_copy_then_change_then_check(run, tmp_path):
+    copied = run("copy", "tiny-stage2", "mine.yaml")
+    assert (copied.exit_code, copied.stdout) == (0, "")
+    assert copied.stderr == "Wrote mine.yaml.\nNext: llavanext presets check mine.yaml\n"
+    assert run("check", "mine.yaml").stdout == "mine.yaml: ok\n"
+    assert run("copy", "tiny-stage2", "mine.yaml").exit_code == 1
+    path = tmp_path / "mine.yaml"
+    path.write_text(path.read_text().replace("epochs: 10", "epohcs: 10\n  batch_sise: 2"))
+    result = run("check", "mine.yaml", "tiny-ask")
+    assert result.exit_code == 1
+    assert result.stdout == "mine.yaml: wrong\ntiny-ask: ok\n"
+    assert result.stderr.splitlines()[:3] == [
+        "Error: 1 of 2 presets is wrong",
+        "  mine.yaml, line 13: train.epohcs: unknown key; did you mean train.epochs?",
+        "  mine.yaml, line 14: train.batch_sise: unknown key; did you mean train.batch_size?",
+    ]
+    reports = json.loads(run("check", "mine.yaml", "--json").stdout)["presets"]
+    assert len(reports[0]["problems"]) == 2
+
+
+def test_check_without_names_checks_all(run):
+    result = run("check")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [f"{name}: ok" for name in sorted(preset_files())]

@@ -1,0 +1,159 @@
+"""Imports point one way, and nothing heavy is imported on the way to `--help`: read from the source's syntax tree."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import llavanext_cli
+
+PACKAGE = Path(llavanext_cli.__file__).parent
+LAYERS = (
+    ("errors",),
+    ("config", "records"),
+    ("processing", "mixing", "fetching"),
+    ("model", "weights"),
+    ("training", "inference"),
+    ("demo",),
+    ("app", "commands", "console", "options", "__main__"),
+)
+HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+TOP = len(LAYERS) - 1
+HEAVY = {
+    "numpy",
+    "PIL",
+    "mindspore",
+    "mindformers",
+    "transformers",
+    "torch",
+    "sentencepiece",
+    "safetensors",
+    "huggingface_hub",
+    "av",
+    "decord",
+    "cv2",
+    "pyarrow",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name → file of every module of the package."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(tree: ast.AST, module: str, only_at_start: bool = False) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of each import; of `from a import b` both a and a.b.
+
+    Args:
+        only_at_start: leave out what is inside functions or under `if TYPE_CHECKING`.
+    """
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}, line {node.lineno}: imports are absolute here"
+            yield node.lineno, node.module
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif only_at_start and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        elif only_at_start and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for other in node.orelse:
+                yield from imports(other, module, only_at_start)
+        else:
+            yield from imports(node, module, only_at_start)
+
+
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def part(module: str) -> str:
+    """`llavanext_cli.model.backend.cpu` belongs to "model"; the package itself to no layer."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_the_package_was_found():
+    assert len(MODULES) > 20
+    assert {part(module) for module in MODULES} - {""} <= set(HEIGHT), "each folder needs its layer"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_point_down(module):
+    wrong = [
+        f"line {line}: {name}"
+        for line, name in imports(tree_of(module), module)
+        if name.startswith("llavanext_cli.")
+        and part(name) in HEIGHT
+        and HEIGHT[part(name)] > HEIGHT.get(part(module), 0)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("module", sorted(m for m in MODULES if part(m) == "processing"))
+def test_processing_does_not_know_the_model(module):
+    assert not [name for _, name in imports(tree_of(module), module) if part(name) in ("model", "weights")]
+
+
+def loaded_with(*starts: str) -> dict[str, str]:
+    """Every module that importing `starts` imports with it → the module that asked for it."""
+    asked = {start: "" for start in starts}
+    waiting = list(starts)
+    while waiting:
+        module = waiting.pop()
+        names = [name for _, name in imports(tree_of(module), module, only_at_start=True)] if module in MODULES else []
+        names += [module.rpartition(".")[0]] if "." in module else []  # a package is imported before what is in it
+        for name in names:
+            if name not in asked and (name in MODULES or not name.startswith("llavanext_cli")):
+                asked[name] = module
+                waiting.append(name)
+    return asked
+
+
+def test_nothing_heavy_is_imported_on_the_way_to_help():
+    commands = [module for module in MODULES if part(module) == "commands"]
+    assert len(commands) > 1
+    loaded = loaded_with("llavanext_cli.__main__", *commands)
+    assert "typer" in loaded
+    heavy = {name: asker for name, asker in loaded.items() if name.split(".")[0] in HEAVY}
+    assert not heavy
+
+
+@pytest.mark.parametrize("module", sorted(m for m in MODULES if HEIGHT.get(part(m), 0) < TOP))
+def test_below_the_commands_nothing_prints_or_asks_typer(module):
+    tree = tree_of(module)
+    printed = [
+        f"line {node.lineno}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input")
+    ]
+    assert not printed
+    assert not [name for _, name in imports(tree, module) if name.split(".")[0] in ("typer", "rich")]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import numpy", ["numpy"]),
+        ("def f():\n    import numpy", []),
+        ("class A:\n    import numpy", ["numpy"]),
+        ("try:\n    import numpy\nexcept ImportError:\n    pass", ["numpy"]),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy", ["typing", "typing.TYPE_CHECKING"]),
+        ("from a.b import c", ["a.b", "a.b.c"]),
+    ],
+)
+def test_the_reader_of_imports_itself(source, expected):
+    assert [name for _, name in imports(ast.parse(source), "m", only_at_start=True)] == expected
+
+
+def test_the_reader_of_imports_looks_into_functions_when_asked():
+    assert [name for _, name in imports(ast.parse("def f():\n    import numpy"), "m")] == ["numpy"]
