@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -28,34 +30,29 @@ def train(
 
     Next: llavanext ask "What is it?" --image a.jpg --checkpoint run/model
     """
-    from llavanext_cli.training.launch import run_training
+    from llavanext_cli.training.launch import check_training, run_training
 
-    with console.progress("checking samples") as on_check, console.progress("training") as on_train:
-
-        def on_step(line: dict[str, Any]) -> None:
-            on_train(line["step"], line["steps"], describe(line))
-
+    with console.progress("Checking samples", "samples") as on_check:
+        run = check_training(
+            preset, data, checkpoint, out, devices=devices, overrides=tuple(set_ or ()), progress=on_check
+        )
+    if dry_run:
+        if json:
+            console.out_json({"command": run.command, **asdict(run.plan)})
+        else:
+            console.out(shlex.join(run.command))
+            console.say(f"{run.plan.steps} steps over {run.plan.samples} samples; nothing was written.")
+        return
+    with console.progress("Training", "steps") as on_train:
         report = run_training(
-            preset,
-            data,
-            checkpoint,
-            out,
-            devices=devices,
-            overrides=tuple(set_ or ()),
-            dry_run=dry_run,
-            force=force,
-            on_check=on_check,
-            on_step=on_step,
+            run, force=force, on_step=lambda line: on_train(line["step"], line["steps"], describe(line))
         )
     if json:
         console.out_json(report)
-    elif report.dry_run:
-        console.out(" ".join(report.command))
-        console.say(f"{report.steps} steps over {report.samples} samples; nothing was written")
-    else:
-        console.out(str(report.model))
-        console.say(f"trained {report.steps} steps in {report.seconds:.0f} s, loss {report.loss:.4f}")
-        console.say(f'Next: llavanext ask "What is it?" --image PICTURE --checkpoint {report.model}')
+        return
+    console.out(str(report.model))
+    console.say(f"Trained {report.steps} steps in {report.seconds:.0f} s, loss {report.loss:.4f}.")
+    console.say(f'Next: llavanext ask "What is it?" --image PICTURE --checkpoint {report.model}')
 
 
 def describe(line: dict[str, Any]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from llavanext_cli.errors import DataError
 from llavanext_cli.processing.processor import Processor
 from llavanext_cli.processing.tokens import load_tokenizer
 
@@ -39,3 +40,24 @@ def count_tokens(
     if progress:
         progress(len(samples), len(samples))
     return counts
+
+
+def check_lengths(lengths: Sequence[tuple[str, int]], preset: Preset) -> None:
+    """Refuse a run in which samples do not fit, before it starts.
+
+    Args:
+        lengths: (id, tokens) of every sample.
+
+    Raises:
+        DataError: how many samples are too long, the worst, and what would fit them all.
+    """
+    seq_length = preset.data.seq_length
+    assert seq_length is not None, "a train preset has a sequence length"
+    long = [(tokens, name) for name, tokens in lengths if tokens > seq_length]
+    if long:
+        most, worst = max(long)
+        raise DataError(
+            f"{len(long)} of {len(lengths)} samples are longer than data.seq_length: "
+            f"{worst!r} has {most} tokens, {seq_length} fit",
+            hint=f"raise it with --set data.seq_length={-(-most // 16) * 16}, or leave those samples out of the mix",
+        )

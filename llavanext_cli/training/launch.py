@@ -28,7 +28,7 @@ from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import ConfigError, LlavaNextError, RuntimeMissingError, TrainingError
 from llavanext_cli.model.runtime import library_environment
 from llavanext_cli.training.job import Job
-from llavanext_cli.training.plan import RunPlan, check_lengths, plan_run
+from llavanext_cli.training.plan import RunPlan, plan_run
 
 POLL_SECONDS = 0.2
 END_SECONDS = 10.0
@@ -38,8 +38,27 @@ StepCallback = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
+class ReadyRun:
+    """A run that passed every check and has written nothing yet.
+
+    Attributes:
+        preset: with devices and overrides in it.
+        job: what the workers will read.
+        plan: steps, samples, epochs.
+        expanded: the complete MindFormers configuration.
+        command: what will be started on this machine.
+    """
+
+    preset: Preset
+    job: Job
+    plan: RunPlan
+    expanded: dict[str, Any]
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TrainReport:
-    """What a run did: the trained model's folder, steps, last loss, seconds of training, the command of its workers."""
+    """What a run did: the trained model's folder, its metrics, steps, samples, last loss, and seconds of training."""
 
     model: Path
     metrics: Path
@@ -47,11 +66,9 @@ class TrainReport:
     samples: int
     loss: float | None
     seconds: float
-    command: tuple[str, ...]
-    dry_run: bool = False
 
 
-def run_training(
+def check_training(
     preset_name: str,
     data: Path,
     checkpoint: Path,
@@ -59,45 +76,58 @@ def run_training(
     *,
     devices: int | None = None,
     overrides: tuple[str, ...] = (),
-    dry_run: bool = False,
-    force: bool = False,
-    on_check: Callable[[int, int], None] | None = None,
-    on_step: StepCallback | None = None,
-) -> TrainReport:
-    """Fine-tune `checkpoint` on `data` as a preset says.
+    progress: Callable[[int, int], None] | None = None,
+) -> ReadyRun:
+    """Everything that can be found wrong before a device is touched or a file written.
 
     Args:
         preset_name: name or file of a train preset.
         data: samples, as `mix` writes them, or the original's processed JSON.
         checkpoint: a folder that `convert` or another run made.
-        out: folder for everything the run writes; must not exist, or be empty, unless `force`.
+        out: folder for everything the run will write.
         devices: NPUs or CPU workers; changes `parallel.devices` and `parallel.data` of the preset.
         overrides: "key.path=value" changes to the preset.
-        dry_run: check everything, then stop before anything is written.
+        progress: called with (done, total) while the samples' lengths are counted.
+
+    Raises:
+        LlavaNextError: preset, checkpoint or data cannot be used, or samples do not fit.
+    """
+    from llavanext_cli.mixing.samples import read_samples
+    from llavanext_cli.training.inputs import check_lengths, count_tokens
+    from llavanext_cli.weights.checkpoint import open_checkpoint
+
+    preset = load_train_preset(preset_name, overrides, devices)
+    opened = open_checkpoint(checkpoint)
+    samples = read_samples(data)
+    plan = plan_run(preset, len(samples))
+    check_lengths(count_tokens(samples, opened, preset, progress), preset)
+    overrides = (*overrides, *_device_overrides(load_preset(preset_name, list(overrides)), devices))
+    job = Job(_absolute(preset_name), overrides, data.resolve(), checkpoint.resolve(), out.resolve())
+    expanded = expand(preset, architecture=opened.architecture, out=job.libraries_folder, steps=plan.steps)
+    return ReadyRun(preset, job, plan, expanded, worker_command(preset, job))
+
+
+def run_training(run: ReadyRun, *, force: bool = False, on_step: StepCallback | None = None) -> TrainReport:
+    """Train.
+
+    Args:
+        run: from `check_training`.
         force: replace an existing `out`.
-        on_check: called with (done, total) while the samples' lengths are counted.
         on_step: called with each line of metrics.
 
     Raises:
-        LlavaNextError: a check failed, or a worker did; nothing is left behind in the first case, logs in the second.
+        LlavaNextError: `out` holds something, or a worker failed; logs stay in OUT/logs.
     """
-    preset = load_train_preset(preset_name, overrides, devices)
-    overrides = (*overrides, *_device_overrides(preset, devices))
-    job = Job(_absolute(preset_name), overrides, data.resolve(), checkpoint.resolve(), out.resolve())
-    opened, plan = _check_inputs(preset, job, on_check)
-    command = worker_command(preset, job)
-    expanded = expand(preset, architecture=opened.architecture, out=job.libraries_folder, steps=plan.steps)
-    if dry_run:
-        return TrainReport(job.model_folder, job.metrics_file, plan.steps, plan.samples, None, 0.0, command, True)
+    job = run.job
     _make_out(job, force)
     job.save()
-    job.config_file.write_text(yaml.safe_dump(expanded, sort_keys=False), encoding="utf-8")
+    job.config_file.write_text(yaml.safe_dump(run.expanded, sort_keys=False), encoding="utf-8")
     started = time.monotonic()
-    last = _run_workers(preset, job, command, on_step or (lambda line: None))
+    last = _run_workers(run.preset, job, run.command, on_step or (lambda line: None))
     if not job.model_folder.is_dir():
         raise TrainingError("the workers ended without a model", hint=f"see {job.logs_folder}")
     seconds = time.monotonic() - started
-    return TrainReport(job.model_folder, job.metrics_file, plan.steps, plan.samples, last.get("loss"), seconds, command)
+    return TrainReport(job.model_folder, job.metrics_file, run.plan.steps, run.plan.samples, last.get("loss"), seconds)
 
 
 def load_train_preset(name: str, overrides: tuple[str, ...], devices: int | None) -> Preset:
@@ -120,20 +150,6 @@ def _device_overrides(preset: Preset, devices: int | None) -> tuple[str, ...]:
             hint=f"use a multiple of {group}, or change parallel.tensor and parallel.pipeline with --set",
         )
     return (f"parallel.devices={devices}", f"parallel.data={devices // group}")
-
-
-def _check_inputs(preset: Preset, job: Job, on_check: Callable[[int, int], None] | None) -> tuple[Any, RunPlan]:
-    """Everything that can be found wrong before a device is touched."""
-    from llavanext_cli.mixing.samples import read_samples
-    from llavanext_cli.training.inputs import count_tokens
-    from llavanext_cli.weights.checkpoint import open_checkpoint
-
-    opened = open_checkpoint(job.checkpoint)
-    samples = read_samples(job.data)
-    plan = plan_run(preset, len(samples))
-    assert preset.data.seq_length is not None, "a train preset has a sequence length"
-    check_lengths(count_tokens(samples, opened, preset, on_check), preset.data.seq_length)
-    return opened, plan
 
 
 def _absolute(preset: str) -> str:

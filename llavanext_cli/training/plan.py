@@ -66,23 +66,3 @@ def rank_order(order: Sequence[int], *, batch: int, rank: int, ranks: int) -> li
     """
     step = batch * ranks
     return [i for begin in range(0, len(order) - step + 1, step) for i in order[begin + rank * batch :][:batch]]
-
-
-def check_lengths(lengths: Sequence[tuple[str, int]], seq_length: int) -> None:
-    """Refuse a run in which samples do not fit, before it starts.
-
-    Args:
-        lengths: (id, tokens) of every sample.
-        seq_length: positions of the static graph.
-
-    Raises:
-        DataError: how many samples are too long, the worst, and what would fit them all.
-    """
-    long = [(tokens, name) for name, tokens in lengths if tokens > seq_length]
-    if long:
-        most, worst = max(long)
-        raise DataError(
-            f"{len(long)} of {len(lengths)} samples are longer than data.seq_length: "
-            f"{worst!r} has {most} tokens, {seq_length} fit",
-            hint=f"raise it with --set data.seq_length={-(-most // 16) * 16}, or leave those samples out of the mix",
-        )
