@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,19 @@ DTYPE_BYTES = {
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 """Types a parameter may have."""
 
-HEADER_LIMIT = 4 << 20
+HEADER_LIMIT = 1 << 20
 """Bytes. A LLaVA-NeXT of any size needs less than 200 kB; a longer header is a lie or something else."""
 JSON_LIMIT = 16 << 20
+"""Bytes of an index, a manifest or a config.json."""
 AXES_LIMIT = 8
 
-INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 REFETCH = "Fetch the file again: `llavanext fetch` checks each file's size and digest."
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor in a file. `offset` and `nbytes` are in bytes from the file's start."""
+    """One tensor in a file. `offset` and `nbytes` are in bytes from the file's start; `strides` (in elements) are given
+    when the bytes do not simply follow each other, as pickles allow."""
 
     name: str
     dtype: str
@@ -52,6 +53,7 @@ class TensorSpec:
     path: Path
     offset: int
     nbytes: int
+    strides: tuple[int, ...] | None = None
 
 
 def read_safetensors_header(path: str | Path) -> dict[str, TensorSpec]:
@@ -127,21 +129,31 @@ def count_elements(shape: Any) -> int:
 
 
 def read_folder(folder: str | Path) -> dict[str, TensorSpec]:
-    """Read the headers of all weights of a folder: one safetensors file, or the shards that an index names.
+    """Read the headers of all weights of a folder: safetensors if there are any, else pickles of torch; one file, or
+    the shards that an index names.
 
     Raises:
         CheckpointError: there are none, a shard is missing or outside the folder, or index and shards disagree.
     """
     folder = Path(folder)
-    index = folder / INDEX_NAMES[0]
-    if index.is_file():
-        return _read_indexed(folder, index)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(
-            f"{folder}: no *.safetensors file", "Name a Hugging Face folder, such as one that `llavanext fetch` made."
-        )
-    return join_headers(read_safetensors_header(path) for path in files)
+    for index_name, pattern, read in (
+        ("model.safetensors.index.json", "*.safetensors", read_safetensors_header),
+        ("pytorch_model.bin.index.json", "pytorch_model*.bin", _read_torch),
+    ):
+        if (folder / index_name).is_file():
+            return _read_indexed(folder, folder / index_name, read)
+        if files := sorted(folder.glob(pattern)):
+            return join_headers(read(path) for path in files)
+    raise CheckpointError(
+        f"{folder}: no weights (*.safetensors or pytorch_model*.bin)",
+        "Name a Hugging Face folder, such as one that `llavanext fetch` made.",
+    )
+
+
+def _read_torch(path: Path) -> dict[str, TensorSpec]:
+    from llavanext_cli.weights.torch_reader import read_torch_header  # it imports this module
+
+    return read_torch_header(path)
 
 
 def join_headers(headers: Any) -> dict[str, TensorSpec]:
@@ -158,7 +170,7 @@ def join_headers(headers: Any) -> dict[str, TensorSpec]:
     return specs
 
 
-def _read_indexed(folder: Path, index: Path) -> dict[str, TensorSpec]:
+def _read_indexed(folder: Path, index: Path, read: Callable[[Path], dict[str, TensorSpec]]) -> dict[str, TensorSpec]:
     weight_map = read_weight_map(index)
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not (folder / file).is_file()]
@@ -168,7 +180,7 @@ def _read_indexed(folder: Path, index: Path) -> dict[str, TensorSpec]:
             "Fetch the folder again: what is already there is not downloaded twice.",
             missing,
         )
-    specs = join_headers(read_safetensors_header(folder / file) for file in files)
+    specs = join_headers(read(folder / file) for file in files)
     faults = [
         f"{name}: not in {file}"
         for name, file in weight_map.items()

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Buffer
+from llavanext_cli.weights.headers import DTYPE_BYTES, TensorSpec
+from llavanext_cli.weights.stream import Made
 
+if TYPE_CHECKING:
+    from collections.abc import Buffer, Iterator
+
+CHUNK_BYTES = 2 << 20
 NUMPY_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SAFETENSORS_NAMES = {name: dtype for dtype, name in NUMPY_NAMES.items()}
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -89,3 +93,22 @@ def dtype_of(array: np.ndarray) -> str:
 def to_bytes(array: np.ndarray) -> memoryview:
     """The array's bytes in order; copied only when it is not contiguous."""
     return memoryview(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+
+
+def gather_strided(spec: TensorSpec) -> Made:
+    """The elements of a tensor that is stored transposed, or as a part of a larger one, in the order of its shape."""
+    size = DTYPE_BYTES[spec.dtype]
+    reach = 1 + sum((n - 1) * step for n, step in zip(spec.shape, spec.strides, strict=True))
+
+    def chunks() -> Iterator[memoryview]:
+        if not spec.nbytes:
+            return
+        stored = np.memmap(spec.path, f"V{size}", "r", spec.offset, (reach,))
+        steps = tuple(step * size for step in spec.strides)
+        view = np.lib.stride_tricks.as_strided(stored, spec.shape, steps, writeable=False)
+        rows = view.reshape(1) if view.ndim == 0 else view
+        height = max(1, CHUNK_BYTES // max(1, spec.nbytes // len(rows)))
+        for row in range(0, len(rows), height):
+            yield memoryview(np.ascontiguousarray(rows[row : row + height]).view(np.uint8).reshape(-1))
+
+    return Made(spec.nbytes, chunks)

@@ -13,7 +13,7 @@ from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.headers import WEIGHT_DTYPES, TensorSpec
-from llavanext_cli.weights.stream import Extent, PlannedTensor
+from llavanext_cli.weights.stream import Extent, Made, PlannedTensor
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,12 @@ class _Faults:
 FIT_HINT = "Check that config.json and the weights come from the same model and revision."
 
 
-def extent(spec: TensorSpec) -> Extent:
+def extent(spec: TensorSpec) -> Extent | Made:
+    """A stored tensor's bytes in the order of its shape."""
+    if spec.strides is not None:
+        from llavanext_cli.weights.layout import gather_strided  # NumPy is needed for these only
+
+        return gather_strided(spec)
     return Extent(spec.path, spec.offset, spec.nbytes)
 
 
