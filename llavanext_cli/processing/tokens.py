@@ -98,6 +98,7 @@ class Tokenizer:
         token."""
         if not text:
             return []
+        text = _well_formed(text)
         if self.legacy:
             head, tail = self._split_spelled(text)
             return self._processor.encode(head) + self.encode_more(tail)
@@ -109,7 +110,7 @@ class Tokenizer:
 
         Cutting before a space gives the ids of the uncut text, because no piece holds a space after another character.
         """
-        return self._encode_plain(text.replace(SPACE, " "))
+        return self._encode_plain(_well_formed(text).replace(SPACE, " "))
 
     def _encode_plain(self, text: str) -> list[int]:
         if not text:
@@ -237,6 +238,15 @@ def _load_processor(model: bytes) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     return SentencePieceProcessor(model_proto=model)
+
+
+def _well_formed(text: str) -> str:
+    """Text without lone surrogates, which JSON can spell (`"\\ud83d"`) and UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _read_json(path: Path) -> dict[str, Any]:

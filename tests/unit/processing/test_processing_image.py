@@ -1,0 +1,207 @@
+"""Pictures: every mode that files come in, orientation, what is refused and how, and the tiles."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.errors import DataError
+from llavanext_cli.processing import image as image_module
+from llavanext_cli.processing.geometry import plan_tiles
+from llavanext_cli.processing.image import (
+    CLIP_MEAN,
+    CLIP_STD,
+    build_tiles,
+    load_image,
+    normalise,
+    read_image_size,
+)
+
+ARCH = Architecture()
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def png(image: Image.Image, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png", **options)
+    return buffer.getvalue()
+
+
+def test_paths_and_bytes_give_the_same(tmp_path):
+    pixels = noise(20, 30)
+    data = png(Image.fromarray(pixels))
+    (tmp_path / "a.png").write_bytes(data)
+    for source in (data, tmp_path / "a.png", str(tmp_path / "a.png")):
+        image = load_image(source)
+        assert image.mode == "RGB"
+        assert np.array_equal(np.asarray(image), pixels)
+        assert read_image_size(source) == (20, 30)
+
+
+def test_a_wrong_extension_does_not_matter(tmp_path):
+    path = tmp_path / "really_a_gif.jpg"
+    Image.fromarray(noise(9, 7)).quantize(8).save(path, "gif")
+    assert (load_image(path).height, load_image(path).width) == (9, 7)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "RGB"])
+def test_modes_become_rgb_as_pil_converts_them(mode):
+    source = Image.fromarray(noise(12, 16)).convert(mode)
+    expected = np.asarray(source.convert("RGB"))
+    assert np.array_equal(np.asarray(load_image(png(source))), expected)
+
+
+def test_cmyk(tmp_path):
+    source = Image.fromarray(noise(16, 16)).convert("CMYK")
+    source.save(tmp_path / "c.tif")
+    assert np.array_equal(np.asarray(load_image(tmp_path / "c.tif")), np.asarray(source.convert("RGB")))
+
+
+def test_transparency_is_dropped_not_blended():
+    pixels = noise(5, 5, 4)
+    pixels[..., 3] = 0
+    assert np.array_equal(np.asarray(load_image(png(Image.fromarray(pixels)))), pixels[..., :3])
+
+
+def test_palette_with_a_transparent_colour():
+    source = Image.fromarray(noise(8, 8)).quantize(4)
+    assert np.array_equal(np.asarray(load_image(png(source, transparency=0))), np.asarray(source.convert("RGB")))
+
+
+@pytest.mark.parametrize("container", ["png", "tiff"])
+def test_sixteen_bit_grey_is_scaled(container):
+    grey = np.array([[0, 100, 255, 256, 1000, 40000, 65535]], np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, container)
+    loaded = np.asarray(load_image(buffer.getvalue()))
+    assert loaded[0, :, 0].tolist() == [0, 0, 0, 1, 3, 156, 255]  # PIL alone: 0 100 255 255 255 255 255
+    assert (loaded[..., 0] == loaded[..., 2]).all()
+
+
+def test_float_grey(tmp_path):
+    Image.fromarray(np.array([[0, 0.5, 1.0]], np.float32)).save(tmp_path / "f.tif")
+    assert np.asarray(load_image(tmp_path / "f.tif"))[0, :, 0].tolist() == [0, 127, 255]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied(orientation):
+    # every orientation of the same upright picture: a bright corner at the top left, wider than high
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :16] = 255
+    turn = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a),
+        7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+        8: lambda a: np.rot90(a, -1),
+    }[orientation]
+    stored = Image.fromarray(np.ascontiguousarray(turn(upright)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = png(stored, exif=exif)
+    assert np.array_equal(np.asarray(load_image(data)), upright)
+    assert read_image_size(data) == (32, 48)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_broken_exif_block_does_not_cost_the_picture():
+    pixels = noise(6, 8)
+    data = png(Image.fromarray(pixels), exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff\x01")
+    assert np.array_equal(np.asarray(load_image(data)), pixels)
+    assert read_image_size(data) == (6, 8)
+
+
+def _refused(source, *words):
+    with pytest.raises(DataError) as caught:
+        load_image(source)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in caught.value.what
+    return caught.value
+
+
+def test_files_that_are_no_pictures(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("not a picture")
+    assert "root" in _refused(tmp_path / "none.jpg", "none.jpg", "no such picture").hint
+    _refused(tmp_path / "empty.jpg", "empty.jpg", "0 bytes")
+    _refused(tmp_path / "text.jpg", "text.jpg", "not a picture")
+    _refused(tmp_path, "is a folder")
+    _refused(b"", "0 bytes")
+    with pytest.raises(DataError, match="0 bytes"):
+        read_image_size(tmp_path / "empty.jpg")
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp", "gif", "tiff", "bmp"])
+def test_truncated_pictures_are_refused(form, tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(buffer, form)
+    path = tmp_path / f"cut.{form}"
+    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    _refused(path, str(path))
+
+
+def test_every_byte_of_a_picture_may_be_wrong():
+    data = bytearray(png(Image.fromarray(noise(16, 16)), exif=Image.Exif()))
+    random = np.random.default_rng(1)
+    read = refused = 0
+    for _ in range(300):
+        broken = bytearray(data)
+        broken[int(random.integers(len(broken)))] ^= int(random.integers(1, 256))
+        try:
+            load_image(bytes(broken))
+            read += 1
+        except DataError:
+            refused += 1
+    assert refused > 100
+    assert read + refused == 300
+
+
+def test_decompression_bombs(monkeypatch):
+    monkeypatch.setattr(image_module, "MAX_PIXELS", 100)
+    data = png(Image.fromarray(noise(11, 10)))
+    _refused(data, "11 x 10 pixels", "100")
+    with pytest.raises(DataError, match="100"):
+        read_image_size(data)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    monkeypatch.setattr(image_module, "MAX_PIXELS", 10**9)
+    _refused(data, "more than")
+
+
+def test_tiles_are_the_grid_cut_up():
+    pixels = noise(480, 640)
+    plan = plan_tiles((480, 640), ARCH)
+    tiles = build_tiles(Image.fromarray(pixels), plan, ARCH)
+    assert tiles.shape == (5, 3, 336, 336)
+    assert tiles.dtype == np.uint8
+    assert tiles.flags.c_contiguous
+    grid = np.concatenate([np.concatenate(list(tiles[1:3]), 2), np.concatenate(list(tiles[3:]), 2)], 1)
+    assert not grid[:, :84].any()
+    assert not grid[:, 588:].any()
+    resized = np.asarray(Image.fromarray(pixels).resize((672, 504), Image.Resampling.BICUBIC))
+    assert np.array_equal(grid[:, 84:588].transpose(1, 2, 0), resized)
+    assert np.array_equal(
+        tiles[0].transpose(1, 2, 0), np.asarray(Image.fromarray(pixels).resize((336, 336), Image.Resampling.BICUBIC))
+    )
+
+
+def test_a_plan_of_another_picture_is_a_bug():
+    with pytest.raises(ValueError, match="the plan is for"):
+        build_tiles(Image.new("RGB", (10, 20)), plan_tiles((10, 20), ARCH), ARCH)
+
+
+def test_normalising():
+    tiles = noise(4, 4).transpose(2, 0, 1)[None]
+    expected = (tiles / 255 - np.array(CLIP_MEAN)[:, None, None]) / np.array(CLIP_STD)[:, None, None]
+    result = normalise(tiles)
+    assert result.dtype == np.float32
+    assert np.abs(result - expected).max() < 2e-7
+    assert normalise(np.zeros((0, 3, 4, 4), np.uint8)).shape == (0, 3, 4, 4)

@@ -1,0 +1,207 @@
+"""Clips: which frames are read, that every way of reading gives the same, containers that lie, and what is refused."""
+
+import struct
+from importlib.util import find_spec
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from llavanext_cli.config.architecture import Architecture, VisionArchitecture
+from llavanext_cli.errors import DataError
+from llavanext_cli.processing import video
+from llavanext_cli.processing.video import build_frames, load_clip, read_frames, sample_positions
+
+ARCH = Architecture(vision=VisionArchitecture(image_size=56, patch_size=14))
+
+
+def decode_all(path) -> np.ndarray:
+    """Every frame, the plainest way."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_positions():
+    assert sample_positions(132, 16) == [0, 8, 17, 26, 34, 43, 52, 61, 69, 78, 87, 96, 104, 113, 122, 131]
+    assert sample_positions(3, 6) == [0, 0, 0, 1, 1, 2]
+    assert sample_positions(1, 3) == [0, 0, 0]
+    assert sample_positions(50, 1) == [0]
+
+
+@pytest.mark.parametrize("backend", ["auto", "pyav", "decord"])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("b.mp4", "mpeg4"), ("c.webm", "libvpx")]
+)
+@pytest.mark.parametrize("count", [1, 4, 30, 40])
+def test_the_frames_at_the_positions(write_clip, backend, name, codec, count):
+    if backend == "decord":
+        pytest.importorskip("decord")
+    path = write_clip(name, 30, codec=codec)
+    frames, times = read_frames(path, count, backend)
+    positions = sample_positions(30, count)
+    assert frames.dtype == np.uint8
+    assert np.array_equal(frames, decode_all(path)[positions])
+    assert times.dtype == np.float64
+    assert np.abs(times - np.array(positions) / 10).max() < 2e-3
+
+
+@pytest.mark.parametrize(("key_every", "seeks"), [(5, True), (300, False)])
+def test_far_apart_frames_are_sought_and_the_same(write_clip, monkeypatch, key_every, seeks):
+    path = write_clip(frames=300, size=(32, 48), key_every=key_every)
+    sequential = []
+    original = video._collect
+    monkeypatch.setattr(video, "_collect", lambda *args: sequential.append(1) or original(*args))
+    frames, times = read_frames(path, 6)
+    assert bool(sequential) is not seeks
+    assert np.array_equal(frames, decode_all(path)[sample_positions(300, 6)])
+    assert times.tolist() == pytest.approx([p / 10 for p in sample_positions(300, 6)])
+
+
+def test_a_seek_that_ends_elsewhere_is_noticed(write_clip, monkeypatch):
+    path = write_clip(frames=200, size=(32, 48), key_every=4)
+    index = video._index_packets(path)
+    shifted = video._Index(index.total, [time + 1 for time in index.times], [time + 1 for time in index.keys])
+    monkeypatch.setattr(video, "_index_packets", lambda _: shifted)
+    frames, _ = read_frames(path, 5)
+    assert np.array_equal(frames, decode_all(path)[sample_positions(200, 5)])
+
+
+@pytest.mark.parametrize("claimed", [0, 7, 1000])
+def test_a_wrong_number_of_frames_is_noticed(write_clip, monkeypatch, claimed):
+    path = write_clip(frames=20)
+    monkeypatch.setattr(video, "_index_packets", lambda _: video._Index(claimed, [], []))
+    frames, _ = read_frames(path, 5)
+    assert np.array_equal(frames, decode_all(path)[sample_positions(20, 5)])
+
+
+def test_a_stream_without_times(write_clip):
+    # a bare H.264 stream has no container: no length, no times
+    path = write_clip("bare.h264", 24)
+    assert video._index_packets(path).times == []
+    frames, times = read_frames(path, 4)
+    assert np.array_equal(frames, decode_all(path)[sample_positions(24, 4)])
+    assert (np.diff(times) > 0).all()
+
+
+def test_a_clip_that_was_cut_off_gives_the_frames_it_has(write_clip):
+    path = write_clip("cut.mkv", 60, size=(240, 320), key_every=10)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    left = decode_all(path)
+    assert 5 < len(left) < 60
+    frames, _ = read_frames(path, 6)
+    assert np.array_equal(frames, left[sample_positions(len(left), 6)])
+
+
+def test_a_damaged_middle_is_passed_over(write_clip):
+    path = write_clip("hole.mkv", 60, size=(240, 320), key_every=10)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 300] = bytes(300)
+    path.write_bytes(data)
+    frames, times = read_frames(path, 8)
+    assert frames.shape == (8, 240, 320, 3)
+    assert (np.diff(times) >= 0).all()
+
+
+MATRICES = {  # 16.16 fixed point (a, b, c, d of the track's display matrix), and NumPy's equivalent
+    90: ((0, 1, -1, 0), -1),
+    180: ((-1, 0, 0, -1), 2),
+    270: ((0, -1, 1, 0), 1),
+}
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_rotation_noted_in_the_container(write_clip, degrees, backend):
+    if backend == "decord":
+        pytest.importorskip("decord")
+    path = write_clip(frames=6)
+    stored = decode_all(path)
+    data = bytearray(path.read_bytes())
+    at = data.find(b"tkhd") + 4 + 40
+    (a, b, c, d), turns = MATRICES[degrees]
+    data[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    frames, _ = read_frames(path, 3, backend)
+    assert np.array_equal(frames, np.rot90(stored, turns, axes=(1, 2))[sample_positions(6, 3)])
+
+
+@pytest.mark.parametrize("size", [(96, 128), (128, 96), (100, 100), (31, 200), (57, 58)])
+def test_frames_are_scaled_and_cropped(size):
+    frames = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    built = build_frames(frames, ARCH)
+    assert built.shape == (2, 3, 56, 56)
+    height, width = [56 * n // min(size) for n in size]
+    scaled = np.asarray(Image.fromarray(frames[1]).resize((width, height), Image.Resampling.BICUBIC))
+    top, left = (height - 56) // 2, (width - 56) // 2
+    assert np.array_equal(built[1].transpose(1, 2, 0), scaled[top : top + 56, left : left + 56])
+
+
+def test_load_clip_keeps_only_tiles(write_clip):
+    path = write_clip(frames=12)
+    tiles, times = load_clip(path, 5, ARCH)
+    frames, expected = read_frames(path, 5)
+    assert np.array_equal(tiles, build_frames(frames, ARCH))
+    assert np.array_equal(times, expected)
+
+
+def test_a_long_clip_is_never_held(write_clip):
+    """300 frames of 480 x 640 are 276 MB; reading 4 of them must not need a tenth of that."""
+    import tracemalloc
+
+    path = write_clip(frames=300, size=(480, 640), key_every=300, codec="mpeg4")
+    tracemalloc.start()
+    load_clip(path, 4, ARCH)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 15e6
+
+
+def test_files_that_are_no_clips(tmp_path, write_clip):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a clip\n" * 50)
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+    whole = write_clip("whole.mp4").read_bytes()
+    (tmp_path / "noindex.mp4").write_bytes(whole[:1500])
+    cases = {
+        "none.mp4": "no such clip",
+        "empty.mp4": "0 bytes",
+        "text.mp4": "cannot be read as a clip",
+        "noindex.mp4": "cannot be read as a clip",
+        "sound.wav": "no video stream",
+        ".": "is a folder",
+    }
+    backends = ["pyav", "decord"] if find_spec("decord") else ["pyav"]
+    for name, words in cases.items():
+        for backend in backends:
+            with pytest.raises(DataError, match=words) as caught:
+                read_frames(tmp_path / name, 4, backend)
+            assert "\n" not in caught.value.what
+            assert str(tmp_path) in caught.value.what
+            assert caught.value.hint
+
+
+def test_a_clip_whose_frames_are_all_broken(write_clip):
+    path = write_clip(frames=10)
+    data = bytearray(path.read_bytes())
+    at = data.find(b"mdat") + 4
+    size = int.from_bytes(data[at - 8 : at - 4], "big") - 8
+    data[at : at + size] = bytes(size)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="no readable frame"):
+        read_frames(path, 4)
+
+
+def test_wrong_arguments_are_bugs(write_clip):
+    path = write_clip(frames=3)
+    with pytest.raises(ValueError, match="at least one frame"):
+        read_frames(path, 0)
+    with pytest.raises(ValueError, match="backend is one of"):
+        read_frames(path, 1, "opencv")
