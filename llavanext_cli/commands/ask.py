@@ -29,7 +29,9 @@ def ask(
     temperature: Annotated[float | None, typer.Option("--temperature", min=0, help="0: always the likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", min=0, max=1, help="Share of probability kept.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=0, help="Likeliest tokens kept; 0: all.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option("--repetition-penalty", min=0.1)] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition-penalty", min=0.1, help="Above 1: used tokens become less likely.")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")] = None,
     force: options.Force = False,
     json: options.Json = False,
@@ -43,6 +45,8 @@ def ask(
     A file of questions, one answer a line:
 
       llavanext ask --batch questions.jsonl --out answers.jsonl --checkpoint run/model
+
+    Next: llavanext convert run/model hub --to hf
     """
     changes = {
         "max_new_tokens": max_new_tokens,

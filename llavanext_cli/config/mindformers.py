@@ -89,9 +89,9 @@ def expand(
 def _context(preset: Preset) -> dict[str, Any]:
     context: dict[str, Any] = {"mode": 0, "device_target": preset.runtime.target, "max_call_depth": 10000}
     if preset.runtime.target == "Ascend":
+        if preset.runtime.memory:
+            context |= {"max_device_memory": preset.runtime.memory, "mempool_block_size": preset.runtime.memory}
         context |= {
-            "max_device_memory": preset.runtime.memory,
-            "mempool_block_size": preset.runtime.memory,
             "memory_optimize_level": "O0",
             "jit_config": {"jit_level": "O1" if preset.task == "train" else "O0"},
             "ascend_config": {"precision_mode": "must_keep_origin_dtype"},
@@ -112,7 +112,7 @@ def _model(preset: Preset, architecture: Architecture) -> dict[str, Any]:
         "batch_size": preset.train.batch_size if preset.train else 1,
         "seq_length": preset.ask.cache_tokens if preset.ask else preset.data.seq_length,
         "tiles": preset.data.tiles,
-        "frames": preset.data.frames * preset.data.clips,
+        "frames": preset.data.frame_budget,
         "compute_dtype": preset.runtime.compute_dtype,
         "param_init_type": preset.runtime.parameter_dtype,
         "use_flash_attention": preset.runtime.flash_attention,

@@ -100,7 +100,7 @@ class Session:
                 batch_size=batch_size,
                 seq_length=self.cache_tokens,
                 tiles=preset.data.tiles,
-                frames=preset.data.frames * preset.data.clips,
+                frames=preset.data.frame_budget,
                 compute_dtype=preset.runtime.compute_dtype,
                 param_init_type=preset.runtime.parameter_dtype,
                 use_flash_attention=preset.runtime.flash_attention,

@@ -37,7 +37,7 @@ class EncodedSamples:
         self.processor = processor
         self.seq_length = preset.data.seq_length
         self.tiles = preset.data.tiles
-        self.frames = preset.data.frames * preset.data.clips
+        self.frames = preset.data.frame_budget
 
     def __len__(self) -> int:
         return len(self.order)

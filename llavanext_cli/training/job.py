@@ -17,10 +17,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a preset by name or path with its overrides, and absolute paths."""
+    """One run: a preset by name or path with its overrides and devices (None: the preset's own), and absolute paths."""
 
     preset: str
     overrides: tuple[str, ...]
+    devices: int | None
     data: Path
     checkpoint: Path
     out: Path
@@ -63,6 +64,7 @@ class Job:
         return cls(
             fields["preset"],
             tuple(fields["overrides"]),
+            fields["devices"],
             Path(fields["data"]),
             Path(fields["checkpoint"]),
             Path(fields["out"]),

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,7 @@ def check_training(
     samples = read_samples(data)
     plan = plan_run(preset, len(samples))
     check_lengths(count_tokens(samples, opened, preset, progress), preset)
-    overrides = (*overrides, *_device_overrides(load_preset(preset_name, list(overrides)), devices))
-    job = Job(_absolute(preset_name), overrides, data.resolve(), checkpoint.resolve(), out.resolve())
+    job = Job(_absolute(preset_name), overrides, devices, data.resolve(), checkpoint.resolve(), out.resolve())
     expanded = expand(preset, architecture=opened.architecture, out=job.libraries_folder, steps=plan.steps)
     return ReadyRun(preset, job, plan, expanded, worker_command(preset, job))
 
@@ -130,26 +129,12 @@ def run_training(run: ReadyRun, *, force: bool = False, on_step: StepCallback | 
     return TrainReport(job.model_folder, job.metrics_file, run.plan.steps, run.plan.samples, last.get("loss"), seconds)
 
 
-def load_train_preset(name: str, overrides: tuple[str, ...], devices: int | None) -> Preset:
-    """The preset, checked to be one for training, with `devices` data-parallel devices when given."""
-    preset = load_preset(name, list(overrides))
+def load_train_preset(name: str, overrides: Sequence[str], devices: int | None) -> Preset:
+    """The preset, checked to be one for training."""
+    preset = load_preset(name, overrides, devices)
     if preset.train is None:
         raise ConfigError(f"{name} is a preset for asking, not for training", hint="see `llavanext presets list`")
-    extra = _device_overrides(preset, devices)
-    return load_preset(name, [*overrides, *extra]) if extra else preset
-
-
-def _device_overrides(preset: Preset, devices: int | None) -> tuple[str, ...]:
-    """`--devices N` keeps the tensor and pipeline split and fills the rest with data parallelism."""
-    if devices is None or devices == preset.parallel.devices:
-        return ()
-    group = preset.parallel.tensor * preset.parallel.pipeline
-    if devices % group:
-        raise ConfigError(
-            f"--devices {devices} is no multiple of tensor x pipeline ({group}) of {preset.name}",
-            hint=f"use a multiple of {group}, or change parallel.tensor and parallel.pipeline with --set",
-        )
-    return (f"parallel.devices={devices}", f"parallel.data={devices // group}")
+    return preset
 
 
 def _absolute(preset: str) -> str:

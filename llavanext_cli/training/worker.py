@@ -30,7 +30,7 @@ def main() -> None:
 
 def run_worker(job: Job) -> None:
     """Train as the job says; the first worker writes metrics and checkpoints."""
-    preset = load_preset(job.preset, job.overrides)
+    preset = load_preset(job.preset, job.overrides, job.devices)
     load_libraries(job.libraries_folder, preset.runtime.target, threads=preset.runtime.threads, verbose=True)
 
     import mindspore as ms
