@@ -212,6 +212,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     config = _read_json(folder / "tokenizer_config.json")
     names = SPECIAL_DEFAULTS | _special_names(_read_json(folder / "special_tokens_map.json")) | _special_names(config)
     added, added_special = _added_tokens(folder, config)
+    for name in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):  # a model may hold them as pieces of its own
+        if (number := _special_id(name, added, processor)) is not None:
+            added[name] = number
     ids = {key: _special_id(name, added, processor) for key, name in names.items()}
     for key in ("unk_token", "bos_token", "eos_token"):
         if ids[key] is None:

@@ -1,5 +1,6 @@
 """Clips: which frames are read, that every way of reading gives the same, containers that lie, and what is refused."""
 
+import dataclasses
 import struct
 from importlib.util import find_spec
 
@@ -61,7 +62,9 @@ def test_far_apart_frames_are_sought_and_the_same(write_clip, monkeypatch, key_e
 def test_a_seek_that_ends_elsewhere_is_noticed(write_clip, monkeypatch):
     path = write_clip(frames=200, size=(32, 48), key_every=4)
     index = video._index_packets(path)
-    shifted = video._Index(index.total, [time + 1 for time in index.times], [time + 1 for time in index.keys])
+    # each time but the last lies a little before the one noted, so that a seek meets the frame after the wanted one
+    shifted = video._Index(index.total, [time + 1 for time in index.times[:-1]] + index.times[-1:], [])
+    shifted = dataclasses.replace(shifted, keys=[time + 1 for time in index.keys])
     monkeypatch.setattr(video, "_index_packets", lambda _: shifted)
     frames, _ = read_frames(path, 5)
     assert np.array_equal(frames, decode_all(path)[sample_positions(200, 5)])
