@@ -10,19 +10,66 @@ import typer
 
 from llavanext_cli import console, options
 
+PARTS_PANEL = "From parts"
+FILES_PANEL = "What is written"
+
 
 class To(str, Enum):
     mindspore = "mindspore"
     hf = "hf"
 
 
+class Format(str, Enum):
+    safetensors = "safetensors"
+    ckpt = "ckpt"
+
+
+class Dtype(str, Enum):
+    keep = "keep"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+Folder = Annotated[Path, typer.Argument(metavar="SRC", help="Folder of weights to read.", show_default=False)]
+
+
 def convert(
-    source: Annotated[Path, typer.Argument(help="Folder of weights to read.", show_default=False)],
-    destination: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    source: Folder,
+    destination: Annotated[
+        Path | None, typer.Argument(metavar="DST", help="Folder to make.", show_default=False)
+    ] = None,
     to: Annotated[
-        To, typer.Option(help="mindspore: a folder for train and ask. hf: one for transformers.", case_sensitive=False)
+        To, typer.Option(help="mindspore: a folder for train and ask. hf: one for transformers.")
     ] = To.mindspore,
-    shard_size: Annotated[str, typer.Option(help="Greatest size of one file of weights.")] = "5GB",
+    from_vision: Annotated[
+        bool, typer.Option("--from-vision", help="SRC is CLIP alone.", rich_help_panel=PARTS_PANEL)
+    ] = False,
+    from_language: Annotated[
+        bool, typer.Option("--from-language", help="SRC is Vicuna or Llama alone.", rich_help_panel=PARTS_PANEL)
+    ] = False,
+    vision: Annotated[
+        Path | None,
+        typer.Option(
+            help="CLIP, for a base model together with --language; no SRC then.",
+            rich_help_panel=PARTS_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    language: Annotated[
+        Path | None,
+        typer.Option(help="Vicuna or Llama, for a base model.", rich_help_panel=PARTS_PANEL, show_default=False),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the weights that such a base model begins with.", rich_help_panel=PARTS_PANEL)
+    ] = 0,
+    weight_format: Annotated[
+        Format, typer.Option("--format", help="ckpt is for MindSpore's own loaders.", rich_help_panel=FILES_PANEL)
+    ] = Format.safetensors,
+    dtype: Annotated[Dtype, typer.Option(help="Type of the weights.", rich_help_panel=FILES_PANEL)] = Dtype.keep,
+    shard_size: Annotated[
+        str, typer.Option(help="Greatest size of one file of weights.", rich_help_panel=FILES_PANEL)
+    ] = "5GB",
     verify: Annotated[bool, typer.Option("--verify", help="Read the result back and compare digests.")] = False,
     dry_run: options.DryRun = False,
     force: options.Force = False,
@@ -33,19 +80,31 @@ def convert(
     Bytes are copied, not loaded: memory stays small for any model. Every tensor is accounted for, or nothing
     is written.
 
-    Example:
+    Examples:
       llavanext convert LLaVA-NeXT-Video-7B-hf checkpoints/base
+      llavanext convert runs/stage3/model LLaVA-NeXT-mine-hf --to hf
+      llavanext convert --vision clip-vit-large-patch14-336 --language vicuna-7b-v1.5 checkpoints/scratch
 
     Next: llavanext train video-7b-stage2 --checkpoint checkpoints/base --data DATA.jsonl --out runs/stage2
     """
+    together = vision is not None or language is not None
+    _check_usage(destination, together, vision, language, from_vision, from_language, to, weight_format)
+
     from llavanext_cli.weights.convert import run_convert
     from llavanext_cli.weights.folder import format_size, parse_size
 
+    destination = source if together else destination
     with console.progress("Converting", "bytes") as progress:
         report = run_convert(
-            source,
+            None if together else source,
             destination,
             to=to.value,
+            part="vision" if from_vision else "language" if from_language else None,
+            vision=vision,
+            language=language,
+            seed=seed,
+            weight_format=weight_format.value,
+            dtype=dtype.value,
             shard_bytes=parse_size(shard_size),
             force=force,
             dry_run=dry_run,
@@ -58,12 +117,35 @@ def convert(
     for line in report.plan:
         console.out(line)
     for line in report.dropped:
-        console.say(f"dropped {line}")
+        console.say(f"Left out: {line}")
     for line in report.notes:
         console.warn(line)
     done = "would be written" if dry_run else "written and verified" if report.verified else "written"
     console.say(
         f"{report.tensors} tensors, {format_size(report.nbytes)}, {done} to {destination} in {report.seconds:.1f} s"
     )
-    if to is To.mindspore and not dry_run:
-        console.next_step(f"llavanext ask --checkpoint {destination} --image PICTURE 'What is this?'")
+    if to is To.mindspore and not (dry_run or from_vision or from_language):
+        console.next_step(f"llavanext ask 'What is this?' --image PICTURE --checkpoint {destination}")
+
+
+def _check_usage(
+    destination: Path | None,
+    together: bool,
+    vision: Path | None,
+    language: Path | None,
+    from_vision: bool,
+    from_language: bool,
+    to: To,
+    weight_format: Format,
+) -> None:
+    """Options that exclude or need each other; a wrong combination is a usage error."""
+    if from_vision and from_language:
+        raise typer.BadParameter("--from-vision and --from-language exclude each other")
+    if together and (vision is None or language is None):
+        raise typer.BadParameter("--vision and --language belong together")
+    if together and (destination is not None or from_vision or from_language):
+        raise typer.BadParameter("with --vision and --language there is no SRC: name the folder to make, and no more")
+    if not together and destination is None:
+        raise typer.BadParameter("the folder to make is missing: llavanext convert SRC DST")
+    if to is To.hf and (together or from_vision or from_language or weight_format is Format.ckpt):
+        raise typer.BadParameter("--to hf takes one of our folders, and writes safetensors")

@@ -49,7 +49,7 @@ _TEXT_DEFAULTS = {
 _IMAGE_TOKEN_DEFAULTS = {"llava_next_video": 32001, "llava_next": 32000}
 
 
-class _Reader:
+class SectionReader:
     """Takes typed values out of one section of a config.json and collects what is wrong with them."""
 
     def __init__(self, section: dict[str, Any], name: str, faults: list[str]):
@@ -100,10 +100,15 @@ def _is_number(value: Any) -> bool:
 
 
 def load_architecture(folder: str | Path) -> Architecture:
-    """Read the architecture from a folder's `config.json`.
+    """See `config.architecture.load_architecture`."""
+    return parse_architecture(read_config(folder), str(Path(folder) / "config.json"))
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Parse a folder's `config.json`.
 
     Raises:
-        CheckpointError: there is no readable config.json, or it describes a model that this program cannot compute.
+        CheckpointError: there is none, or it holds no JSON object.
     """
     path = Path(folder) / "config.json"
     try:
@@ -116,7 +121,9 @@ def load_architecture(folder: str | Path) -> Architecture:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a JSON file ({error})", "Fetch the file again.") from error
-    return parse_architecture(config, str(path))
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: a JSON object is expected, not {type(config).__name__}")
+    return config
 
 
 def parse_architecture(config: Any, where: str) -> Architecture:
@@ -135,7 +142,7 @@ def parse_architecture(config: Any, where: str) -> Architecture:
     faults: list[str] = []
     if not isinstance(config, dict):
         raise CheckpointError(f"{where}: a JSON object is expected, not {type(config).__name__}")
-    top = _Reader(config, "", faults)
+    top = SectionReader(config, "", faults)
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         what = "is missing" if model_type is None else f"{model_type!r} is not supported"
@@ -146,8 +153,8 @@ def parse_architecture(config: Any, where: str) -> Architecture:
     for section in ("vision_config", "text_config"):
         if not isinstance(config.get(section, {}), dict):
             top.fault(section, f"must be an object, not {config[section]!r}")
-    vision = _parse_vision(_section(config, "vision_config", faults))
-    text = _parse_text(_section(config, "text_config", faults))
+    vision = parse_vision_section(_section(config, "vision_config", faults))
+    text = parse_text_section(_section(config, "text_config", faults))
     if config.get("tie_word_embeddings") is True and not text.tie_word_embeddings:
         top.fault("tie_word_embeddings", "is true while text_config.tie_word_embeddings is not; they must agree")
     # transformers always builds the newline; a model without it would need other feature tables.
@@ -180,23 +187,28 @@ def parse_architecture(config: Any, where: str) -> Architecture:
         vision_feature_select_strategy=top.choice("vision_feature_select_strategy", "default", SELECT_STRATEGIES),
         pool_before_projector=top.flag("pool_before_projector", True),
     )
+    raise_faults(faults, where)
+    return architecture
+
+
+def raise_faults(faults: list[str], where: str) -> None:
+    """Raise CheckpointError with all the lines, if there are any."""
     if faults:
         raise CheckpointError(
             f"{where}: {len(faults)} setting{'s' if len(faults) > 1 else ''} of this model cannot be used",
             "Only models whose every setting is understood are converted: a guess would give wrong answers.",
             faults,
         )
-    return architecture
 
 
-def _section(config: dict[str, Any], name: str, faults: list[str]) -> _Reader:
+def _section(config: dict[str, Any], name: str, faults: list[str]) -> SectionReader:
     section = config.get(name)
     if name == "vision_config" and section is None:
         section = {f.name: f.default for f in fields(VisionArchitecture)}
-    return _Reader(section if isinstance(section, dict) else {}, f"{name}.", faults)
+    return SectionReader(section if isinstance(section, dict) else {}, f"{name}.", faults)
 
 
-def _parse_vision(reader: _Reader) -> VisionArchitecture:
+def parse_vision_section(reader: SectionReader) -> VisionArchitecture:
     reader.choice("model_type", "clip_vision_model", VISION_MODEL_TYPES)
     reader.must_be("num_channels", 3)
     vision = VisionArchitecture(
@@ -213,7 +225,7 @@ def _parse_vision(reader: _Reader) -> VisionArchitecture:
     return vision
 
 
-def _parse_text(reader: _Reader) -> TextArchitecture:
+def parse_text_section(reader: SectionReader) -> TextArchitecture:
     kind = reader.choice("model_type", "llama", TEXT_MODEL_TYPES)
     defaults = _TEXT_DEFAULTS[kind]
     reader.choice("hidden_act", "silu", ("silu",))
@@ -255,7 +267,7 @@ def _parse_text(reader: _Reader) -> TextArchitecture:
     return text
 
 
-def _special(reader: _Reader, key: str, default: int) -> int:
+def _special(reader: SectionReader, key: str, default: int) -> int:
     value = reader.section.get(key)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -267,7 +279,7 @@ def _special(reader: _Reader, key: str, default: int) -> int:
     return default if value == -1 else value  # -1 is an old way to say "none"
 
 
-def _rope(reader: _Reader) -> tuple[str, dict[str, Any]]:
+def _rope(reader: SectionReader) -> tuple[str, dict[str, Any]]:
     """The key and content of whichever of the two spellings is there; transformers 5 writes rope_parameters."""
     for key in ("rope_parameters", "rope_scaling"):
         value = reader.section.get(key)
@@ -278,17 +290,17 @@ def _rope(reader: _Reader) -> tuple[str, dict[str, Any]]:
     return "rope_scaling", {}
 
 
-def _parse_rope_theta(reader: _Reader) -> float:
+def _parse_rope_theta(reader: SectionReader) -> float:
     key, rope = _rope(reader) if isinstance(reader.section.get("rope_parameters"), dict) else ("", {})
     if rope.get("rope_theta") is not None:
-        return _Reader(rope, f"{reader.name}{key}.", reader.faults).positive("rope_theta", 10000.0)
+        return SectionReader(rope, f"{reader.name}{key}.", reader.faults).positive("rope_theta", 10000.0)
     return reader.positive("rope_theta", 10000.0)
 
 
-def _parse_rope_scaling(reader: _Reader) -> dict[str, Any] | None:
+def _parse_rope_scaling(reader: SectionReader) -> dict[str, Any] | None:
     """Only `type`/`rope_type` and `factor` have an effect; other keys found on early revisions have none."""
     key, rope = _rope(reader)
-    inner = _Reader(rope, f"{reader.name}{key}.", reader.faults)
+    inner = SectionReader(rope, f"{reader.name}{key}.", reader.faults)
     spelling = "rope_type" if rope.get("rope_type") is not None else "type"
     if not rope or inner.choice(spelling, "default", ROPE_TYPES) == "default":
         return None
@@ -299,7 +311,7 @@ def _parse_rope_scaling(reader: _Reader) -> dict[str, Any] | None:
     return {"type": "linear", "factor": factor}
 
 
-def _token(reader: _Reader, name: str, default: int, vocab_size: int) -> int:
+def _token(reader: SectionReader, name: str, default: int, vocab_size: int) -> int:
     """`image_token_index`, or `image_token_id` as transformers 5 spells it."""
     key = f"{name}_id" if reader.section.get(f"{name}_id") is not None else f"{name}_index"
     value = reader.count(key, default, least=0)
@@ -308,7 +320,7 @@ def _token(reader: _Reader, name: str, default: int, vocab_size: int) -> int:
     return value
 
 
-def _parse_pinpoints(reader: _Reader, image_size: int) -> tuple[tuple[int, int], ...]:
+def _parse_pinpoints(reader: SectionReader, image_size: int) -> tuple[tuple[int, int], ...]:
     points = reader.section.get("image_grid_pinpoints")
     if points is None:
         points = [list(point) for point in Architecture.image_grid_pinpoints]
@@ -324,7 +336,7 @@ def _parse_pinpoints(reader: _Reader, image_size: int) -> tuple[tuple[int, int],
     return tuple((height, width) for height, width in points)
 
 
-def _parse_feature_layer(reader: _Reader, layers: int) -> int:
+def _parse_feature_layer(reader: SectionReader, layers: int) -> int:
     """The index into the tower's hidden states (the embeddings first), or from their end."""
     value = reader.section.get("vision_feature_layer", -2)
     if isinstance(value, list) and len(value) == 1:

@@ -18,6 +18,7 @@ from llavanext_cli import __version__
 from llavanext_cli.config.architecture import Architecture, load_architecture
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
+from llavanext_cli.weights.ckpt_format import write_ckpt
 from llavanext_cli.weights.folder import (
     MANIFEST,
     check_destination,
@@ -94,10 +95,15 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             f"{folder}: holds weights as {manifest.get('format')}, which MindSpore's own loaders read",
             "Convert the model with --format safetensors for train, ask and --to hf.",
         )
+    if manifest.get("part"):
+        raise CheckpointError(
+            f"{folder}: holds the {manifest['part']} model alone",
+            "`llavanext convert --vision DIR --language DIR DST` makes a base model of two parts.",
+        )
     architecture = load_architecture(folder)
-    parameters = _read_listed(folder, manifest, "tensors")
+    parameters = read_listed(folder, manifest, "tensors")
     check_parameters({n: s.shape for n, s in parameters.items()}, architecture, str(folder))
-    return Checkpoint(folder, architecture, manifest, parameters, _read_listed(folder, manifest, "carried"))
+    return Checkpoint(folder, architecture, manifest, parameters, read_listed(folder, manifest, "carried"))
 
 
 def _not_ours(folder: Path) -> CheckpointError:
@@ -111,7 +117,7 @@ def _not_ours(folder: Path) -> CheckpointError:
     )
 
 
-def _read_listed(folder: Path, manifest: dict[str, Any], section: str) -> dict[str, TensorSpec]:
+def read_listed(folder: Path, manifest: dict[str, Any], section: str) -> dict[str, TensorSpec]:
     """The headers of the files that the manifest lists, compared with the manifest's own entries."""
     entries = manifest.get(section)
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
@@ -223,10 +229,12 @@ def save_checkpoint_folder(
     def planned(name: str) -> PlannedTensor:
         dtype = dtype_of(tensors[name])
         size = tensors[name].nbytes
-        return PlannedTensor(name, dtype, expected[name], (Made(size, lambda: iter([to_bytes(tensors[name])])),))
+        return PlannedTensor(
+            name, dtype, expected[name], (Made(size, lambda: iter([to_bytes(tensors[name])])),), "training"
+        )
 
     plan = [planned(name) for name in expected]
-    carried = [PlannedTensor(n, s.dtype, s.shape, (extent(s),)) for n, s in like.carried.items()]
+    carried = [PlannedTensor(n, s.dtype, s.shape, (extent(s),), "carried") for n, s in like.carried.items()]
     check_space(folder, sum(tensor.nbytes for tensor in (*plan, *carried)))
     with new_folder(folder) as temporary:
         source = {"kind": "training", "name": like.folder.resolve().name} | _lineage(like)
@@ -247,20 +255,32 @@ def write_checkpoint(
     source: dict[str, Any],
     dropped: tuple[tuple[str, str], ...] = (),
     extra: dict[str, Any] | None = None,
+    part: str | None = None,
+    weight_format: str = "safetensors",
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write weights, name map and manifest into an empty folder. Companions are the caller's.
 
+    Args:
+        part: "vision" or "language" when the tensors are that part alone.
+        weight_format: "safetensors", or "ckpt": one file, which only MindSpore's own loaders read.
+
     Returns:
         The manifest.
     """
-    shards = plan_shards(tensors, shard_bytes)
+    ckpt = weight_format == "ckpt"
+    shards = [list(tensors)] if ckpt else plan_shards(tensors, shard_bytes)
     files = {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, start=1)}
+    if ckpt:
+        files = {"model.ckpt": shards[0]}
     sections: dict[str, dict[str, Any]] = {"tensors": {}, "carried": {}}
     with Stream(sum(t.nbytes for t in (*tensors, *carried)), progress) as stream:
         for file, shard in files.items():
-            digests = write_safetensors(folder / file, shard, stream, {"format": "ms"})
+            if ckpt:
+                digests = write_ckpt(folder / file, shard, stream)
+            else:
+                digests = write_safetensors(folder / file, shard, stream, {"format": "ms"})
             sections["tensors"] |= _entries(file, shard, digests)
         if carried:
             (folder / CARRIED).parent.mkdir()
@@ -269,18 +289,21 @@ def write_checkpoint(
     manifest = {
         "llavanext_manifest": FORMAT_VERSION,
         "made_by": f"llavanext {__version__}",
-        "format": "safetensors",
+        "format": weight_format,
+        **({"part": part} if part else {}),
         "source": source,
         **sections,
         "dropped": dict(dropped),
         "extra": extra or {},
     }
-    write_json(folder / NAME_MAP, {name: entry["file"] for name, entry in sections["tensors"].items()})
+    if not ckpt:
+        write_json(folder / NAME_MAP, {name: entry["file"] for name, entry in sections["tensors"].items()})
     write_json(folder / MANIFEST, manifest)
     return manifest
 
 
 def _entries(file: str, tensors: list[PlannedTensor] | tuple[PlannedTensor, ...], digests: dict[str, str]) -> dict:
     return {
-        t.name: {"file": file, "dtype": t.dtype, "shape": list(t.shape), "sha256": digests[t.name]} for t in tensors
+        t.name: {"file": file, "dtype": t.dtype, "shape": list(t.shape), "sha256": digests[t.name], "from": t.origin}
+        for t in tensors
     }

@@ -6,11 +6,13 @@ Plan from the headers, check everything that can be checked, then copy bytes (`s
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llavanext_cli.config.architecture import load_architecture
+from llavanext_cli.config.architecture import Architecture, parse_architecture
+from llavanext_cli.config.hf_config import read_config
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.checkpoint import SHARD_BYTES, open_checkpoint, write_checkpoint
@@ -23,11 +25,14 @@ from llavanext_cli.weights.folder import (
     new_folder,
     write_json,
 )
-from llavanext_cli.weights.headers import read_folder
-from llavanext_cli.weights.plan import Plan, plan_export, plan_import
-from llavanext_cli.weights.stream import Progress, Stream, plan_shards, write_safetensors
+from llavanext_cli.weights.headers import read_folder, read_json, read_safetensors_header
+from llavanext_cli.weights.plan import Plan, extent, plan_export, plan_import
+from llavanext_cli.weights.stream import Progress, Stream, digest_pieces, plan_shards, write_safetensors
 
 DIRECTIONS = ("mindspore", "hf")
+FORMATS = ("safetensors", "ckpt")
+PARTS = ("vision", "language")
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -35,19 +40,21 @@ class ConvertReport:
     """What `run_convert` did, or would do.
 
     Attributes:
+        sources: the folders that were read.
         to: "mindspore" or "hf".
-        layout: how the source names its tensors (see `keymap.LAYOUTS`).
+        layout: how the source names its tensors (see `hf_names`).
         tensors: how many were or would be written, the carried ones included.
         nbytes: their bytes.
         files: names of the files of weights.
-        carried, dropped: folded names; the dropped with their reasons.
-        plan: with `dry_run`, one line for each tensor of the result: name, type, shape.
+        carried: folded names.
+        dropped: one line for each reason.
+        plan: with `dry_run`, one line for each tensor of the result: name, type, shape, what it is made of.
         notes: what the user should know.
         verified: the result was read back and had the digests that were written.
         seconds: of the whole run.
     """
 
-    source: Path
+    sources: tuple[Path, ...]
     destination: Path
     to: str
     layout: str
@@ -64,9 +71,15 @@ class ConvertReport:
 
 
 def run_convert(
-    source: str | Path,
+    source: str | Path | None,
     destination: str | Path,
     to: str = "mindspore",
+    part: str | None = None,
+    vision: str | Path | None = None,
+    language: str | Path | None = None,
+    seed: int = 0,
+    weight_format: str = "safetensors",
+    dtype: str = "keep",
     shard_bytes: int = SHARD_BYTES,
     force: bool = False,
     dry_run: bool = False,
@@ -76,10 +89,15 @@ def run_convert(
     """Convert a folder of weights.
 
     Args:
-        source: a Hugging Face folder, or with `to="hf"` one of ours.
+        source: a Hugging Face folder, or with `to="hf"` one of ours; None with `vision` and `language`.
         destination: the folder to make.
         to: "mindspore" or "hf".
-        shard_bytes: greatest size of one file of weights.
+        part: "vision" or "language" when the source is CLIP or Llama alone.
+        vision, language: both parts of a base model to put together.
+        seed: of the weights that such a base model begins with.
+        weight_format: "safetensors", or "ckpt" for MindSpore's own (one file).
+        dtype: "keep", "float32", "float16" or "bfloat16".
+        shard_bytes: greatest size of one file of safetensors.
         force: replace a checkpoint that is at the destination.
         dry_run: plan and check, write nothing.
         verify: read the result back and compare digests.
@@ -89,26 +107,47 @@ def run_convert(
         CheckpointError: nothing is left at the destination, and what was there before is still there.
     """
     started = time.monotonic()
-    source, destination = Path(source), Path(destination)
-    if not source.is_dir():
-        what = "is a file; name the folder it is in" if source.exists() else "no such folder"
-        raise CheckpointError(f"{source}: {what}", "`llavanext fetch llava-next-video-7b --to DIR` gets one.")
-    check_destination(destination, (source,), force)
-    ours = to == "mindspore"
-    plan = _plan_import(source) if ours else _plan_export(source)
+    destination = Path(destination)
+    sources = tuple(Path(path) for path in (source, vision, language) if path is not None)
+    for path in sources:
+        if not path.is_dir():
+            what = "is a file; name the folder it is in" if path.exists() else "no such folder"
+            raise CheckpointError(f"{path}: {what}", "`llavanext fetch --list` shows what can be fetched.")
+    check_destination(destination, sources, force)
+    plan, architecture, companions = _build_plan(sources, to, part, seed)
+    if part is None:
+        check_vocabulary(companions, plan.files, architecture)
+    tally: dict[str, int] = {}
+    if dtype != "keep":
+        plan = _cast(plan, DTYPES[dtype], companions, tally)
     check_space(destination, plan.nbytes)
     files: tuple[str, ...] = ()
     if not dry_run:
         with new_folder(destination) as temporary:
-            copy_companions(source, temporary)
-            written = _write_ours(temporary, plan, source, shard_bytes, progress) if ours else _write_hf(
-                temporary, plan, shard_bytes, progress)  # fmt: skip
+            copy_companions(companions, temporary)
+            for name, content in plan.files.items():
+                write_json(temporary / name, content)
+            if to == "hf":
+                written = _write_hf(temporary, plan, shard_bytes, progress)
+            else:
+                origin = {"kind": "hf", "name": [p.resolve().name for p in sources], "layout": plan.layout}
+                manifest = write_checkpoint(
+                    temporary,
+                    plan.tensors,
+                    plan.carried,
+                    origin,
+                    dropped=plan.dropped,
+                    part=part,
+                    weight_format=weight_format,
+                    shard_bytes=shard_bytes,
+                    progress=progress,
+                )
+                written = manifest["tensors"] | manifest["carried"]
             if verify:
                 _verify(temporary, written)
             files = tuple(sorted({entry["file"] for entry in written.values()}))
-    leftovers = tuple(f"left by an interrupted run, can be removed: {path}" for path in find_leftovers(destination))
     return ConvertReport(
-        source=source,
+        sources=sources,
         destination=destination,
         to=to,
         layout=plan.layout,
@@ -116,40 +155,103 @@ def run_convert(
         nbytes=plan.nbytes,
         files=files,
         carried=tuple(keymap.fold_names(tensor.name for tensor in plan.carried)),
-        dropped=tuple(f"{name}: {reason}" for name, reason in plan.dropped),
-        plan=tuple(f"{t.name}  {t.dtype}{list(t.shape)}" for t in plan.tensors) if dry_run else (),
-        notes=(*plan.notes, *leftovers),
+        dropped=_fold_dropped(plan.dropped),
+        plan=tuple(f"{t.name}  {t.dtype}{list(t.shape)}  <- {t.origin}" for t in plan.tensors) if dry_run else (),
+        notes=(*plan.notes, *_notes(destination, tally)),
         dry_run=dry_run,
         verified=verify and not dry_run,
         seconds=time.monotonic() - started,
     )
 
 
-def _plan_import(source: Path) -> Plan:
-    if (source / MANIFEST).is_file():
+def _build_plan(sources: tuple[Path, ...], to: str, part: str | None, seed: int) -> tuple[Plan, Architecture, Path]:
+    """The plan, the model, and the folder whose companions are copied."""
+    from llavanext_cli.weights import compose
+
+    if len(sources) == 2:
+        return *compose.plan_base(*sources, seed), sources[1]
+    (source,) = sources
+    ours = (source / MANIFEST).is_file()
+    if to == "hf":
+        if not ours and (source / "config.json").is_file():
+            raise CheckpointError(
+                f"{source}: is a Hugging Face folder already", "Leave out --to hf to convert it for train and ask."
+            )
+        checkpoint = open_checkpoint(source)
+        plan = plan_export(checkpoint.parameters, checkpoint.carried, checkpoint.architecture, str(source))
+        return plan, checkpoint.architecture, source
+    if ours:
         raise CheckpointError(
             f"{source}: is converted already", "`llavanext convert --to hf` turns it back into a Hugging Face folder."
         )
-    return plan_import(read_folder(source), load_architecture(source), str(source))
+    if part is not None:
+        return *compose.plan_part(source, part), source
+    config = read_config(source)
+    if compose.is_original(config):
+        return *compose.plan_original(source, config), source
+    _hint_at_parts(source, config)
+    architecture = parse_architecture(config, str(source / "config.json"))
+    return plan_import(read_folder(source), architecture, str(source)), architecture, source
 
 
-def _plan_export(source: Path) -> Plan:
-    if not (source / MANIFEST).is_file() and (source / "config.json").is_file():
+def _hint_at_parts(source: Path, config: Mapping[str, Any]) -> None:
+    part = {"clip": "vision", "clip_vision_model": "vision", "llama": "language"}.get(str(config.get("model_type")))
+    if part:
         raise CheckpointError(
-            f"{source}: is a Hugging Face folder already", "Leave out --to hf to convert it for train and ask."
+            f"{source}: holds only a {part} model, no LLaVA-NeXT",
+            f"Add --from-{part} to convert it alone, or use --vision DIR --language DIR to make a base model of two.",
         )
-    checkpoint = open_checkpoint(source)
-    return plan_export(checkpoint.parameters, checkpoint.carried, checkpoint.architecture, str(source))
 
 
-def _write_ours(
-    folder: Path, plan: Plan, source: Path, shard_bytes: int, progress: Progress | None
-) -> dict[str, dict[str, Any]]:
-    origin = {"kind": "hf", "name": source.resolve().name, "layout": plan.layout}
-    manifest = write_checkpoint(
-        folder, plan.tensors, plan.carried, origin, plan.dropped, shard_bytes=shard_bytes, progress=progress
+def check_vocabulary(folder: Path, files: Mapping[str, Any], architecture: Architecture) -> None:
+    """Compare the tokenizer's greatest id with the rows of the embedding.
+
+    Args:
+        folder: holds the tokenizer's files; without any, there is nothing to compare.
+        files: content of those that are written anew.
+
+    Raises:
+        CheckpointError: an id has no row.
+    """
+    from llavanext_cli.processing.tokens import load_tokenizer
+
+    ids = {}
+    if (folder / "tokenizer.model").is_file():
+        ids["tokenizer.model"] = load_tokenizer(folder).size - 1
+    added = files.get("added_tokens.json")
+    if added is None and (folder / "added_tokens.json").is_file():
+        added = read_json(folder / "added_tokens.json")
+    if isinstance(added, dict) and added:
+        ids["added_tokens.json"] = max((n for n in added.values() if isinstance(n, int)), default=0)
+    rows = architecture.text.vocab_size
+    for name, greatest in ids.items():
+        if greatest >= rows:
+            raise CheckpointError(
+                f"{folder}: the vocabulary has {rows} rows, and the tokenizer ({name}) uses id {greatest}",
+                "Tokenizer and weights come from different models; fetch both from the same place.",
+            )
+
+
+def _cast(plan: Plan, dtype: str, folder: Path, tally: dict[str, int]) -> Plan:
+    from llavanext_cli.weights.layout import NUMPY_NAMES, cast_tensor
+
+    config = plan.files.get("config.json") or read_config(folder)
+    return replace(
+        plan,
+        tensors=tuple(cast_tensor(tensor, dtype, tally) for tensor in plan.tensors),
+        carried=tuple(cast_tensor(tensor, dtype, tally) for tensor in plan.carried),
+        files={**plan.files, "config.json": _with_dtype(config, NUMPY_NAMES[dtype])},
     )
-    return manifest["tensors"] | manifest["carried"]
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """A config.json whose notes on its own type are true again; transformers has two spellings of them."""
+    changed: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in ("text_config", "vision_config") and isinstance(value, dict):
+            value = _with_dtype(value, dtype)
+        changed[key] = dtype if key in ("torch_dtype", "dtype") else value
+    return changed
 
 
 def _write_hf(folder: Path, plan: Plan, shard_bytes: int, progress: Progress | None) -> dict[str, dict[str, Any]]:
@@ -172,14 +274,36 @@ def _write_hf(folder: Path, plan: Plan, shard_bytes: int, progress: Progress | N
 
 def _verify(folder: Path, written: dict[str, dict[str, Any]]) -> None:
     """Read the files back and compare each tensor's digest with the one taken while it was written."""
-    from llavanext_cli.weights.headers import read_safetensors_header
-    from llavanext_cli.weights.plan import extent
-    from llavanext_cli.weights.stream import digest_pieces
+    from llavanext_cli.weights.ckpt_format import read_ckpt_header
 
     with Stream(0) as stream:
         for file in sorted({entry["file"] for entry in written.values()}):
-            for name, spec in read_safetensors_header(folder / file).items():
-                if digest_pieces((extent(spec),), stream) != written[name]["sha256"]:
+            path = folder / file
+            if path.suffix == ".ckpt":
+                pieces = read_ckpt_header(path)
+            else:
+                pieces = {name: (extent(spec),) for name, spec in read_safetensors_header(path).items()}
+            for name in (name for name, entry in written.items() if entry["file"] == file):
+                if name not in pieces or digest_pieces(pieces[name], stream) != written[name]["sha256"]:
                     raise CheckpointError(
                         f"{file}: {name} differs from what was written", "Check the disk; the result was removed."
                     )
+
+
+def _fold_dropped(dropped: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in dropped:
+        reasons.setdefault(reason, []).append(name)
+    return tuple(
+        f"{f'{len(names)} tensors such as ' if len(names) > 1 else ''}{names[0]}: {reason}"
+        for reason, names in reasons.items()
+    )
+
+
+def _notes(destination: Path, tally: Mapping[str, int]) -> tuple[str, ...]:
+    saturated = tuple(
+        f"{name}: {count} values were too large for the new type and became its largest"
+        for name, count in tally.items()
+    )
+    leftovers = find_leftovers(destination)
+    return saturated + tuple(f"left by an interrupted run, can be removed: {path}" for path in leftovers)

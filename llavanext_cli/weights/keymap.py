@@ -1,12 +1,11 @@
 """Which tensor of a Hugging Face folder becomes which parameter of ours: tables, and nothing but tables.
 
-    names on disk ──LAYOUTS──▶ hub names ──RULES──▶ our parameters
-                                        ├─CARRIED─▶ kept beside them, for the way back
-                                        └─DROPPED─▶ left out, for a named reason
+    names on disk ──hf_names──▶ hub names ──RULES──▶ our parameters
+                                        ├──carried──▶ kept beside them, for the way back
+                                        └──DROPPED──▶ left out, for a named reason
 
-A hub name is what `llava-hf/LLaVA-NeXT-Video-7B-hf` uses on disk; other layouts differ by prefixes only. `{}` stands
-for a layer's number. Shapes are written with the letters of `dimensions`. Nothing here needs MindSpore: completeness is
-checked on the host, from headers.
+`{}` stands for a layer's number. Shapes are written with the letters of `dimensions`. Nothing here needs MindSpore:
+completeness is checked on the host, from headers.
 """
 
 from __future__ import annotations
@@ -16,71 +15,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from llavanext_cli.config.architecture import Architecture
-from llavanext_cli.errors import CheckpointError
+from llavanext_cli.weights.hf_names import LLAMA, TOWER
 
-LLAMA = "language_model.model."
-TOWER = "vision_tower.vision_model."
 TIED_HEAD = "language_model.lm_head.weight"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One way of naming the same tensors. `prefixes` maps the start of a name on disk to the start of its hub name;
-    the longest that fits counts."""
-
-    name: str
-    prefixes: tuple[tuple[str, str], ...]
-    about: str
-
-    def to_hub(self, name: str) -> str | None:
-        """The hub name of a name on disk, or None when it does not belong to this layout."""
-        fitting = [(old, new) for old, new in self.prefixes if name.startswith(old)]
-        if not fitting:
-            return None
-        old, new = max(fitting, key=lambda pair: len(pair[0]))
-        return new + name[len(old) :]
-
-
-HUB = Layout(
-    "hub",
-    (
-        (TOWER, TOWER),
-        ("multi_modal_projector.", "multi_modal_projector."),
-        ("image_newline", "image_newline"),
-        ("vision_resampler.", "vision_resampler."),
-        ("model.vision_resampler.", "vision_resampler."),  # transformers 4.52-4.57 forget to rename this one
-        (LLAMA, LLAMA),
-        ("language_model.lm_head.", "language_model.lm_head."),
-    ),
-    "llava-hf on the hub; save_pretrained of transformers up to 4.57",
-)
-_WRAPPED = (
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("model.image_newline", "image_newline"),
-    ("model.vision_resampler.", "vision_resampler."),
-    ("model.language_model.", LLAMA),
-    ("lm_head.", "language_model.lm_head."),
-)
-LAYOUTS = (
-    HUB,
-    Layout("wrapped", (("model.vision_tower.vision_model.", TOWER), *_WRAPPED), "state_dict of transformers 4.52-5.5"),
-    Layout("flat", (("model.vision_tower.", TOWER), *_WRAPPED), "transformers 5.6 and later"),
-    Layout(
-        "original",
-        (
-            ("model.vision_tower.vision_tower.vision_model.", TOWER),
-            ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
-            ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
-            ("model.image_newline", "image_newline"),
-            ("model.vision_resampler.", "vision_resampler."),
-            ("model.embed_tokens.", LLAMA + "embed_tokens."),
-            ("model.layers.", LLAMA + "layers."),
-            ("model.norm.", LLAMA + "norm."),
-            ("lm_head.", "language_model.lm_head."),
-        ),
-        "the authors' own repositories",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -91,10 +28,6 @@ class Rule:
     sources: tuple[str, ...]
     target: str
     shape: tuple[str, ...]
-
-    @property
-    def operation(self) -> str:
-        return "copy" if len(self.sources) == 1 else "stack"
 
 
 def _pair(source: str, target: str, weight: tuple[str, ...], bias: tuple[str, ...]) -> tuple[Rule, Rule]:
@@ -269,31 +202,6 @@ def drop_reason(hub_name: str) -> str | None:
     return next((reason for pattern, reason in _DROPPED_PATTERNS if pattern.match(hub_name)), None)
 
 
-def detect_layout(names: Iterable[str], where: str) -> tuple[Layout, dict[str, str]]:
-    """Recognise the layout of a folder's names.
-
-    Returns:
-        The layout, and name on disk → hub name for the names that belong to it; others are for the caller to report.
-
-    Raises:
-        CheckpointError: no layout knows even half of the names.
-    """
-    names = list(names)
-
-    def known(layout: Layout) -> int:
-        # A name must also end as some rule does: the "flat" prefix alone would accept the "wrapped" names too.
-        return sum(1 for name in names if (hub := layout.to_hub(name)) and _is_hub_name(hub))
-
-    best = max(LAYOUTS, key=known)
-    if known(best) * 2 < len(names) or not names:
-        raise CheckpointError(
-            f"{where}: these are not the weights of a LLaVA-NeXT model",
-            "Known layouts: " + "; ".join(f"{layout.name} ({layout.about})" for layout in LAYOUTS) + ".",
-            [f"for example: {name}" for name in sorted(names)[:5]],
-        )
-    return best, {name: hub for name in names if (hub := best.to_hub(name))}
-
-
 _HUB_PATTERN = re.compile(
     "|".join(
         re.escape(source).replace(r"\{\}", r"\d+")
@@ -313,7 +221,8 @@ _HUB_PATTERN = re.compile(
 )
 
 
-def _is_hub_name(name: str) -> bool:
+def is_hub_name(name: str) -> bool:
+    """Whether some rule knows the name, in any model."""
     return _HUB_PATTERN.fullmatch(name) is not None or drop_reason(name) is not None
 
 

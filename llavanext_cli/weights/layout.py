@@ -1,4 +1,4 @@
-"""Bytes on disk ↔ NumPy arrays, and from one floating-point type to another.
+"""Bytes on disk ↔ NumPy arrays, from one floating-point type to another, and tensors that grow or are made anew.
 
 NumPy has no bfloat16. Its bits are the upper half of a float32's, so widening is a shift, exact for every value, and
 narrowing rounds to the nearest, ties to even, as IEEE 754 and torch do.
@@ -6,19 +6,24 @@ narrowing rounds to the nearest, ties to even, as IEEE 754 and torch do.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llavanext_cli.weights.headers import DTYPE_BYTES, TensorSpec
-from llavanext_cli.weights.stream import Made
+from llavanext_cli.errors import CheckpointError
+from llavanext_cli.weights.headers import DTYPE_BYTES, TensorSpec, count_elements
+from llavanext_cli.weights.stream import Extent, Made, PlannedTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer, Iterator
+    from collections.abc import Buffer
 
 CHUNK_BYTES = 2 << 20
 NUMPY_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SAFETENSORS_NAMES = {name: dtype for dtype, name in NUMPY_NAMES.items()}
+RAW_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -33,7 +38,7 @@ def from_bytes(data: Buffer, stored: str, wanted: str) -> np.ndarray:
     Returns:
         `wanted[n]`, one-dimensional.
     """
-    raw = np.frombuffer(data, {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[stored])
+    raw = np.frombuffer(data, RAW_TYPES[stored])
     if NUMPY_NAMES[stored] == wanted:
         return raw.view(bfloat16()) if stored == "BF16" else raw
     wide = widen(raw, stored)
@@ -112,3 +117,81 @@ def gather_strided(spec: TensorSpec) -> Made:
             yield memoryview(np.ascontiguousarray(rows[row : row + height]).view(np.uint8).reshape(-1))
 
     return Made(spec.nbytes, chunks)
+
+
+def read_chunks(piece: Extent | Made) -> Iterator[memoryview]:
+    """The bytes of a piece, each chunk in memory of its own and a whole number of elements."""
+    if isinstance(piece, Made):
+        yield from piece.chunks()
+        return
+    with open(piece.path, "rb", buffering=0) as file:
+        offset, end = piece.offset, piece.offset + piece.nbytes
+        while offset < end:
+            data = os.pread(file.fileno(), min(CHUNK_BYTES, end - offset), offset)
+            if not data:
+                raise CheckpointError(f"{piece.path}: ended {end - offset} bytes early; it changed while it was read")
+            # A short read may end inside an element; the rest is read again.
+            data = data[: len(data) // 8 * 8] if len(data) >= 8 and offset + len(data) < end else data
+            offset += len(data)
+            yield memoryview(data)
+
+
+def cast_tensor(tensor: PlannedTensor, dtype: str, tally: dict[str, int]) -> PlannedTensor:
+    """The same tensor as another type, converted a chunk at a time while it is written. `tally` collects name → how
+    many values were too large for the type and became its largest."""
+    if tensor.dtype == dtype:
+        return tensor
+
+    def chunks(piece: Extent | Made) -> Iterator[memoryview]:
+        for chunk in read_chunks(piece):
+            raw = np.frombuffer(chunk, RAW_TYPES[tensor.dtype])
+            narrow, lost = narrow_to(widen(raw, tensor.dtype), dtype)
+            if lost:
+                tally[tensor.name] = tally.get(tensor.name, 0) + lost
+            yield to_bytes(narrow)
+
+    def cast(piece: Extent | Made) -> Made:
+        nbytes = piece.nbytes // DTYPE_BYTES[tensor.dtype] * DTYPE_BYTES[dtype]
+        return Made(nbytes, lambda: chunks(piece))
+
+    return replace(tensor, dtype=dtype, pieces=tuple(cast(piece) for piece in tensor.pieces))
+
+
+def grow_rows(tensor: PlannedTensor, rows: int) -> PlannedTensor:
+    """A table with more rows: each new one is the mean of the old ones (computed in float64), so that a token that was
+    never seen is neither more nor less likely than others."""
+    old, width = tensor.shape
+    size = DTYPE_BYTES[tensor.dtype]
+
+    def chunks() -> Iterator[memoryview]:
+        total = np.zeros(width)
+        rest = b""
+        for piece in tensor.pieces:
+            for chunk in read_chunks(piece):
+                data = rest + bytes(chunk)
+                whole = len(data) // (width * size) * (width * size)
+                rest = data[whole:]
+                raw = np.frombuffer(data[:whole], RAW_TYPES[tensor.dtype])
+                total += widen(raw, tensor.dtype).reshape(-1, width).sum(axis=0, dtype=np.float64)
+        mean, _ = narrow_to((total / old).astype(np.float32), tensor.dtype)
+        for _ in range(rows - old):
+            yield to_bytes(mean)
+
+    added = Made((rows - old) * width * size, chunks)
+    origin = f"{tensor.origin} + {rows - old} rows of their mean"
+    return replace(tensor, shape=(rows, width), pieces=(*tensor.pieces, added), origin=origin)
+
+
+def make_random(name: str, dtype: str, shape: tuple[int, ...], key: tuple[int, ...], bound: float) -> PlannedTensor:
+    """A tensor of uniform values in ±`bound`, the same for the same `key` on every machine (PCG64)."""
+    count = count_elements(shape)
+
+    def chunks() -> Iterator[memoryview]:
+        generator = np.random.Generator(np.random.PCG64(key))
+        left = count
+        while left:
+            values = generator.random(min(left, CHUNK_BYTES // 8), dtype=np.float32) * (2 * bound) - bound
+            left -= len(values)
+            yield to_bytes(narrow_to(values.astype(np.float32), dtype)[0])
+
+    return PlannedTensor(name, dtype, shape, (Made(count * DTYPE_BYTES[dtype], chunks),), "random")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.headers import WEIGHT_DTYPES, TensorSpec
+from llavanext_cli.weights.hf_names import CLIP_LAYOUTS, HUB, LAYOUTS, LLAMA_LAYOUTS, detect_layout
 from llavanext_cli.weights.stream import Extent, Made, PlannedTensor
 
 
@@ -24,6 +26,7 @@ class Plan:
     dropped: (name on disk, reason).
     layout: name of the source's layout.
     notes: what the user should know.
+    files: name → content of JSON files that are written in place of the source's.
     """
 
     tensors: tuple[PlannedTensor, ...]
@@ -31,6 +34,7 @@ class Plan:
     dropped: tuple[tuple[str, str], ...] = ()
     layout: str = ""
     notes: tuple[str, ...] = ()
+    files: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -76,39 +80,55 @@ def extent(spec: TensorSpec) -> Extent | Made:
     return Extent(spec.path, spec.offset, spec.nbytes)
 
 
-def plan_import(specs: Mapping[str, TensorSpec], architecture: Architecture, where: str) -> Plan:
-    """Plan our parameters from a Hugging Face folder's tensors (any of the four layouts).
+PARTS = {"vision": CLIP_LAYOUTS, "language": LLAMA_LAYOUTS}
+PART_PREFIXES = {"vision": "vision_tower.", "language": "language_model."}
+
+
+def plan_import(
+    specs: Mapping[str, TensorSpec], architecture: Architecture, where: str, part: str | None = None
+) -> Plan:
+    """Plan our parameters from a Hugging Face folder's tensors.
+
+    Args:
+        specs: name on disk → where its bytes lie, in any of the layouts of `hf_names`.
+        architecture: what config.json says; with `part`, only that part of it counts.
+        where: the folder, for messages.
+        part: "vision" or "language" for a folder that holds CLIP or Llama alone, None for a whole LLaVA-NeXT.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, or has another shape or type than config.json implies.
     """
-    layout, hub_names = keymap.detect_layout(specs, where)
-    faults = _Faults(extra=[name for name in specs if name not in hub_names])
+    layout, hub_names = detect_layout(specs, where, keymap.is_hub_name, PARTS[part] if part else LAYOUTS)
+    dropped = [(name, reason) for name in specs if (reason := layout.drop_reason(name))]
+    faults = _Faults(extra=[n for n in specs if n not in hub_names and not layout.drop_reason(n)])
     by_hub: dict[str, TensorSpec] = {}
     for name, hub in hub_names.items():
         if hub in by_hub:
             faults.wrong.append(f"there twice: {by_hub[hub].name} and {name}")
         by_hub[hub] = specs[name]
 
+    prefix = PART_PREFIXES[part] if part else ""
     tensors = []
     used: set[str] = set()
     for target in keymap.build_targets(architecture):
-        used.update(target.sources)
-        if planned := _plan_target(target, by_hub, faults):
-            tensors.append(planned)
+        if target.name.startswith(prefix):
+            used.update(target.sources)
+            if planned := _plan_target(target, by_hub, faults):
+                tensors.append(planned)
     carried, absent = [], []
     for hub, shape in keymap.carried_tensors(architecture).items():
+        if not hub.startswith(prefix):
+            continue
         used.add(hub)
         if hub not in by_hub:
             absent.append(hub)
         elif _fits(by_hub[hub], hub, shape, faults):
-            carried.append(PlannedTensor(hub, by_hub[hub].dtype, shape, (extent(by_hub[hub]),)))
+            carried.append(PlannedTensor(hub, by_hub[hub].dtype, shape, (extent(by_hub[hub]),), by_hub[hub].name))
 
-    dropped = []
     for hub, spec in by_hub.items():
         if hub in used:
             continue
-        if hub == keymap.TIED_HEAD:  # the architecture ties it, or it would be a target
+        if hub == keymap.TIED_HEAD and architecture.text.tie_word_embeddings:
             dropped.append((spec.name, "equal to the embedding: config.json ties them"))
         elif reason := keymap.drop_reason(hub):
             dropped.append((spec.name, reason))
@@ -135,7 +155,8 @@ def _plan_target(target: keymap.Target, by_hub: Mapping[str, TensorSpec], faults
     if len(dtypes) > 1:
         faults.wrong.append(f"{target.name}: made of tensors of different types ({', '.join(sorted(dtypes))})")
         return None
-    return PlannedTensor(target.name, there[0].dtype, target.shape, tuple(extent(spec) for spec in there))
+    origin = " + ".join(spec.name for spec in there)
+    return PlannedTensor(target.name, there[0].dtype, target.shape, tuple(map(extent, there)), origin)
 
 
 def _fits(spec: TensorSpec, name: str, shape: tuple[int, ...], faults: _Faults) -> bool:
@@ -190,13 +211,13 @@ def plan_export(
         share = spec.nbytes // len(target.sources)
         for number, source in enumerate(target.sources):
             piece = Extent(spec.path, spec.offset + number * share, share)
-            planned[source] = PlannedTensor(source, spec.dtype, target.source_shape, (piece,))
+            planned[source] = PlannedTensor(source, spec.dtype, target.source_shape, (piece,), target.name)
     for hub, shape in keymap.carried_tensors(architecture).items():
         if hub not in carried:
             faults.missing.append(hub)
         elif _fits(carried[hub], hub, shape, faults):
-            planned[hub] = PlannedTensor(hub, carried[hub].dtype, shape, (extent(carried[hub]),))
+            planned[hub] = PlannedTensor(hub, carried[hub].dtype, shape, (extent(carried[hub]),), "carried")
     faults.raise_if_any(
         where, "transformers needs these too; convert from a complete Hugging Face folder to carry them along."
     )
-    return Plan(tuple(planned[hub] for hub in keymap.hub_tensors(architecture)), layout=keymap.HUB.name)
+    return Plan(tuple(planned[hub] for hub in keymap.hub_tensors(architecture)), layout=HUB.name)

@@ -38,7 +38,8 @@ class Extent:
 
 @dataclass(frozen=True)
 class Made:
-    """Bytes that are computed on the way: `chunks()` yields `nbytes` bytes in all, each chunk of any size."""
+    """Bytes that are computed on the way: `chunks()` yields `nbytes` bytes in all. A chunk is digested in another
+    thread while the next is made, so its memory must not be written again."""
 
     nbytes: int
     chunks: Callable[[], Iterator[memoryview]]
@@ -46,12 +47,14 @@ class Made:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to be written. `dtype` is a safetensors name; the pieces add up to the bytes of its shape."""
+    """A tensor to be written. `dtype` is a safetensors name; the pieces add up to the bytes of its shape; `origin` says
+    in words what it is made of."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     pieces: tuple[Extent | Made, ...]
+    origin: str = ""
 
     def __post_init__(self) -> None:
         there = sum(piece.nbytes for piece in self.pieces)
@@ -163,7 +166,7 @@ def write_safetensors(
     header = build_header({t.name: (t.dtype, t.shape) for t in tensors}, dict(metadata or {}))
     try:
         with open(path, "wb", buffering=0) as file:
-            write_all = _writer(file.fileno())
+            write_all = write_to(file.fileno())
             write_all(memoryview(header))
             for tensor in tensors:
                 for piece in tensor.pieces:
@@ -174,7 +177,9 @@ def write_safetensors(
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
-def _writer(descriptor: int) -> Callable[[memoryview], None]:
+def write_to(descriptor: int) -> Callable[[memoryview], None]:
+    """A function that writes all of what it is given to a file."""
+
     def write_all(data: memoryview) -> None:
         while data:
             data = data[os.write(descriptor, data) :]
