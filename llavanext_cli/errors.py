@@ -47,6 +47,10 @@ class CheckpointError(LlavaNextError):
     """A checkpoint folder is incomplete or does not fit the model."""
 
 
+class FetchError(LlavaNextError):
+    """A download failed, or what arrived is not what was asked for."""
+
+
 class RuntimeMissingError(LlavaNextError):
     """A package, a device or a driver that the command needs is not there."""
 

@@ -1,0 +1,188 @@
+"""`llavanext fetch`: bring models and data sets into a folder."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llavanext_cli import console, options
+
+
+class Source(str, Enum):
+    """Where repositories are looked up."""
+
+    hf = "hf"
+    modelscope = "modelscope"
+
+
+def fetch(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Artifacts (see --list), ORG/REPO, dataset:ORG/REPO, or addresses."),
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Folder to fill.", show_default=False)] = None,
+    list_artifacts: Annotated[bool, typer.Option("--list", help="Show the artifacts that have a name.")] = False,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--check",
+            metavar="DIR",
+            help="Read what was fetched into DIR and repair what is broken; with --dry-run only say what is.",
+            show_default=False,
+        ),
+    ] = None,
+    source: Annotated[Source, typer.Option("--source", help="Where repositories are looked up.")] = Source.hf,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", metavar="URL", help="A mirror of the source.", show_default="HF_ENDPOINT"),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", help="Commit, tag or branch of one artifact.", show_default="the list's"),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="GLOB", help="Only files like this. May be given more than once."),
+    ] = None,
+    shards: Annotated[
+        str | None, typer.Option("--shards", metavar="1,3-5", help="Only these of the numbered video archives.")
+    ] = None,
+    keep_archives: Annotated[
+        bool, typer.Option("--keep-archives", help="Keep archives beside what was unpacked.")
+    ] = False,
+    jobs: options.Jobs = 4,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Silence after which a connection is dead.")
+    ] = 30.0,
+    retries: Annotated[
+        int, typer.Option("--retries", min=0, help="Further attempts after one that brought nothing.")
+    ] = 5,
+    dry_run: options.DryRun = False,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Download models and data sets: whole, verified, unpacked, where the other commands look for them.
+
+    A download that was cut off, or killed, goes on where it ended when the same command runs again. Tokens are read
+    from HF_TOKEN (or MODELSCOPE_API_TOKEN), mirrors from HF_ENDPOINT, proxies from HTTPS_PROXY.
+
+    Example:
+      llavanext fetch video-7b --to models/video-7b
+
+    More:
+      llavanext fetch mix665k coco-train2017 --to data/images
+      llavanext fetch video178k-academic --shards 1,2 --to data/videos
+      llavanext fetch --check data/videos
+
+    Next: llavanext convert models/video-7b models/video-7b-mindspore
+    """
+    if list_artifacts:
+        _list(json)
+        return
+    if check is not None:
+        if names or to:
+            raise typer.BadParameter("--check takes a folder, and neither names nor --to")
+        _check(check, source.value, endpoint, jobs, timeout, retries, dry_run, json)
+        return
+    if not names:
+        raise typer.BadParameter("name what to fetch, or use --list or --check DIR")
+    if to is None:
+        raise typer.BadParameter("--to FOLDER is missing")
+
+    from llavanext_cli.fetching.net import Limits
+    from llavanext_cli.fetching.run import run_fetch
+
+    try:
+        report = run_fetch(
+            names,
+            to,
+            source=source.value,
+            endpoint=endpoint,
+            revision=revision,
+            only=only or (),
+            shards=shards,
+            jobs=jobs,
+            keep_archives=keep_archives,
+            dry_run=dry_run,
+            force=force,
+            limits=Limits(stall=timeout, retries=retries),
+            stage=lambda label: console.progress(label, "bytes"),
+            note=console.say,
+        )
+    except KeyboardInterrupt:
+        console.say("What has arrived is kept: the same command goes on from there.")
+        raise
+    if json:
+        console.out_json(report)
+        return
+    for artifact in report.artifacts:
+        where = f"{artifact.where} at {artifact.revision[:12]}" if artifact.revision else artifact.where
+        console.say(f"{artifact.name}: {artifact.files} files, {_size(artifact.bytes)}, from {where}")
+    free = f"{_size(report.needed)} of disk needed, {_size(report.free)} free"
+    if dry_run:
+        console.say(f"To fetch: {report.fetched} files, {_size(report.transferred)}; {free}.")
+        if report.needed > report.free:
+            console.warn("the disk is too small for that")
+        return
+    kept = f"{report.ready} were there" + (f", {report.adopted} more recognised" if report.adopted else "")
+    console.say(f"{report.fetched} files fetched ({_size(report.transferred)}), {kept}: {report.folder}")
+    for command in report.next:
+        console.next_step(command)
+
+
+def _list(json: bool) -> None:
+    from llavanext_cli.fetching.registry import ARTIFACTS
+
+    if json:
+        console.out_json(list(ARTIFACTS.values()))
+        return
+    rows = []
+    for artifact in ARTIFACTS.values():
+        first = artifact.hub.repo if artifact.hub else artifact.web.url.partition("://")[2]
+        rows.append((artifact.name, _size(artifact.size), first, artifact.licence, artifact.purpose))
+    console.table(("name", "size", "source", "licence", "what for"), rows)
+
+
+def _check(
+    folder: Path,
+    source: str,
+    endpoint: str | None,
+    jobs: int,
+    timeout: float,
+    retries: int,
+    dry_run: bool,
+    json: bool,
+) -> None:
+    from llavanext_cli.fetching.check import check_folder
+    from llavanext_cli.fetching.net import Limits
+
+    report = check_folder(
+        folder,
+        repair=not dry_run,
+        source=source,
+        endpoint=endpoint,
+        jobs=jobs,
+        limits=Limits(stall=timeout, retries=retries),
+        stage=lambda label: console.progress(label, "bytes"),
+        note=console.say,
+    )
+    if json:
+        console.out_json(report)
+    elif report.broken:
+        console.say(
+            f"{report.files} files read, {len(report.broken)} were broken and are whole again "
+            f"({_size(report.transferred)} fetched)."
+        )
+    else:
+        console.say(f"{report.files} files read ({_size(report.bytes)}): all are whole.")
+
+
+def _size(count: int) -> str:
+    size, units = float(count), ["TB", "GB", "MB", "kB", "B"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop()
+    return f"{size:.3g} {units[-1]}"

@@ -1,0 +1,141 @@
+"""`check_folder`: read everything that was fetched, and fetch again what is broken, and only that."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from llavanext_cli.errors import DataError
+from llavanext_cli.fetching.digest import Expected, hash_file
+from llavanext_cli.fetching.folder import Folder, locked_folder
+from llavanext_cli.fetching.manifest import ArchiveRecord, FileRecord
+from llavanext_cli.fetching.net import Limits, Net
+from llavanext_cli.fetching.network import open_network
+from llavanext_cli.fetching.paths import STATE
+from llavanext_cli.fetching.plan import FETCH, REPAIR, Step, Wanted, plan_space
+from llavanext_cli.fetching.pool import run_all
+from llavanext_cli.fetching.registry import HUB, Unpacking
+from llavanext_cli.fetching.run import refuse_full
+from llavanext_cli.fetching.work import StageOpener, Tally, Worker, silent_stage
+
+MOST_LINES = 20
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found: files and bytes read, files that were broken, and how many bytes repairing them took."""
+
+    folder: Path
+    files: int
+    bytes: int
+    broken: tuple[str, ...]
+    repaired: bool
+    transferred: int
+    seconds: float
+
+
+def check_folder(
+    folder: Path,
+    *,
+    repair: bool = True,
+    source: str = HUB,
+    endpoint: str | None = None,
+    jobs: int = 4,
+    limits: Limits | None = None,
+    stage: StageOpener = silent_stage,
+    note: Callable[[str], None] = lambda line: None,
+) -> CheckReport:
+    """Read every file that `fetch` put into a folder, compare digests, and fetch again what is broken.
+
+    The network is used only when something is broken.
+
+    Args:
+        repair: False only reports.
+
+    Raises:
+        DataError: the folder holds nothing that was fetched; or something is broken and `repair` is False.
+        FetchError: as `run_fetch`.
+    """
+    started = time.monotonic()
+    root = Path(os.path.abspath(folder.expanduser()))
+    if not (root / STATE).is_dir():
+        raise DataError(f"{root} holds nothing that was fetched", "llavanext fetch NAME --to FOLDER fills a folder.")
+    with open_network(source, endpoint, limits, note, root) as net, locked_folder(root, note, create=False) as opened:
+        if not opened.manifest.files and not opened.manifest.archives:
+            raise DataError(f"{root} holds nothing that was fetched", "Run the fetch again: it was not finished.")
+        with stage("Checking") as report:
+            steps, broken, files, size = _find_broken(net, opened, jobs, report)
+        lines = broken[:MOST_LINES] + ([f"and {len(broken) - MOST_LINES} more"] if len(broken) > MOST_LINES else [])
+        if broken and not repair:
+            raise DataError(
+                f"{len(broken)} of {files} files in {root} are broken",
+                f"Repair them: llavanext fetch --check {root}",
+                details=lines,
+            )
+        if steps:
+            for line in lines:
+                note(f"broken: {line}")
+            refuse_full(root, plan_space(root, opened.partial, steps, False, jobs))
+            Worker(net, opened, jobs, keep_archives=False, force=True, stage=stage, note=note).run(steps)
+        return CheckReport(root, files, size, tuple(broken), bool(steps), net.received, time.monotonic() - started)
+
+
+def _find_broken(
+    net: Net, folder: Folder, jobs: int, report: Callable[[int, int], None]
+) -> tuple[list[Step], list[str], int, int]:
+    """(what to do, what is wrong, files, bytes): every file and every unpacked member is read."""
+    manifest = folder.manifest
+    todo: list[tuple[str, int, str, str]] = [(path, r.size, r.sha256, "") for path, r in manifest.files.items()]
+    lost: set[str] = set()
+    for archive in manifest.archives:
+        try:
+            todo += [(m.path, m.size, m.sha256, archive) for m in folder.members(archive)]
+        except DataError:
+            lost.add(archive)
+    total = sum(size for _, size, _, _ in todo)
+    tally = Tally(total, report)
+    found: dict[str, tuple[str, str]] = {}
+
+    def check(path: str, size: int, sha256: str, archive: str) -> None:
+        why = _why_broken(net, folder.path(path), Expected(size, sha256), lambda done: tally.update(path, done))
+        if why:
+            found[path] = (why, archive)
+
+    run_all(net, [partial(check, *item) for item in todo], jobs)
+    report(total, total)
+    steps = []
+    for path, record in manifest.files.items():
+        if path in found:
+            steps.append(Step(_wanted(path, record, folder), FETCH))
+        elif not folder.as_recorded(path):  # touched, but whole
+            folder.record_file(path, hash_file(folder.path(path)), record.origin)
+    for archive, record in manifest.archives.items():
+        damaged = tuple(sorted(path for path, (_, owner) in found.items() if owner == archive))
+        if archive in lost or damaged:
+            item = _wanted(archive, record, folder)
+            steps.append(Step(item, FETCH if archive in lost else REPAIR, None if archive in lost else damaged))
+    broken = [f"{path}: {why}" for path, (why, _) in sorted(found.items())]
+    broken += [f"{archive}: the list of its files is lost" for archive in sorted(lost)]
+    return steps, broken, len(todo), total
+
+
+def _why_broken(net: Net, path: Path, expected: Expected, report: Callable[[int], None]) -> str:
+    try:
+        if path.stat().st_size != expected.size:
+            return f"{path.stat().st_size} bytes instead of {expected.size}"
+        return expected.fault(hash_file(path, report=report, stop=net.stop))
+    except FileNotFoundError:
+        return "it is gone"
+    except OSError as fault:
+        return f"it cannot be read ({os.strerror(fault.errno) if fault.errno else 'no reason given'})"
+
+
+def _wanted(path: str, record: FileRecord | ArchiveRecord, folder: Folder) -> Wanted:
+    """The file as it was when it was recorded."""
+    owners = tuple(name for name, artifact in folder.manifest.artifacts.items() if path in artifact.paths)
+    rule = Unpacking(path, record.into, record.tops) if isinstance(record, ArchiveRecord) else None
+    return Wanted(path, Expected(record.size, record.sha256), record.origin, owners, rule)

@@ -1,0 +1,304 @@
+"""The one way to the network: a requests session that waits, retries, counts, guards and can be stopped.
+
+huggingface_hub, the ModelScope listing and our own downloads all use it, so that a policy is written once:
+
+    request ──▶ GuardedSession ── is this redirect allowed? ──▶ GuardedAdapter ── 429, 5xx, no answer: wait, again
+                                                                     │
+    chunks  ◀── whole? too slow? stopped? how many bytes? ◀──────────┘
+
+requests and urllib3 come with huggingface-hub, and honour HTTP_PROXY, HTTPS_PROXY, NO_PROXY and REQUESTS_CA_BUNDLE.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.utils import select_proxy
+
+from llavanext_cli.errors import FetchError
+from llavanext_cli.fetching import guard
+from llavanext_cli.fetching.faults import explain_no_answer, is_lasting
+from llavanext_cli.fetching.redaction import cause_of
+
+CHUNK = 1 << 20
+"""Bytes asked of the socket at once."""
+LARGEST_ANSWER = 256 << 20
+"""Bytes of an answer that is no download: a listing, an error page, the body of a redirect."""
+BUSY = (429, 500, 502, 503, 504)
+LONGEST_PAUSE = 20.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How patient the client is.
+
+    Attributes:
+        connect: seconds to wait for a connection.
+        stall: seconds without a byte, or below `least_rate`, after which a connection counts as dead.
+        least_rate: bytes a second.
+        retries: further attempts after one that brought nothing; any progress starts the count again.
+        pause: seconds before the first retry; doubled for each further one.
+        longest_wait: the most seconds of a Retry-After that are waited out.
+    """
+
+    connect: float = 10.0
+    stall: float = 30.0
+    least_rate: float = 1000.0
+    retries: int = 5
+    pause: float = 0.5
+    longest_wait: float = 300.0
+
+
+class TransferBrokenError(requests.RequestException):
+    """A body ended too early, or came too slowly. `received` bytes of this answer arrived before that."""
+
+    def __init__(self, what: str, received: int):
+        super().__init__(what)
+        self.received = received
+
+
+class StoppedError(Exception):
+    """Another thread asked for the end."""
+
+
+@dataclass
+class Net:
+    """What the sessions of one run share.
+
+    Attributes:
+        token_hosts: `host:port` of the servers that an Authorization header may be sent to.
+        cookies: `host:port` → the Cookie header that this server, and no other, is sent.
+        note: is told in a line what is being waited for.
+        stop: set by whoever wants every transfer to end.
+        received: bytes of content that came over the network.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    token_hosts: frozenset[str] = frozenset()
+    cookies: Mapping[str, str] = field(default_factory=dict)
+    note: Callable[[str], None] = lambda line: None
+    stop: threading.Event = field(default_factory=threading.Event)
+    received: int = 0
+    _local: threading.local = field(default_factory=threading.local)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def session(self) -> requests.Session:
+        """This thread's session: requests' sessions are not to be shared."""
+        if not hasattr(self._local, "session"):
+            self._local.session = GuardedSession(self)
+        return self._local.session
+
+    @contextmanager
+    def watched(self, watch: Callable[[int], None]) -> Iterator[None]:
+        """Within, `watch(position)` is told how far into its file this thread's download is."""
+        self._local.watch = watch
+        try:
+            yield
+        finally:
+            self._local.watch = None
+
+    def report(self, position: int) -> None:
+        watch = getattr(self._local, "watch", None)
+        if watch is not None:
+            watch(position)
+
+    def count(self, amount: int) -> None:
+        with self._lock:
+            self.received += amount
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, unless stopped.
+
+        Raises:
+            StoppedError: the run is ending.
+        """
+        if self.stop.wait(seconds):
+            raise StoppedError
+
+
+class GuardedSession(requests.Session):
+    """A session whose redirects are checked and whose requests go through `GuardedAdapter`."""
+
+    def __init__(self, net: Net):
+        super().__init__()
+        self.net = net
+        self.max_redirects = 10
+        self.mount("http://", GuardedAdapter(net))
+        self.mount("https://", GuardedAdapter(net))
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        location = super().get_redirect_target(resp)
+        if location is not None:
+            proxied = bool(self.proxies) or select_proxy(resp.url, requests.utils.get_environ_proxies(resp.url))
+            guard.check_redirect(resp.url, location, resolve=not proxied)
+        return location
+
+
+class GuardedAdapter(HTTPAdapter):
+    """One exchange, with patience: it comes back with an answer that is not "busy", or raises a `FetchError`."""
+
+    def __init__(self, net: Net):
+        self.net = net
+        super().__init__(max_retries=0)
+
+    def send(self, request: requests.PreparedRequest, stream: bool = False, **options: Any) -> requests.Response:
+        limits = self.net.limits
+        options["timeout"] = (limits.connect, limits.stall)
+        request.headers["Accept-Encoding"] = "identity"  # ranges and digests are of the bytes themselves
+        server = urlsplit(request.url).netloc
+        if server in self.net.cookies:
+            request.headers["Cookie"] = self.net.cookies[server]
+        secret = request.headers.get("authorization")
+        if secret and not _is_basic(secret) and server not in self.net.token_hosts:
+            # A listing's "next" link is followed with the same headers, wherever it points.
+            del request.headers["authorization"]
+        attempt = 0
+        while True:
+            if self.net.stop.is_set():
+                raise StoppedError
+            try:
+                response = super().send(request, stream=stream, **options)
+            except requests.RequestException as fault:
+                if attempt >= (0 if is_lasting(fault) else min(2, limits.retries)):
+                    raise explain_no_answer(fault, request.url) from cause_of(fault)
+                pause = self._pause(attempt)
+            else:
+                if response.status_code not in BUSY:
+                    return self._guarded(response, stream)
+                pause = self._busy_pause(response, request.url, attempt)
+                response.close()
+            attempt += 1
+            self.net.wait(pause)
+
+    def _pause(self, attempt: int) -> float:
+        return min(LONGEST_PAUSE, self.net.limits.pause * 2**attempt)
+
+    def _busy_pause(self, response: requests.Response, url: str, attempt: int) -> float:
+        """Seconds to wait after a 429 or 5xx; an error when that is too long or was tried often enough."""
+        host, status = urlsplit(url).hostname, response.status_code
+        asked = retry_after(response.headers.get("Retry-After", ""))
+        what = f"{host} asks us to slow down (429)" if status == 429 else f"{host} is in trouble (HTTP {status})"
+        if asked is not None and asked > self.net.limits.longest_wait:
+            raise FetchError(
+                f"{what}, and to come back in {_duration(asked)}",
+                "Run the same command then: what has arrived is kept.",
+            )
+        if attempt >= self.net.limits.retries:
+            raise FetchError(
+                f"{what}, {attempt + 1} times in a row",
+                "Run the same command later: what has arrived is kept."
+                + (" A token (HF_TOKEN) raises the limit; so does a smaller --jobs." if status == 429 else ""),
+            )
+        pause = self._pause(attempt) if asked is None else max(asked, 0.05)
+        if pause >= 2:
+            self.net.note(f"{what}; waiting {_duration(pause)}")
+        return pause
+
+    def _guarded(self, response: requests.Response, stream: bool) -> requests.Response:
+        read = response.iter_content
+        download = stream and response.status_code in (200, 206)
+        if not download:
+            response.iter_content = lambda *args, **named: _capped(read(*args, **named), response.url)
+        elif not response.headers.get("Content-Encoding"):
+            response.iter_content = lambda *args, **named: self._chunks(response)
+        return response
+
+    def _chunks(self, response: requests.Response) -> Iterator[bytes]:
+        """The body as it comes, at most `CHUNK` bytes at once, watched.
+
+        Unlike requests' own, it hands out everything that arrived before a connection was cut.
+
+        Raises:
+            TransferBrokenError: the body is shorter than announced, or stalls.
+        """
+        limits, raw = self.net.limits, response.raw
+        read = getattr(raw, "read1", None) or (lambda amount: raw.read(min(amount, 1 << 16)))
+        announced = _integer(response.headers.get("Content-Length"))
+        start = content_range(response)[0] or 0
+        received, window_start, window_bytes = 0, time.monotonic(), 0
+        while announced is None or received < announced:
+            if self.net.stop.is_set():
+                response.close()
+                raise StoppedError
+            try:
+                chunk = read(CHUNK)
+            except Exception as fault:  # urllib3's and http.client's own families, ssl.SSLError, OSError
+                response.close()
+                raise TransferBrokenError(_what_broke(fault), received) from None
+            if not chunk:
+                if announced is not None:
+                    response.close()
+                    raise TransferBrokenError(f"the connection ended {announced - received} bytes early", received)
+                break
+            self.net.report(start + received)
+            received += len(chunk)
+            self.net.count(len(chunk))
+            window_bytes += len(chunk)
+            yield chunk
+            now = time.monotonic()
+            if now - window_start >= limits.stall:
+                if window_bytes < limits.least_rate * (now - window_start):
+                    response.close()
+                    raise TransferBrokenError(f"less than {limits.least_rate:.0f} bytes a second", received)
+                window_start, window_bytes = now, 0
+        self.net.report(start + received)
+        if announced is not None:
+            raw.read()  # nothing is left, and this says so to urllib3, which then keeps the connection for the next
+
+
+def content_range(response: requests.Response) -> tuple[int | None, int | None]:
+    """(first byte, total size) of a Content-Range header; None for what is not said or not a number."""
+    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
+    span, _, total = rest.partition("/")
+    if unit.lower() != "bytes":
+        return None, None
+    return _integer(span.partition("-")[0]), _integer(total)
+
+
+def retry_after(value: str) -> float | None:
+    """Seconds of a Retry-After header, which holds a number or a date; None when it holds neither."""
+    seconds = _integer(value.strip())
+    if seconds is not None:
+        return float(seconds)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _capped(chunks: Iterator[bytes], url: str) -> Iterator[bytes]:
+    total = 0
+    for chunk in chunks:
+        total += len(chunk)
+        if total > LARGEST_ANSWER:
+            raise FetchError(f"{urlsplit(url).hostname} sends an endless answer", "Is the --endpoint right?")
+        yield chunk
+
+
+def _what_broke(fault: Exception) -> str:
+    return "no byte came for too long" if "timed out" in str(fault).lower() else "the connection broke"
+
+
+def _is_basic(header: str | bytes) -> bool:
+    """A user and password written into the address by the user; requests drops them itself on another host."""
+    text = header.decode("latin1") if isinstance(header, bytes) else header
+    return text.lower().startswith("basic ")
+
+
+def _integer(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,365 @@
+"""Download one plain address: ranges over several connections, resumed after any kind of death.
+
+    part file   [########------------####------------------]     a journal knows what is there
+                         └ piece ┘       └ piece ┘└ piece ┘      missing stretches, cut into pieces
+                            ▲                ▲        ▲
+                       connection 1     connection 2  3          each takes the next piece when it is done
+
+The first request asks for one byte: its answer tells size, version and whether ranges work. A server without ranges is
+read from the start over one connection. Used for COCO and for ModelScope; the Hub has huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import requests
+
+from llavanext_cli.errors import FetchError
+from llavanext_cli.fetching.faults import explain_no_answer
+from llavanext_cli.fetching.journal import Journal
+from llavanext_cli.fetching.net import Limits, Net, StoppedError, TransferBrokenError, content_range
+from llavanext_cli.fetching.redaction import cause_of
+
+SMALLEST_PIECE = 1 << 20
+LARGEST_PIECE = 64 << 20
+LARGEST_JOURNAL_STEP = 8 << 20
+RESTARTS = 2
+"""How often a file may change on the server while it is being downloaded."""
+
+
+class FileChangedError(Exception):
+    """The server has another version of the file than the one that was begun."""
+
+
+def download_url(
+    net: Net,
+    url: str,
+    part: Path,
+    *,
+    size: int | None = None,
+    version: str = "",
+    connections: int = 4,
+    report: Callable[[int, int], None] = lambda done, prefix: None,
+) -> int:
+    """Download `url` to `part`, going on where an earlier attempt ended.
+
+    Args:
+        size: bytes the file must have; None when not known.
+        version: what names the version wanted, such as its digest, if the caller checks it afterwards. Without one the
+            server's ETag or date has to, and a server that gives none cannot be resumed from.
+        connections: how many ranges are asked for at once.
+        report: told the bytes that are there, and how many of them from the start without a hole.
+
+    Returns:
+        Bytes that came over the network. `part` is complete, and its journal is gone.
+
+    Raises:
+        FetchError: the server refuses, lies, or brings nothing however often it is asked. `part` and its journal stay.
+        OSError: `part` cannot be written.
+        StoppedError: the run is ending.
+    """
+    transferred = 0
+    for _attempt in range(RESTARTS + 1):
+        transfer = _Transfer(net, url, part, size, version, report)
+        try:
+            transfer.run(connections)
+            return transferred + transfer.received
+        except FileChangedError:
+            transferred += transfer.received
+            part.with_name(part.name + ".journal").unlink(missing_ok=True)
+    raise FetchError(
+        f"the file changes while it is being downloaded: {_name(url)}",
+        "Try again later, or use another source.",
+    )
+
+
+class _Transfer:
+    """One version of one file, from probe to the last byte."""
+
+    def __init__(
+        self,
+        net: Net,
+        url: str,
+        part: Path,
+        size: int | None,
+        version: str,
+        report: Callable[[int, int], None],
+    ):
+        self.net, self.url, self.part, self.report = net, url, part, report
+        self.expected, self.version = size, version
+        self.received = 0
+        self.journal: Journal | None = None
+        self.validator = ""
+        self.cancelled = threading.Event()
+        self._lock = threading.Lock()
+
+    @property
+    def limits(self) -> Limits:
+        return self.net.limits
+
+    def run(self, connections: int) -> None:
+        for attempt in range(self.limits.retries + 1):
+            response = self._ask({"Range": "bytes=0-0"})
+            if response.status_code == 200:
+                whole = self._receive_whole(response, last=attempt == self.limits.retries)
+                if whole:
+                    return
+                self.net.wait(min(20.0, self.limits.pause * 2**attempt))
+                continue
+            size = self._size_of(response)
+            self.validator = _validator(response)
+            if response.headers.get("Content-Length") == "1":
+                _ = response.content  # read to its end, so that the connection can be used again
+            response.close()
+            self._receive_ranges(size, connections)
+            return
+
+    # ------------------------------------------------------------------------------------------ a server with ranges
+
+    def _size_of(self, response: requests.Response) -> int:
+        start, total = content_range(response)
+        if response.status_code == 416 and total == 0:
+            return self._checked(0)  # there is no byte 0 in an empty file
+        if response.status_code != 206 or start != 0 or total is None:
+            raise _explain_status(response, self.url)
+        return self._checked(total)
+
+    def _checked(self, total: int) -> int:
+        if self.expected is not None and total != self.expected:
+            raise FetchError(
+                f"{_name(self.url)} has {total} bytes at {urlsplit(self.url).hostname}, not {self.expected}",
+                "The server has another file, or a proxy answers for it: use another source.",
+            )
+        return total
+
+    def _receive_ranges(self, size: int, connections: int) -> None:
+        self.journal = Journal(self.part, size, self.version or self.validator)
+        try:
+            holes = self.journal.missing()
+            lacking = sum(end - start for start, end in holes)
+            piece = min(LARGEST_PIECE, max(SMALLEST_PIECE, -(-lacking // (4 * connections))))
+            pieces = deque((at, min(at + piece, end)) for start, end in holes for at in range(start, end, piece))
+            self._tell()
+            with open(self.part, "r+b") as file:
+                _Crew(self, file.fileno(), pieces).work(min(connections, len(pieces)))
+            if self.journal.missing():
+                raise StoppedError
+        except BaseException:
+            self.journal.close()
+            raise
+        self.journal.remove()
+
+    def receive_piece(self, descriptor: int, start: int, end: int) -> None:
+        """Write bytes start..end-1, over as many requests as it takes.
+
+        Raises:
+            FetchError: nothing came, however often it was asked for.
+            FileChangedError: the server's file is another one now.
+        """
+        step = min(LARGEST_JOURNAL_STEP, max(1 << 16, self.journal.size // 256))
+        attempt = 0
+        while start < end:
+            before = recorded = start
+            reason = "the answer is shorter than its range"
+            try:
+                response = self._ask({"Range": f"bytes={start}-{end - 1}"})
+                self._check_piece(response, start)
+                for chunk in response.iter_content(None):
+                    if self.cancelled.is_set():
+                        raise StoppedError
+                    if start >= end:  # more than it was asked for
+                        break
+                    chunk = chunk[: end - start]
+                    _write(descriptor, chunk, start)
+                    start += len(chunk)
+                    if start - recorded >= step:
+                        self._record(recorded, start)
+                        recorded = start
+                response.close()
+            except TransferBrokenError as fault:
+                reason = str(fault)
+            finally:
+                self._record(recorded, start)
+            attempt = 0 if start > before else attempt + 1
+            if attempt > self.limits.retries and start < end:
+                raise FetchError(
+                    f"{urlsplit(self.url).hostname} does not deliver {_name(self.url)}: {reason}",
+                    "Run the same command again: what has arrived is kept. A slow line needs a larger --timeout.",
+                )
+            if attempt:
+                self.net.wait(min(20.0, self.limits.pause * 2 ** (attempt - 1)))
+
+    def _check_piece(self, response: requests.Response, start: int) -> None:
+        first, total = content_range(response)
+        if response.status_code not in (200, 206):
+            raise _explain_status(response, self.url)
+        same = bool(self.version) or _validator(response) == self.validator
+        if response.status_code == 200 or total != self.journal.size or not same:
+            response.close()
+            raise FileChangedError
+        if first != start:
+            response.close()
+            raise FetchError(
+                f"{urlsplit(self.url).hostname} sends byte {first} when asked for byte {start}",
+                "A proxy on the way confuses ranges: use another source.",
+            )
+
+    def _record(self, start: int, end: int) -> None:
+        self.journal.add(start, end)
+        with self._lock:
+            self.received += max(0, end - start)
+        self._tell()
+
+    def _tell(self) -> None:
+        self.report(self.journal.done, self.journal.prefix)
+
+    # --------------------------------------------------------------------------------------- a server without ranges
+
+    def _receive_whole(self, response: requests.Response, last: bool) -> bool:
+        """The whole file in one answer; False when it broke off and may be tried again."""
+        announced = response.headers.get("Content-Length", "")
+        if announced.isdigit():
+            self._checked(int(announced))
+        position = 0
+        try:
+            with open(self.part, "wb") as file:
+                for chunk in response.iter_content(None):
+                    file.write(chunk)
+                    position += len(chunk)
+                    self.received += len(chunk)
+                    self.report(position, position)
+                    if self.expected is not None and position > self.expected:
+                        self._checked(position)
+        except TransferBrokenError as fault:
+            if last:
+                raise FetchError(
+                    f"{urlsplit(self.url).hostname} does not deliver {_name(self.url)} whole: {fault}",
+                    "This server cannot resume a download: use another source, or a steadier line.",
+                ) from None
+            return False
+        self._checked(position)
+        return True
+
+    # --------------------------------------------------------------------------------------------------------- both
+
+    def _ask(self, headers: dict[str, str]) -> requests.Response:
+        try:
+            response = self.net.session().get(self.url, headers=headers, stream=True)
+        except requests.RequestException as fault:
+            raise explain_no_answer(fault, self.url) from cause_of(fault)
+        if response.status_code in (200, 206) and response.headers.get("Content-Encoding"):
+            response.close()
+            raise FetchError(
+                f"{urlsplit(self.url).hostname} sends {_name(self.url)} compressed, though asked not to",
+                "A proxy on the way changes files: use another source.",
+            )
+        return response
+
+
+class _Crew:
+    """Threads that take pieces until none is left. One that fails leaves its piece to the others."""
+
+    def __init__(self, transfer: _Transfer, descriptor: int, pieces: deque[tuple[int, int]]):
+        self.transfer, self.descriptor, self.pieces = transfer, descriptor, pieces
+        self.changed = threading.Condition()
+        self.working = 0
+        self.alive = 0
+        self.fault: BaseException | None = None
+        self.given_up: FetchError | None = None
+
+    def work(self, connections: int) -> None:
+        """Raises what stopped the last thread, or what no other thread could help with."""
+        self.alive = connections
+        for number in range(connections):
+            # A descriptor for each thread: one that outlives this call must not write to a number used anew.
+            threading.Thread(
+                target=self._run, args=(os.dup(self.descriptor),), name=f"range-{number}", daemon=True
+            ).start()
+        with self.changed:
+            while self.alive:
+                self.changed.wait(0.2)
+                if self.transfer.net.stop.is_set():
+                    raise StoppedError
+        if self.fault is not None:
+            raise self.fault
+
+    def _run(self, descriptor: int) -> None:
+        try:
+            while (piece := self._next()) is not None:
+                try:
+                    self.transfer.receive_piece(descriptor, *piece)
+                except FetchError as fault:
+                    with self.changed:
+                        if self.alive == 1:
+                            raise
+                        # Some servers allow few connections: the others go on with what is missing.
+                        self.given_up = fault
+                        holes = [(max(a, piece[0]), min(b, piece[1])) for a, b in self.transfer.journal.missing()]
+                        self.pieces.extend((a, b) for a, b in holes if a < b)
+                        return
+                finally:
+                    with self.changed:
+                        self.working -= 1
+                        self.changed.notify_all()
+        except BaseException as fault:
+            self.transfer.cancelled.set()
+            with self.changed:
+                if self.fault is None or isinstance(self.fault, StoppedError):
+                    self.fault = fault
+        finally:
+            os.close(descriptor)
+            with self.changed:
+                self.alive -= 1
+                if self.alive == 0 and self.pieces and self.fault is None:
+                    self.fault = self.given_up  # all of them gave up at the same time
+                self.changed.notify_all()
+
+    def _next(self) -> tuple[int, int] | None:
+        """The next piece; waits while others work, since one of theirs may come back."""
+        with self.changed:
+            while True:
+                if self.fault is not None or self.transfer.net.stop.is_set():
+                    return None
+                if self.pieces:
+                    self.working += 1
+                    return self.pieces.popleft()
+                if self.working == 0:
+                    return None
+                self.changed.wait(0.2)
+
+
+def _write(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _validator(response: requests.Response) -> str:
+    """What names this version of the file: a strong ETag, or else the date of its last change."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
+
+
+def _explain_status(response: requests.Response, url: str) -> FetchError:
+    """The error for an answer that holds no file; closes it."""
+    status, host = response.status_code, urlsplit(url).hostname
+    response.close()
+    if status in (404, 410):
+        return FetchError(f"{host} has no {urlsplit(url).path}", "Is the address right?")
+    if status in (401, 403, 407):
+        return FetchError(f"{host} does not give out {_name(url)} (HTTP {status})", "It may want a login or a token.")
+    return FetchError(f"{host} answers HTTP {status} for {_name(url)}", "Use another source, or try later.")
+
+
+def _name(url: str) -> str:
+    """A short name for messages: no query, which may hold a signature."""
+    parts = urlsplit(url)
+    inside = parse_qs(parts.query).get("FilePath", [""])[0]  # ModelScope's addresses name the file there
+    return inside or unquote(parts.path.rpartition("/")[2]) or url.partition("?")[0]
