@@ -220,16 +220,13 @@ def check_fit(
 ) -> None:
     """Raise a `DataError` where a sample is longer, or has more tiles or frames, than a batch holds."""
     faults = [
-        (length, seq_length, "tokens", "data.seq_length"),
-        (sample_tiles, tiles, "picture tiles", "data.tiles"),
-        (sample_frames, frames, "frames", "data.frames"),
+        (length, seq_length, "tokens", f"set data.seq_length to at least {length}"),
+        (sample_tiles, tiles, "picture tiles", f"set data.tiles to at least {sample_tiles}"),
+        (sample_frames, frames, "frames", "raise data.clips (clips a sample) or lower data.frames (frames a clip)"),
     ]
-    for has, fits, unit, key in faults:
+    for has, fits, unit, change in faults:
         if has > fits:
-            raise DataError(
-                f"sample {sample_id}: {has} {unit}, but {fits} fit",
-                f"set {key} to at least {has}, or drop the sample",
-            )
+            raise DataError(f"sample {sample_id}: {has} {unit}, but {fits} fit", f"{change}, or drop the sample")
 
 
 def _relocate(sample: EncodedSample, tiles: int, static_rows: int, arch: Architecture) -> np.ndarray:

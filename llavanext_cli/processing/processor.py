@@ -11,7 +11,8 @@ picture headers and decodes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,6 +95,7 @@ class Processor:
         """Decode the pictures and clips of a sample. Errors as `encode`."""
         import numpy as np
 
+        self._check_clips(sample)
         side = self.arch.vision.image_size
         plans: list[MediumPlan] = []
         tiles, frames = [np.zeros((0, 3, side, side), np.uint8)], [np.zeros((0, 3, side, side), np.uint8)]
@@ -113,6 +115,7 @@ class Processor:
 
     def plan_media(self, sample: Sample, roots: Roots | None = None) -> tuple[MediumPlan, ...]:
         """What each medium will take, from sizes in the sample or in picture headers; no pixel is decoded."""
+        self._check_clips(sample)
         plans: list[MediumPlan] = []
         for medium in sample.media:
             if medium.kind == "video":
@@ -132,6 +135,10 @@ class Processor:
     def count_question(self, sample: Sample, roots: Roots | None = None) -> int:
         """Length of the prompt that `encode_question` would make."""
         return count_sequence(build_question_prompt(sample), self.plan_media(sample, roots), self.tokenizer, self.arch)
+
+    def _check_clips(self, sample: Sample) -> None:
+        if self.frames < 1 and any(medium.kind == "video" for medium in sample.media):
+            raise DataError(f"sample {sample.id}: has a clip, but 0 frames are taken from clips", "set data.frames")
 
     def _encode(self, sample: Sample, segments: list[Segment], roots: Roots, media: Media | None) -> EncodedSample:
         media = media or self.load_media(sample, roots)
@@ -165,15 +172,11 @@ def resolve_path(sample: Sample, medium: Medium, roots: Roots) -> Path:
     )
 
 
-class _named:
+@contextmanager
+def _named(sample: Sample) -> Iterator[None]:
     """Put the sample's id before the message of a `DataError`."""
-
-    def __init__(self, sample: Sample):
-        self._prefix = f"sample {sample.id}: " if sample.id else ""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, DataError):
-            raise DataError(self._prefix + error.what, error.hint, error.details) from error
+    try:
+        yield
+    except DataError as error:
+        prefix = f"sample {sample.id}: " if sample.id else ""
+        raise DataError(prefix + error.what, error.hint, error.details) from error

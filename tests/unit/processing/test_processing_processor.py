@@ -126,6 +126,16 @@ def test_errors_name_the_sample(processor, roots):
         assert caught.value.hint
 
 
+def test_a_clip_where_no_frames_are_taken(processor, roots):
+    none = dataclasses.replace(processor, frames=0)
+    clip = sample(["<image>\nq", "a"], [CLIP])
+    for work in (none.encode, none.count):
+        with pytest.raises(DataError, match=r"^sample s1: has a clip, but 0 frames are taken") as caught:
+            work(clip, roots)
+        assert "data.frames" in caught.value.hint
+    assert len(none.encode(sample(["<image>\nq", "a"], [PICTURE]), roots).frames) == 0
+
+
 def test_a_source_without_a_root(processor):
     with pytest.raises(DataError, match=r"sample s1: no root for source 'src', needed for a\.png") as caught:
         processor.encode(sample(["<image>\nq", "a"], [PICTURE]), {"elsewhere": "x"})
