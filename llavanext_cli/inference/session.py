@@ -41,6 +41,8 @@ class Answer:
         text: without special tokens.
         tokens: ids of the answer; the end-of-sequence id is not among them.
         prompt_tokens: length of the prompt, media included.
+        media_tokens: positions of the prompt that media take.
+        tiles, frames: picture tiles (base tiles included) and frames that were looked at.
         finish: "stop" when the model ended it, "length" when a limit did.
         seconds_to_first: from the call to its first token, compiling included.
         tokens_per_second: of the tokens after the first; 0 when there are none.
@@ -49,6 +51,7 @@ class Answer:
     text: str
     tokens: tuple[int, ...]
     prompt_tokens: int
+    media_tokens: int
     tiles: int
     frames: int
     finish: str
@@ -152,11 +155,13 @@ class Session:
             lengths = np.minimum(lengths + 1, self.cache_tokens)
             logits = self._decode(tokens, lengths)
         seconds = time.monotonic() - started - first
+        media_ids = (self.arch.image_token_index, self.arch.video_token_index)
         return [
             Answer(
                 text=self.tokenizer.decode(ids).strip(),
                 tokens=tuple(ids),
                 prompt_tokens=sample.length,
+                media_tokens=int(np.isin(sample.input_ids, media_ids).sum()),
                 tiles=len(sample.tiles),
                 frames=len(sample.frames),
                 finish=reason,
@@ -197,7 +202,8 @@ class Session:
         from mindspore import Tensor
 
         self.network.language_model.add_flags_custom(is_first_iteration=True)
-        self.network.phase = "prefill"
+        # One graph a shape. MindSpore keys graphs by phase alone when it is called "prefill" or "increment".
+        self.network.phase = f"prefill {batch.input_ids.shape} {batch.tiles.shape[1]} {frames}"
         media: tuple = (None, None)
         if batch.tiles.shape[1]:
             media = (Tensor(batch.tiles), Tensor(batch.feature_index))

@@ -1,0 +1,141 @@
+"""A tiny model with random weights, a few pictures, a clip and a data file: what train and ask need."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
+
+SIZES = [(28, 28), (56, 84), (90, 40), (30, 100), (64, 48), (57, 113)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files():
+    """The tokenizer's model and the number of its pieces."""
+    from sentencepiece import SentencePieceProcessor
+
+    from tests.conftest import train_sentencepiece
+
+    model = train_sentencepiece()
+    return model, len(SentencePieceProcessor(model_proto=model))
+
+
+@pytest.fixture(scope="session")
+def tiny_architecture(tokenizer_files) -> Architecture:
+    pieces = tokenizer_files[1]
+    return Architecture(
+        vision=VisionArchitecture(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=28,
+            patch_size=7,
+        ),
+        text=TextArchitecture(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=-(-(pieces + 2) // 64) * 64,
+            max_position_embeddings=512,
+        ),
+        image_token_index=pieces + 1,
+        video_token_index=pieces,
+        image_grid_pinpoints=((28, 56), (56, 28), (56, 56), (84, 28), (28, 84)),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory, tiny_architecture, tokenizer_files) -> Path:
+    """A checkpoint folder as `convert` leaves it."""
+    from llavanext_cli.config.hf_config import architecture_to_hf
+    from llavanext_cli.weights.checkpoint import write_checkpoint
+    from llavanext_cli.weights.keymap import expected_parameters
+    from llavanext_cli.weights.stream import Made, PlannedTensor
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    plan = []
+    for name, shape in expected_parameters(tiny_architecture).items():
+        is_norm = len(shape) == 1 and name.endswith("weight")
+        array = (np.ones(shape) if is_norm else rng.normal(0, 0.08, shape)).astype(np.float32)
+        plan.append(PlannedTensor(name, "F32", shape, (Made(array.nbytes, lambda a=array: iter([a.data.cast("B")])),)))
+    write_checkpoint(folder, plan, [], {"kind": "test"})
+    (folder / "config.json").write_text(json.dumps(architecture_to_hf(tiny_architecture)))
+    model, pieces = tokenizer_files
+    (folder / "tokenizer.model").write_bytes(model)
+    (folder / "added_tokens.json").write_text(json.dumps({"<video>": pieces, "<image>": pieces + 1}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"add_bos_token": True, "legacy": False, "pad_token": "<unk>"})
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory) -> Path:
+    """A folder of pictures 0.png … and one clip, clip.mp4."""
+    import av
+
+    folder = tmp_path_factory.mktemp("media")
+    rng = np.random.default_rng(1)
+    for number, size in enumerate(SIZES):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    with av.open(str(folder / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for number in range(12):
+            frame = np.full((48, 64, 3), number * 20, np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return folder
+
+
+def write_samples(path: Path, media: Path, samples: list[dict]) -> Path:
+    header = {"llavanext_mix": 1, "roots": {"m": str(media)}, "seed": 0}
+    path.write_text("".join(json.dumps(line) + "\n" for line in [header, *samples]))
+    return path
+
+
+def sample(name: str, kind: str | None, file: str, question: str, answer: str) -> dict:
+    place = {"image": "<image>\n", "video": "<video>\n", None: ""}[kind]
+    return {
+        "id": name,
+        "source": "m",
+        "media": [{"kind": kind, "path": file}] if kind else [],
+        "turns": [{"role": "user", "text": place + question}, {"role": "assistant", "text": answer}],
+    }
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory, media) -> Path:
+    """48 samples: pictures, clips and text, with answers of very different lengths."""
+    words = ["a cat", "yes", "a red ball on the grey mat, and three birds", "two"]
+    lines = []
+    for number in range(48):
+        kind, file = [("image", f"{number % 6}.png"), ("video", "clip.mp4"), (None, "")][(number % 4) % 3]
+        lines.append(sample(f"s{number}", kind, file, "what is it?", words[number % 4] * (1 + number % 3)))
+    return write_samples(tmp_path_factory.mktemp("data") / "data.jsonl", media, lines)
+
+
+@pytest.fixture
+def run_llavanext(tmp_path):
+    """Run the real command in an empty folder: `run("ask", ...)`; gives the finished process and that folder."""
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def run(*words, timeout: int = 600) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "llavanext_cli", *map(str, words)]
+        return subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=timeout, check=False)
+
+    run.folder = work
+    return run

@@ -1,0 +1,94 @@
+"""`llavanext ask` as a user runs it: one question, a file of them, and what is refused."""
+
+import json
+
+import pytest
+
+from llavanext_cli.processing.geometry import count_tokens
+from tests.integration.conftest import SIZES, sample, write_samples
+
+SHORT = ["--max-new-tokens", "6", "--set", "ask.cache_tokens=512"]
+
+
+@pytest.mark.slow
+def test_token_counts_are_those_of_the_formulas(run_llavanext, media, tiny_checkpoint, tiny_architecture):
+    words = ["ask", "what is it?", "--image", media / "1.png", "--checkpoint", tiny_checkpoint, "--json", *SHORT]
+    done = run_llavanext(*words)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["media_tokens"] == count_tokens(SIZES[1], tiny_architecture)
+    assert answer["tiles"] == 5
+    assert 0 < len(answer["tokens"]) <= 6
+    assert list(run_llavanext.folder.iterdir()) == []
+    assert "WARNING" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_batch_answers_in_order_and_goes_on_where_it_stopped(run_llavanext, tmp_path, media, tiny_checkpoint):
+    lines = [sample(f"q{n}", "image", f"{n % 6}.png", "what is it?", "a cat") for n in range(5)]
+    lines.insert(2, sample("clip", "video", "clip.mp4", "what happens?", "two"))
+    lines.insert(4, sample("gone", "image", "gone.png", "what?", "a cat"))
+    questions = write_samples(tmp_path / "questions.jsonl", media, lines)
+    words = ["ask", "--batch", questions, "--out", "answers.jsonl", "--checkpoint", tiny_checkpoint]
+    words += ["--batch-size", "3", *SHORT]
+    done = run_llavanext(*words)
+    assert done.returncode == 0, done.stderr
+    out = run_llavanext.folder / "answers.jsonl"
+    whole = out.read_text()
+    answers = [json.loads(line) for line in whole.splitlines()]
+    assert [a["id"] for a in answers] == [line["id"] for line in lines]
+    assert [a["index"] for a in answers] == list(range(7))
+    assert "gone.png" in answers[4]["error"]
+    assert all("answer" in a for a in answers if a["id"] != "gone")
+    assert answers[0]["reference"] == "a cat"
+
+    out.write_text("".join(line + "\n" for line in whole.splitlines()[:3]) + '{"index": 3, "id"')
+    again = run_llavanext(*words)
+    assert again.returncode == 0, again.stderr
+    assert out.read_text() == whole
+
+
+def refused(run, expected: str, *words) -> None:
+    done = run(*words)
+    assert done.returncode == 1, done.stderr
+    assert expected in done.stderr
+    assert "Hint: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(run.folder.iterdir()) == []
+
+
+def test_no_such_picture(run_llavanext, tiny_checkpoint):
+    refused(run_llavanext, "gone.png", "ask", "what?", "--image", "gone.png", "--checkpoint", tiny_checkpoint)
+
+
+def test_a_corrupt_picture(run_llavanext, tmp_path, tiny_checkpoint):
+    (tmp_path / "bad.jpg").write_bytes(b"\x00" * 100)
+    refused(run_llavanext, "bad.jpg", "ask", "what?", "--image", tmp_path / "bad.jpg", "--checkpoint", tiny_checkpoint)
+
+
+def test_a_clip_with_no_readable_frame(run_llavanext, tmp_path, tiny_checkpoint):
+    (tmp_path / "bad.mp4").write_text("this is not a clip")
+    refused(run_llavanext, "bad.mp4", "ask", "what?", "--video", tmp_path / "bad.mp4", "--checkpoint", tiny_checkpoint)
+
+
+def test_no_such_checkpoint(run_llavanext, media):
+    refused(run_llavanext, "no such folder", "ask", "what?", "--image", media / "0.png", "--checkpoint", "nowhere")
+
+
+def test_no_such_preset(run_llavanext, tiny_checkpoint):
+    refused(run_llavanext, "tiny-aks", "ask", "what?", "--checkpoint", tiny_checkpoint, "--preset", "tiny-aks")
+
+
+def test_a_prompt_longer_than_the_cache(run_llavanext, media, tiny_checkpoint):
+    words = ["ask", "what?", "--image", media / "1.png", "--checkpoint", tiny_checkpoint]
+    refused(run_llavanext, "tokens", *words, "--set", "ask.cache_tokens=128", "--set", "ask.max_new_tokens=4")
+
+
+def test_more_placeholders_than_pictures(run_llavanext, media, tiny_checkpoint):
+    words = ["ask", "<image> and <image>?", "--image", media / "0.png", "--checkpoint", tiny_checkpoint]
+    refused(run_llavanext, "2", *words)
+
+
+def test_no_question(run_llavanext, tiny_checkpoint):
+    refused(run_llavanext, "no question", "ask", "--checkpoint", tiny_checkpoint)
