@@ -100,3 +100,13 @@ def write_clip(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def mindspore_cpu(tmp_path_factory) -> Path:
+    """MindSpore and MindFormers, imported and set to the CPU once for the whole run; the folder they write to."""
+    from llavanext_cli.model.runtime import load_libraries
+
+    folder = tmp_path_factory.mktemp("libraries")
+    load_libraries(folder, "CPU", threads=2)
+    return folder

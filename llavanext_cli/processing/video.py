@@ -296,7 +296,7 @@ def _keeper(keep: Keep | None) -> KeepFrame:
 
     def keep_frame(frame: Any) -> np.ndarray:
         pixels = reformatter.reformat(frame, format="rgb24").to_ndarray()
-        if turn := round(getattr(frame, "rotation", 0) / 90):  # degrees, counter-clockwise
+        if turn := round(frame.rotation / 90):  # degrees, counter-clockwise
             pixels = np.ascontiguousarray(np.rot90(pixels, turn))
         return keep(pixels) if keep else pixels
 
