@@ -1,0 +1,93 @@
+"""Steps, the order of samples, and which worker sees which."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from llavanext_cli.config.presets import load_preset
+from llavanext_cli.errors import DataError
+from llavanext_cli.training.freeze import part_of
+from llavanext_cli.training.inputs import check_lengths
+from llavanext_cli.training.plan import plan_run, rank_order, sample_order
+
+
+@pytest.fixture
+def preset():
+    return load_preset("tiny-stage2", ["train.batch_size=4", "train.epochs=3", "data.seq_length=256"])
+
+
+def test_steps_come_from_epochs_and_what_is_left_over_is_not_trained(preset):
+    plan = plan_run(preset, samples=10)
+    assert (plan.global_batch, plan.steps) == (4, 7)
+    assert plan.epochs == pytest.approx(2.8)
+
+
+def test_steps_of_the_preset_win(preset):
+    preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, steps=100))
+    assert plan_run(preset, samples=10).steps == 100
+
+
+def test_fewer_samples_than_a_step_takes(preset):
+    preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, epochs=1))
+    with pytest.raises(DataError, match="3 samples are fewer than one step takes"):
+        plan_run(preset, samples=3)
+
+
+def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own():
+    order = sample_order(50, 100, shuffle=True, seed=1)
+    first, second = order[:50], order[50:]
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second != list(range(50))
+    assert order == sample_order(50, 100, shuffle=True, seed=1)
+    assert order != sample_order(50, 100, shuffle=True, seed=2)
+
+
+def test_the_order_is_the_same_on_every_machine():
+    assert sample_order(8, 8, shuffle=True, seed=0) == [0, 2, 1, 4, 6, 7, 3, 5]
+
+
+def test_without_shuffling_the_file_is_walked_through():
+    assert sample_order(3, 7, shuffle=False, seed=0) == [0, 1, 2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_workers_share_each_global_batch(ranks):
+    order = list(range(64))
+    batch = 8 // ranks
+    shares = [rank_order(order, batch=batch, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for step in range(8):
+        seen = [i for share in shares for i in share[step * batch : (step + 1) * batch]]
+        assert seen == order[step * 8 : (step + 1) * 8]
+
+
+def test_lengths_that_do_not_fit_are_counted_and_the_worst_is_named(preset):
+    with pytest.raises(DataError) as fault:
+        check_lengths([("a", 10), ("b", 300), ("c", 1001)], preset)
+    assert fault.value.what == "2 of 3 samples are longer than data.seq_length: 'c' has 1001 tokens, 256 fit"
+    assert "data.seq_length=1008" in fault.value.hint
+
+
+def test_lengths_that_just_fit(preset):
+    assert check_lengths([("a", 256)], preset) is None
+
+
+def test_every_parameter_of_the_model_belongs_to_a_part():
+    from llavanext_cli.config.architecture import Architecture
+    from llavanext_cli.weights.keymap import expected_parameters
+
+    parts = {part_of(name) for name in expected_parameters(Architecture())}
+    assert parts == {"vision", "projector", "newline", "language"}
+    assert part_of("pooler.conv.weight") == "projector"
+    with pytest.raises(ValueError, match="belongs to no part"):
+        part_of("head.weight")
+
+
+def test_freeze_leaves_only_the_named_parts_learning():
+    from llavanext_cli.training.freeze import freeze
+
+    names = ["vision_tower.a", "projector.b", "image_newline", "language_model.c"]
+    parameters = [SimpleNamespace(name=name, requires_grad=True, size=10) for name in names]
+    counts = freeze(SimpleNamespace(get_parameters=lambda: parameters), ["projector", "newline"])
+    assert counts == {"projector": 10, "newline": 10}
+    assert [p.requires_grad for p in parameters] == [False, True, True, False]
