@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llavanext_cli import console
-from llavanext_cli.options import Force, Json, Out, Seed, Workers
+from llavanext_cli.options import Force, Json, Out, Preset, Seed, Workers
 
 
 class Check(str, Enum):
@@ -62,7 +62,16 @@ def mix(
             show_default="mindformers for a name in .json, else llavanext",
         ),
     ] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Frames of a clip that training will use, for --check full.")] = 16,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Count the tokens of every sample with this folder's tokenizer.model and config.json."),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Samples of more tokens are bad.")] = None,
+    preset: Preset = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames of a clip that training will use.", show_default="the preset's, or 16"),
+    ] = None,
     time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds that the check of one file may take.")] = 60.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, write no output.")] = False,
     force: Force = False,
@@ -78,10 +87,12 @@ def mix(
           media_root: images                 # where the paths start; default: the folder of json_path
           name: mix665k                      # default: the name of json_path
 
+    With --tokenizer the tokens of every sample are counted; a preset says how many fit, and the frames of a clip.
     Checks of media are remembered in OUT.cache, so that the next mix of the same files takes seconds.
 
     Example:
       llavanext mix mix.yaml --out samples.jsonl --check full --rejects rejects.jsonl
+      llavanext mix mix.yaml --out samples.jsonl --tokenizer CHECKPOINT --preset video-7b-stage2
 
     Next: llavanext train video-7b-stage2 --data samples.jsonl --checkpoint CHECKPOINT --out run
     """
@@ -98,6 +109,9 @@ def mix(
             rejects,
             format.value if format else None,
             frames=frames,
+            tokenizer=tokenizer,
+            max_tokens=max_tokens,
+            preset=preset,
             time_limit=time_limit,
             force=force,
             dry_run=dry_run,
@@ -113,7 +127,7 @@ def mix(
 
 def show_report(report) -> None:  # MixReport, which is imported only when there is one
     """Print a report as tables: what came of each source, why records were dropped, how large the media are."""
-    from llavanext_cli.mixing.report import REASONS, size_histogram
+    from llavanext_cli.mixing.report import REASONS, size_histogram, token_histogram
 
     rows = [
         (s.data_set.name, s.data_set.strategy_text, s.records, s.sampled, s.kept, s.dropped.total())
@@ -136,6 +150,12 @@ def show_report(report) -> None:  # MixReport, which is imported only when there
             (kind, f"{low}-{low + 255}", count) for (kind, low), count in sorted(size_histogram(report.sizes).items())
         ]
         console.table(("media", "longer side", "samples"), bars)
+    if report.tokens:
+        console.out()
+        bars = [(f"{low}-{low + 255}", count) for low, count in sorted(token_histogram(report.tokens).items())]
+        console.table(("tokens", "samples"), bars)
+        fit = f", and {report.max_tokens} fit: {report.dropped['too_long']} are too long" if report.max_tokens else ""
+        console.say(f"The longest sample has {max(report.tokens)} tokens{fit}")
     for note in report.notes:
         console.warn(note)
     verb = "Wrote" if report.written else "Would write"

@@ -77,12 +77,19 @@ def _from_os_error(path: str, error: OSError) -> Verdict:
 
 def check_file(kind: str, path: str, level: str, frames: int) -> Verdict:
     """Check one file at level "header" or "full"; `frames` is how many of a clip training would use."""
+    state = stat_file(path)  # it may have gone since it was listed
+    if isinstance(state, Verdict):
+        return state
     try:
-        return check_picture(path, level) if kind == "image" else check_clip(path, level, frames)
+        if kind == "image":
+            return check_picture(path, level)
+        from llavanext_cli.mixing.clips import check_clip
+
+        return check_clip(path, level, frames, state.size)
     except OSError as error:
-        if error.errno is None:
-            return Verdict("corrupt", f"{path}: {error}")
         return _from_os_error(path, error)
+    except MemoryError:
+        return Verdict("too_large", f"{path}: does not fit into memory")
 
 
 def check_picture(path: str, level: str) -> Verdict:
@@ -96,29 +103,3 @@ def check_picture(path: str, level: str) -> Verdict:
     except DataError as error:
         return Verdict("too_large" if str(MAX_PIXELS) in error.what else "corrupt", error.what)
     return Verdict(size=size)
-
-
-def check_clip(path: str, level: str, frames: int) -> Verdict:
-    """Open a clip, and decode the frames that training would use when `level` is "full"."""
-    import av
-
-    try:
-        with av.open(path) as container:
-            if not container.streams.video:
-                return Verdict("no_frames", f"{path}: the file has no video stream")
-            stream = container.streams.video[0]
-            size = (stream.height, stream.width)
-            rate = float(stream.average_rate or 0)
-            seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
-            count = stream.frames or round(seconds * rate)
-            if not size[0] or not size[1] or count <= 0:
-                return Verdict("no_frames", f"{path}: the clip has no frames")
-            if level == "full":
-                count = sum(1 for _ in container.decode(stream))
-                if not count:
-                    return Verdict("no_frames", f"{path}: no frame of the clip decodes")
-    except av.error.FFmpegError as error:
-        if isinstance(error, av.error.FileNotFoundError | av.error.PermissionError):
-            return Verdict("unreadable", f"{path}: {error.strerror}")
-        return Verdict("corrupt", f"{path}: the clip does not open: {error.strerror}")
-    return Verdict(size=size, frames=count, seconds=round(seconds, 3))

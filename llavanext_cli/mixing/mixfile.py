@@ -10,7 +10,6 @@ datasets:
 from __future__ import annotations
 
 import difflib
-import posixpath
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,13 @@ EXAMPLE = "a mix file lists data sets: see llavanext mix --help"
 
 @dataclass(frozen=True)
 class DataSet:
-    """One entry of the mix file, with absolute paths.
-
-    `strategy_text` is the strategy as it was written. `written_root` is the media folder as it was written, as long as
-    that leads there from the working folder; the tagged form keeps it.
-    """
+    """One entry of the mix file, with absolute paths. `strategy_text` is the strategy as it was written."""
 
     name: str
     json_path: Path
     media_root: Path
     strategy: Strategy
     strategy_text: str
-    written_root: str
 
 
 def load_mix_file(path: Path) -> tuple[DataSet, ...]:
@@ -63,10 +57,11 @@ def load_mix_file(path: Path) -> tuple[DataSet, ...]:
         raise ConfigError(f"{path}: the key 'datasets' must hold a list with at least one data set", EXAMPLE)
     faults = [f"{path}: unknown key {key!r}; known: datasets" for key in content if key != "datasets"]
     data_sets: list[DataSet] = []
+    taken: set[str] = set()
     for number, entry in enumerate(entries, 1):
         where = f"{path}: datasets[{number}]"
         try:
-            data_sets.append(_read_entry(entry, path.parent, {d.name for d in data_sets}))
+            data_sets.append(_read_entry(entry, path.parent, taken))
         except _FaultsError as error:
             faults += [f"{where}: {fault}" for fault in error.args[0]]
     if faults:
@@ -105,13 +100,13 @@ def _read_entry(entry: Any, folder: Path, taken: set[str]) -> DataSet:
     elif name in taken and "name" in entry:
         faults.append(f"name: {name!r} stands twice")
     if faults:
+        taken.add(str(name))
         raise _FaultsError(faults)
     base, number = name, 2
     while name in taken:  # the same file twice, with two strategies, is a fair thing to want
         name, number = f"{base}-{number}", number + 1
-    text = entry.get("media_root") or posixpath.dirname(entry["json_path"]) or "."
-    written_root = text if Path(text).absolute() == media_root else str(media_root)
-    return DataSet(name, json_path, media_root, strategy, written, written_root)
+    taken.add(name)
+    return DataSet(name, json_path, media_root, strategy, written)
 
 
 def _path(entry: dict[str, Any], key: str, folder: Path, faults: list[str]) -> Path | None:

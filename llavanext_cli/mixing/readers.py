@@ -16,13 +16,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from posixpath import normpath
-from typing import Any
 
 import msgspec
 
 from llavanext_cli.mixing.splitter import record_lines, split_records
 from llavanext_cli.processing.prompt import check_placeholders
-from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Medium, Sample, Turn
+from llavanext_cli.records import IMAGE_PLACEHOLDER, ROLES, VIDEO_PLACEHOLDER, Medium, Sample, Turn
+
+_PLACEHOLDERS = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
+_ORIGINAL_NAMES = ("human", "gpt")
 
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
@@ -71,16 +73,29 @@ class Media(msgspec.Struct, gc=False, omit_defaults=True):
 
 
 class Converted(msgspec.Struct, gc=False):
-    """A sample in the form and key order of `records.Sample.to_dict`, ready to be written."""
+    """A sample in the key order of `records.Sample.to_dict`; its turns are still the record's own."""
 
     id: str
     source: str
     media: list[Media]
-    turns: list[dict[str, str]]
+    turns: list[Said]
+
+
+def encode_samples(samples: Sequence[Converted]) -> bytes:
+    """JSON Lines of samples, each as `records.Sample.to_dict` gives it.
+
+    Turns are renamed in the finished text, which spares an object for each. That is safe because quotes inside a JSON
+    string are escaped: the bytes that are replaced can only be the keys and speakers that msgspec wrote.
+    """
+    lines = _encoder.encode_lines(samples)
+    for name, role in zip(_ORIGINAL_NAMES, ROLES, strict=True):
+        lines = lines.replace(f'{{"from":"{name}","value":"'.encode(), f'{{"role":"{role}","text":"'.encode())
+    return lines
 
 
 _records = msgspec.json.Decoder(list[Record])
 _record_line = msgspec.json.Decoder(Record)
+_encoder = msgspec.json.Encoder()
 _anything = msgspec.json.Decoder()
 
 
@@ -112,16 +127,16 @@ def _starts_object(text: bytes | msgspec.Raw) -> bool:
 
 
 def describe_faults(
-    data: bytes, lines: bool, first: int, line: int, bad: Sequence[tuple[int, BadRecordError]]
+    data: bytes, lines: bool, first: int, line: int, bad: Sequence[tuple[int, str, str]]
 ) -> list[Fault]:
-    """Give bad records, (position in the chunk, error), their number and line in the file, and their id if any."""
+    """Give bad records, (position in the chunk, reason, detail), their number and line in the file, and their id."""
     if not bad:
         return []
     texts = split_records(data, lines)
     starts = record_lines(data, texts, line)
     return [
-        Fault(first + position, starts[position], _id_of(texts[position]), error.reason, error.detail)
-        for position, error in bad
+        Fault(first + position, starts[position], _id_of(texts[position]), reason, detail)
+        for position, reason, detail in bad
     ]
 
 
@@ -133,12 +148,14 @@ def _id_of(text: bytes | msgspec.Raw) -> str:
     return str(record.get("id", "")) if isinstance(record, dict) else ""
 
 
-def media_of(record: Record, root: str) -> list[Media]:
+def media_of(record: Record | BadRecordError, root: str) -> list[Media]:
     """The media a record names, pictures before clips, with paths relative to `root`.
 
     Raises:
-        BadRecordError: a path leads out of `root`.
+        BadRecordError: a path leads out of `root`; or `record` is itself the error.
     """
+    if isinstance(record, BadRecordError):
+        raise BadRecordError(record.reason, record.detail)  # a new one: a traceback would tie the chunk to it
     media = []
     for kind, named in (("image", record.image), ("video", record.video)):
         if named:
@@ -167,88 +184,96 @@ def _inside(path: str, root: str) -> str:
     return clean
 
 
-def turns_of(record: Record, media: list[Media]) -> list[dict[str, str]]:
-    """The conversation as user and assistant turns with one placeholder a medium; may reorder `media`.
+def turns_of(record: Record, media: list[Media]) -> list[Said]:
+    """The conversation from its first question on, said by "human" and "gpt", with a placeholder for each medium.
 
     An answer that opens the conversation, as in ShareGPT texts, has no question and is left out, as LLaVA's training
-    does.
+    does. `media` is brought into the order of the placeholders.
 
     Raises:
         BadRecordError: speakers do not alternate, a turn is empty, or placeholders and media do not fit.
     """
     said = record.conversations
-    start = 1 if said and SPEAKERS.get(said[0].speaker) == "assistant" else 0
-    if len(said) - start < 2:
-        raise BadRecordError("no_answer", "the conversation has no question with an answer")
-    turns: list[dict[str, str]] = []
-    expected, other = "user", "assistant"
-    placeholders = 0
-    for number in range(start, len(said)):
-        text = said[number].value
-        if SPEAKERS.get(said[number].speaker) != expected:
-            raise BadRecordError("speakers", _speaker_fault(said[number].speaker, number, expected))
-        if not text or text.isspace():
-            kind = "question" if expected == "user" else "answer"
-            raise BadRecordError(f"empty_{kind}", f"turn {number + 1}, {_articled(kind)}, is empty")
-        if expected == "user" and "<" in text:
-            placeholders += text.count(IMAGE_PLACEHOLDER) + text.count(VIDEO_PLACEHOLDER)
-        turns.append({"role": expected, "text": text})
-        expected, other = other, expected
-    if expected == "assistant":
-        raise BadRecordError("no_answer", "the last question has no answer")
-    if placeholders or media:
-        _fit_placeholders(turns, media, placeholders)
-    return turns
+    if said and SPEAKERS.get(said[0].speaker) == "assistant":
+        said = said[1:]
+    if [turn.speaker for turn in said] != _ALTERNATING[: len(said)] or len(said) < 2 or len(said) % 2:
+        said = _alternating(said, len(record.conversations) - len(said))
+    texts = [turn.value for turn in said]
+    if not all(texts) or any(map(str.isspace, texts)):
+        raise _empty_turn(texts, len(record.conversations) - len(said))
+    questions = texts[0] if len(texts) == 2 else "\n".join(texts[::2])
+    if media or "<" in questions:
+        pictures = questions.count(IMAGE_PLACEHOLDER)
+        if record.video or pictures != len(media) or VIDEO_PLACEHOLDER in questions:
+            return _fit_placeholders(said, media)
+    return said
 
 
-def _fit_placeholders(turns: list[dict[str, str]], media: list[Media], placeholders: int) -> None:
-    kinds = {medium.kind for medium in media}
-    if len(kinds) > 1:
-        _order_media(turns, media)
-    elif kinds == {"video"} and placeholders == len(media):
-        name_placeholders(turns, media)
-    elif kinds != {"image"} or placeholders != len(media) or any(VIDEO_PLACEHOLDER in turn["text"] for turn in turns):
-        # Words that look like placeholders need not be any; processing, which will read them, has the last word.
-        problem = check_placeholders(
-            Sample(
-                "",
-                "",
-                tuple(Medium(medium.kind, medium.path) for medium in media),
-                tuple(Turn(turn["role"], turn["text"]) for turn in turns),
+_ALTERNATING = ["human", "gpt"] * 2000
+
+
+def _alternating(said: Sequence[Said], skipped: int) -> list[Said]:
+    """The same turns under the usual names of the speakers, or the fault in their order."""
+    for number, turn in enumerate(said):
+        role = SPEAKERS.get(turn.speaker)
+        if role is None:
+            raise BadRecordError("speakers", f"turn {number + skipped + 1}: unknown speaker {turn.speaker!r}")
+        if role != ROLES[number % 2]:
+            raise BadRecordError(
+                "speakers", f"turn {number + skipped + 1} is the {role}'s again: speakers must alternate"
             )
-        )
-        if problem:
-            raise BadRecordError("placeholders", problem.partition(": ")[2])
+    if len(said) < 2:
+        raise BadRecordError("no_answer", "the conversation has no question with an answer")
+    if len(said) % 2:
+        raise BadRecordError("no_answer", "the last question has no answer")
+    return [Said(_ORIGINAL_NAMES[number % 2], turn.value) for number, turn in enumerate(said)]
 
 
-def _order_media(turns: Sequence[dict[str, str]], media: list[Media]) -> None:
+def _empty_turn(texts: Sequence[str], skipped: int) -> BadRecordError:
+    number = next(number for number, text in enumerate(texts) if not text or text.isspace())
+    if number % 2:
+        return BadRecordError("empty_answer", f"turn {number + skipped + 1}, an answer, is empty")
+    return BadRecordError("empty_question", f"turn {number + skipped + 1}, a question, is empty")
+
+
+def _fit_placeholders(said: list[Said], media: list[Media]) -> list[Said]:
+    """What to do where not every placeholder is a picture's `<image>`."""
+    kinds = {medium.kind for medium in media}
+    marks = sum(turn.value.count(mark) for turn in said[::2] for mark in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER))
+    if len(kinds) > 1:
+        _order_media(said, media)
+        return said
+    if kinds == {"video"} and marks == len(media):
+        # Public records write <image> for a clip too; an answer may speak of either word.
+        return [
+            turn if number % 2 else Said(turn.speaker, turn.value.replace(IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER))
+            for number, turn in enumerate(said)
+        ]
+    # Words that look like placeholders need not be any; processing, which will read them, has the last word.
+    problem = check_placeholders(build_sample(said, media))
+    if problem:
+        raise BadRecordError("placeholders", problem.partition(": ")[2])
+    return said
+
+
+def build_sample(said: Sequence[Said], media: Sequence[Media]) -> Sample:
+    """What was said and shown as a `records.Sample`, without id and source."""
+    return Sample(
+        id="",
+        source="",
+        media=tuple(Medium(medium.kind, medium.path, medium.size) for medium in media),
+        turns=tuple(Turn(ROLES[number % 2], turn.value) for number, turn in enumerate(said)),
+    )
+
+
+def _order_media(said: Sequence[Said], media: list[Media]) -> None:
     """Bring pictures and clips of one record into the order of their placeholders, which must tell them apart."""
-    text = "".join(turn["text"] for turn in turns if turn["role"] == "user")
+    marks = [mark for turn in said[::2] for mark in _PLACEHOLDERS.findall(turn.value)]
     pictures = [medium for medium in media if medium.kind == "image"]
     clips = [medium for medium in media if medium.kind == "video"]
-    if text.count(IMAGE_PLACEHOLDER) != len(pictures) or text.count(VIDEO_PLACEHOLDER) != len(clips):
+    if marks.count(IMAGE_PLACEHOLDER) != len(pictures) or marks.count(VIDEO_PLACEHOLDER) != len(clips):
         raise BadRecordError("placeholders", "pictures and clips in one record need <image> and <video> placeholders")
-    marks = re.findall(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}", text)
     media[:] = [(pictures if mark == IMAGE_PLACEHOLDER else clips).pop(0) for mark in marks]
-
-
-def name_placeholders(turns: list[dict[str, Any]], media: Sequence[Media]) -> None:
-    """Give every placeholder the name of its medium's kind, in place: public records write `<image>` for a clip."""
-    kinds = iter([IMAGE_PLACEHOLDER if medium.kind == "image" else VIDEO_PLACEHOLDER for medium in media])
-    for turn in turns:
-        if turn["role"] == "user":
-            pieces = turn["text"].replace(VIDEO_PLACEHOLDER, IMAGE_PLACEHOLDER).split(IMAGE_PLACEHOLDER)
-            turn["text"] = pieces[0] + "".join(next(kinds) + piece for piece in pieces[1:])
-
-
-def _articled(kind: str) -> str:
-    return f"an {kind}" if kind == "answer" else f"a {kind}"
-
-
-def _speaker_fault(speaker: str, number: int, expected: str) -> str:
-    if speaker not in SPEAKERS:
-        return f"turn {number + 1}: unknown speaker {speaker!r}"
-    return f"turn {number + 1} must be the {expected}'s, and is the {SPEAKERS[speaker]}'s: speakers do not alternate"
 
 
 def sample_id(record: Record, number: int) -> str:

@@ -68,6 +68,8 @@ class MixReport:
         sources: in the order of the mix file.
         contents: samples by what they hold ("image", "video", "image+video", "text").
         sizes: pictures and clips by (kind, longer side in pixels); empty unless headers were read.
+        tokens: samples by number of tokens, those that do not fit included; empty unless tokens were counted.
+        max_tokens: tokens that fit.
         files: distinct media files that were looked at in their headers or in full.
         files_known: how many of them an earlier run had checked.
         seconds: time taken.
@@ -83,6 +85,8 @@ class MixReport:
     rejects: Path | None = None
     contents: Counter = field(default_factory=Counter)
     sizes: Counter = field(default_factory=Counter)
+    tokens: Counter = field(default_factory=Counter)
+    max_tokens: int | None = None
     files: int = 0
     files_known: int = 0
     seconds: float = 0.0
@@ -115,6 +119,7 @@ class MixReport:
                 {"kind": kind, "longer_side": low, "count": count}
                 for (kind, low), count in sorted(size_histogram(self.sizes).items())
             ],
+            "tokens": self._tokens_dict(),
             "files_checked": self.files,
             "files_known": self.files_known,
             "rejects": str(self.rejects) if self.rejects else None,
@@ -122,6 +127,25 @@ class MixReport:
             "notes": self.notes,
             "sources": [source.to_dict() for source in self.sources],
         }
+
+    def _tokens_dict(self) -> dict[str, Any] | None:
+        if not self.tokens:
+            return None
+        return {
+            "max_tokens": self.max_tokens,
+            "too_long": self.dropped["too_long"],
+            "longest": max(self.tokens),
+            "total": sum(length * count for length, count in self.tokens.items()),
+            "histogram": [{"tokens": low, "samples": n} for low, n in sorted(token_histogram(self.tokens).items())],
+        }
+
+
+def token_histogram(tokens: Counter, step: int = 256) -> Counter:
+    """Counts by number of tokens rounded down to a multiple of `step`."""
+    histogram: Counter = Counter()
+    for length, count in tokens.items():
+        histogram[length // step * step] += count
+    return histogram
 
 
 def size_histogram(sizes: Counter, step: int = 256) -> Counter:

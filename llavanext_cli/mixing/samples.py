@@ -14,7 +14,7 @@ import os
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -36,7 +36,7 @@ class _Turn(msgspec.Struct, gc=False):
 class _Medium(msgspec.Struct, gc=False):
     kind: Literal["image", "video"]
     path: str
-    size: None = None
+    size: tuple[Annotated[int, msgspec.Meta(gt=0)], Annotated[int, msgspec.Meta(gt=0)]] | None = None
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -44,6 +44,7 @@ class _Line(msgspec.Struct, gc=False):
 
     turns: list[_Turn]
     media: list[_Medium] = msgspec.field(default_factory=list)
+    source: str = ""
 
 
 _lines = msgspec.json.Decoder(_Line)
@@ -58,8 +59,9 @@ def read_samples(path: Path) -> SampleFile:
         DataError: the file is missing, empty, or not what it should be; the message names file and line.
     """
     path = Path(path).absolute()
-    offsets, lengths, numbers = array("q"), array("q"), array("q")
+    index = _Index(array("q"), array("q"), array("q"))
     header: dict[str, Any] = {}
+    roots: dict[str, Path] = {}
     is_tagged = False
     with _opened(path) as file:
         for chunk in index_chunks(path):
@@ -67,21 +69,41 @@ def read_samples(path: Path) -> SampleFile:
             data = chunk.read(file)
             records = split_records(data, chunk.lines)
             starts = record_lines(data, records, chunk.line)
+            skipped = 0
             if chunk.first == 0 and chunk.lines:
                 header = _read_header(path, records[0], starts[0])
+                roots = _roots(path, header)
+                skipped = 1 if header else 0
             position = 0
-            for number, (record, line) in enumerate(zip(records, starts, strict=True), chunk.first):
+            for number, (record, line) in enumerate(zip(records, starts, strict=True)):
                 text = bytes(record)
                 position = data.find(text, position)
-                if number > 0 or not header:
-                    _check(path, text, line, is_tagged, len(offsets))
-                    offsets.append(chunk.offset + position)
-                    lengths.append(len(text))
-                    numbers.append(line)
+                if number >= skipped:
+                    source = _check(path, text, line, is_tagged, len(index.lines))
+                    if source is not None and source not in roots:
+                        if header:
+                            raise DataError(
+                                f"{path}, line {line}: source {source!r} is not among the roots", _MIX_AGAIN
+                            )
+                        roots[source] = path.parent
+                    index.add(chunk.offset + position, len(text), line)
                 position += len(text)
-    if not offsets:
+    if not index.lines:
         raise DataError(f"{path}: the file holds no samples", _MIX_AGAIN)
-    return SampleFile(path, header, _roots(path, header), is_tagged, offsets, lengths, numbers)
+    return SampleFile(path, header, roots, is_tagged, index)
+
+
+class _Index(NamedTuple):
+    """Where each sample lies: offset and length in bytes, and its line from 1; each `int64[samples]`."""
+
+    offsets: array
+    lengths: array
+    lines: array
+
+    def add(self, offset: int, length: int, line: int) -> None:
+        self.offsets.append(offset)
+        self.lengths.append(length)
+        self.lines.append(line)
 
 
 class SampleFile(Sequence):
@@ -90,13 +112,12 @@ class SampleFile(Sequence):
     Attributes:
         path: absolute path of the file.
         header: its first line, or {} where there is none.
-        roots: absolute media folder of each source.
+        roots: absolute media folder of each source, ready for `processing.processor.Processor`.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], roots: dict[str, Path], is_tagged: bool, *index: array):
+    def __init__(self, path: Path, header: dict[str, Any], roots: dict[str, Path], is_tagged: bool, index: _Index):
         self.path, self.header, self.roots = path, header, roots
-        self._is_tagged = is_tagged
-        self._offsets, self._lengths, self._lines = index
+        self._is_tagged, self._index = is_tagged, index
         self._descriptor: int | None = None
 
     @property
@@ -105,7 +126,7 @@ class SampleFile(Sequence):
         return self
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._index.lines)
 
     def __getitem__(self, index: Any) -> Any:
         """The sample at `index`, a `records.Sample`; for a slice, a list of them."""
@@ -118,15 +139,15 @@ class SampleFile(Sequence):
             with _opened(self.path) as file:
                 self._descriptor = os.dup(file.fileno())
         # pread leaves the file's position alone: forked workers and threads may share the descriptor.
-        text = os.pread(self._descriptor, self._lengths[index], self._offsets[index])
-        return _parse(self.path, text, self._lines[index], self._is_tagged, index)
+        text = os.pread(self._descriptor, self._index.lengths[index], self._index.offsets[index])
+        return _parse(self.path, text, self._index.lines[index], self._is_tagged, index)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
     def line_of(self, index: int) -> int:
         """The line of the file, from 1, in which a sample starts; for messages."""
-        return self._lines[index]
+        return self._index.lines[index]
 
     def path_of(self, sample: Sample, medium: Medium) -> Path:
         """Absolute path of a medium of one of the file's samples."""
@@ -172,23 +193,28 @@ def _roots(path: Path, header: dict[str, Any]) -> dict[str, Path]:
     return {name: Path(os.path.abspath(path.parent / root)) for name, root in header.get("roots", {}).items()}
 
 
-def _check(path: Path, text: bytes, line: int, is_tagged: bool, index: int) -> None:
-    """Raise if a record is no sample. Nearly all pass the quick test; the full one finds the words for the others."""
+def _check(path: Path, text: bytes, line: int, is_tagged: bool, number: int) -> str | None:
+    """Raise if a record is no sample. Nearly all pass the quick test; the full one finds the words for the others.
+
+    Returns:
+        The source whose root the record needs, or None where it has no media with relative paths.
+    """
     if not is_tagged:
         try:
-            turns = _lines.decode(text).turns
+            quick = _lines.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            turns = []
-        if turns and all(turn.role == ROLES[number % 2] for number, turn in enumerate(turns)):
-            return
-    _parse(path, text, line, is_tagged, index)
+            quick = None
+        if quick and quick.turns and all(turn.role == ROLES[n % 2] for n, turn in enumerate(quick.turns)):
+            return quick.source if any(not medium.path.startswith("/") for medium in quick.media) else None
+    sample = _parse(path, text, line, is_tagged, number)
+    return sample.source if any(not medium.path.startswith("/") for medium in sample.media) else None
 
 
-def _parse(path: Path, text: bytes, line: int, is_tagged: bool, index: int) -> Sample:
+def _parse(path: Path, text: bytes, line: int, is_tagged: bool, number: int) -> Sample:
     where = f"{path}, line {line}"
     data = _decode(path, text, line)
     if is_tagged:
-        return tagged.decode(data, where, index)
+        return tagged.decode(data, where, number)
     if isinstance(data, dict) and "conversations" in data and "turns" not in data:
         raise DataError(
             f"{where}: this is a record of a raw data set, not a sample", "make samples first: llavanext mix --help"

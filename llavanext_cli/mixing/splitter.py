@@ -36,7 +36,7 @@ _BOM = b"\xef\xbb\xbf"
 _BETWEEN = re.compile(rb"\}[ \t\r\n]*(,)[ \t\r\n]*\{")
 _FIRST_KEY = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*("(?:[^"\\]|\\.)*")')
 _GUESSES = 8
-_TAIL_BYTES = 1 << 16
+_TAIL_BYTES = 1 << 14
 _array_of_raw = msgspec.json.Decoder(list[msgspec.Raw])
 _line_of_raw = msgspec.json.Decoder(msgspec.Raw)
 _scanner = json.JSONDecoder()
@@ -131,29 +131,34 @@ def record_lines(data: bytes, records: list[bytes | msgspec.Raw], line: int) -> 
 
 def _index_array(path: Path, file: BinaryIO, offset: int, chunk_bytes: int) -> Iterator[Chunk]:
     where = _Place(path, offset)
-    buffer = file.read(chunk_bytes)
-    opening = buffer.index(b"[") + 1
-    where.advance(buffer[:opening])
-    buffer = buffer[opening:]
-    key, number, want = b"", 0, chunk_bytes
+    # One buffer for the whole file. Its first byte is the bracket or the comma before the next record, so that an end
+    # written over the comma behind a record makes an array of what lies between, without a copy.
+    buffer = bytearray(chunk_bytes)
+    filled = file.readinto(buffer)
+    opening = buffer.index(b"[")
+    where.advance(buffer, 0, opening + 1)
+    filled -= opening
+    buffer[:filled] = buffer[opening : opening + filled]
+    key, number = b"", 0
     while True:
-        block = file.read(max(0, want - len(buffer)))
-        at_end = len(block) < want - len(buffer)
-        buffer += block
-        key = key or _first_key(buffer)
-        if at_end:
-            yield from _last_chunk(buffer, where, number)
+        filled += file.readinto(memoryview(buffer)[filled:])
+        if filled < len(buffer):
+            yield from _last_chunk(bytes(buffer[1:filled]), where, number)
             return
+        key = key or _first_key(buffer, 1)
         cut, count = _find_cut(buffer, key, where)
         if not cut:  # not one whole record in the buffer yet
-            want *= 2
-            if want > MAX_RECORD_BYTES:
+            if len(buffer) > MAX_RECORD_BYTES:
                 raise DataError(f"{where}: a record of more than {MAX_RECORD_BYTES >> 20} MiB", "the file is damaged")
+            buffer.extend(bytes(len(buffer)))
             continue
-        yield Chunk(where.offset, cut, number, count, where.line, lines=False)
+        yield Chunk(where.offset, cut - 1, number, count, where.line, lines=False)
         number += count
-        where.advance(buffer[: cut + 1])
-        buffer, want = buffer[cut + 1 :], chunk_bytes
+        where.advance(buffer, 1, cut + 1)
+        rest = filled - cut
+        buffer[:rest] = buffer[cut:filled]
+        filled = rest
+        del buffer[max(chunk_bytes, filled + 1) :]
 
 
 def _last_chunk(buffer: bytes, where: _Place, number: int) -> Iterator[Chunk]:
@@ -166,8 +171,11 @@ def _last_chunk(buffer: bytes, where: _Place, number: int) -> Iterator[Chunk]:
         count = len(_array_of_raw.decode(b"[" + text))
     except msgspec.DecodeError:
         spans, problem = _scan(text)
-        closing = text[spans[-1][1] if spans else 0 :].lstrip(_BLANK)
-        if problem or closing != b"]":
+        behind = text[spans[-1][1] if spans else 0 :].lstrip(_BLANK)
+        garbage = behind[1:].lstrip(_BLANK)
+        if not problem and behind[:1] == b"]" and garbage:
+            problem = (len(text) - len(garbage), "the list has ended, and nothing may follow it")
+        if problem or behind[:1] != b"]":
             raise where.error(text, problem) from None
         count = len(spans)
     if count == 0 and number > 0:
@@ -176,28 +184,39 @@ def _last_chunk(buffer: bytes, where: _Place, number: int) -> Iterator[Chunk]:
         yield Chunk(where.offset, len(body), number, count, where.line, lines=False)
 
 
-def _find_cut(buffer: bytes, key: bytes, where: _Place) -> tuple[int, int]:
-    """Where the comma behind the buffer's last whole record stands, and how many records precede it; (0, 0) if none."""
-    for start in (max(0, len(buffer) - _TAIL_BYTES), 0):
+def _find_cut(buffer: bytearray, key: bytes, where: _Place) -> tuple[int, int]:
+    """Where the comma behind the last whole record stands, and how many records precede it; (0, 0) if there is none."""
+    for start in (max(1, len(buffer) - _TAIL_BYTES), 1):
         commas = [found.start(1) for found in _BETWEEN.finditer(buffer, start)]
         # Turns inside a record look alike from outside; the name of a record's first key tells most of them apart.
-        likely = [at for at in commas if _first_key(buffer[at + 1 : at + 256]) == key]
+        likely = [at for at in commas if _first_key(buffer, at + 1) == key]
         for at in (likely or commas)[: -_GUESSES - 1 : -1]:
-            try:
-                return at, len(_array_of_raw.decode(b"[" + buffer[:at] + b"]"))
-            except msgspec.DecodeError:
-                continue
-    spans, problem = _scan(buffer)
+            count = _count_records(buffer, at)
+            if count:
+                return at, count
+    spans, problem = _scan(buffer[1:])
     if problem and not spans:
         position, message = problem
         if position + 32 < len(buffer) and "Unterminated string" not in message:
-            raise where.error(buffer, problem)
+            raise where.error(buffer[1:], problem)
     for count in range(len(spans), 0, -1):
-        behind = spans[count - 1][1]
+        behind = spans[count - 1][1] + 1
         comma = buffer.find(b",", behind)
         if comma >= 0 and not buffer[behind:comma].strip(_BLANK):
             return comma, count
     return 0, 0
+
+
+def _count_records(buffer: bytearray, at: int) -> int:
+    """Records between the buffer's first byte and `at`; 0 if that is not where a record ends."""
+    first, last = buffer[0], buffer[at]
+    buffer[0], buffer[at] = b"[]"
+    try:
+        return len(_array_of_raw.decode(memoryview(buffer)[: at + 1]))
+    except msgspec.DecodeError:
+        return 0
+    finally:
+        buffer[0], buffer[at] = first, last
 
 
 def _index_lines(path: Path, file: BinaryIO, offset: int, chunk_bytes: int) -> Iterator[Chunk]:
@@ -238,8 +257,9 @@ def _split_slowly(data: bytes, lines: bool, where: _Place | None = None) -> list
         text = line.strip(_BLANK)
         if text:
             spans, problem = _scan(line)
-            if not problem and (len(spans) != 1 or line[spans[0][1] :].strip(_BLANK)):
-                problem = (spans[0][1], "one record a line")
+            if spans and (problem or line[spans[0][1] :].strip(_BLANK)):
+                after = line[spans[0][1] :]
+                problem = (len(line) - len(after.lstrip(_BLANK)), "one record a line")
             if problem:
                 raise where.error(data, (position + problem[0], problem[1]))
             records.append(text)
@@ -247,7 +267,7 @@ def _split_slowly(data: bytes, lines: bool, where: _Place | None = None) -> list
     return records
 
 
-def _scan(data: bytes) -> tuple[list[tuple[int, int]], tuple[int, str] | None]:
+def _scan(data: bytes | bytearray) -> tuple[list[tuple[int, int]], tuple[int, str] | None]:
     """Byte spans of the elements in `data` (an array's inside), and where and why the scan stopped before its end.
 
     A closing bracket behind an element ends the scan without a problem.
@@ -289,8 +309,8 @@ def _is_one_line(line: bytes) -> bool:
         return False
 
 
-def _first_key(data: bytes) -> bytes:
-    found = _FIRST_KEY.match(data)
+def _first_key(data: bytes | bytearray, position: int) -> bytes:
+    found = _FIRST_KEY.match(data, position, position + 256)
     return found.group(1) if found else b""
 
 
@@ -303,16 +323,18 @@ class _Place:
     def __str__(self) -> str:
         return f"{self.path}, line {self.line}, column {self.column}"
 
-    def advance(self, data: bytes) -> None:
-        self.offset += len(data)
-        newlines = data.count(b"\n")
+    def advance(self, data: bytes | bytearray, start: int = 0, end: int | None = None) -> None:
+        """Go on over `data[start:end]`."""
+        end = len(data) if end is None else end
+        self.offset += end - start
+        newlines = data.count(b"\n", start, end)
         self.line += newlines
-        self.column = len(data) - data.rfind(b"\n") if newlines else self.column + len(data)
+        self.column = end - data.rfind(b"\n", start, end) if newlines else self.column + end - start
 
-    def error(self, data: bytes, problem: tuple[int, str] | None) -> DataError:
+    def error(self, data: bytes | bytearray, problem: tuple[int, str] | None) -> DataError:
         """A `DataError` at `problem`'s position in `data`, which starts here; without a problem the file just ends."""
         position, message = problem or (len(data), "")
-        self.advance(data[:position])
+        self.advance(data, 0, position)
         if position >= len(data):
             return DataError(
                 f"{self}: the file ends in the middle of the list", "the download is incomplete: fetch it again"

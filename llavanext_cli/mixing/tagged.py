@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from llavanext_cli.errors import DataError
-from llavanext_cli.mixing.readers import SPEAKERS, Media, name_placeholders
+from llavanext_cli.mixing.readers import SPEAKERS, Media
 from llavanext_cli.processing.prompt import check_placeholders
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Medium, Sample
 
@@ -104,8 +104,9 @@ def decode(data: Any, where: str, number: int) -> Sample:
     if turns and media and not marks:  # the tags alone place the media, as they do in the original
         turns[0]["text"] = IMAGE_PLACEHOLDER * len(media) + "\n" + turns[0]["text"]
         marks = len(media)
-    if media and marks == len(media):
-        name_placeholders(turns, [Media(medium.kind, medium.path) for medium in media])
+    if media and marks == len(media) and all(medium.kind == "video" for medium in media):
+        for turn in turns[::2]:
+            turn["text"] = turn["text"].replace(IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER)
     checked = Sample.from_dict({"turns": turns}, where)
     sample = Sample(str(number), "", tuple(media), checked.turns)
     problem = check_placeholders(sample)

@@ -9,49 +9,56 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from llavanext_cli.mixing import tagged
+from llavanext_cli.mixing.lengths import LengthRule, build_counter, check_length, count_tokens
 from llavanext_cli.mixing.media import FileState, Verdict, check_file, stat_file
 from llavanext_cli.mixing.readers import (
     BadRecordError,
     Converted,
     Fault,
     Media,
-    Record,
+    Said,
+    build_sample,
     decode_records,
     describe_faults,
+    encode_samples,
     media_of,
     sample_id,
     turns_of,
 )
 from llavanext_cli.mixing.splitter import Chunk, split_records
 
+Verdicts = dict[tuple[str, str], Verdict]
+"""What is known of files, by (kind, path below the root)."""
+
+GOOD = Verdict()
+
 MEMO_FILES = 200_000
 """Verdicts of the level "exists" that one worker remembers; with more files than that it looks again now and then."""
 
 
 class Source(NamedTuple):
-    """One data set as a worker sees it. `root` ends in "/"; `tag_root` is how the tagged form writes it."""
+    """One data set as a worker sees it; `root` is its media folder and ends in "/"."""
 
     name: str
     json_path: str
     root: str
-    tag_root: str
 
 
 class Context(NamedTuple):
-    """What all chunks share. `frames` of a clip would be used in training."""
+    """What all chunks share. `frames` of a clip would be used in training; `lengths` None counts no tokens."""
 
     sources: tuple[Source, ...]
     check: str
     format: str
     frames: int
+    lengths: LengthRule | None = None
 
 
 class ChunkJob(NamedTuple):
@@ -60,20 +67,22 @@ class ChunkJob(NamedTuple):
     source: int
     chunk: Chunk
     chosen: Sequence[int]
-    verdicts: dict[tuple[str, str], Verdict] | None = None
+    verdicts: Verdicts | None = None
 
 
 @dataclass
 class ChunkResult:
     """A converted chunk. `body` is its part of the output; every record of the chunk is in `kept` or in `faults`."""
 
-    body: bytes
-    kept: int
-    faults: list[Fault]
+    body: bytes = b""
+    kept: int = 0
+    faults: list[Fault] = field(default_factory=list)
     contents: Counter = field(default_factory=Counter)
     """Samples by what they hold: "image", "video", "image+video", "text"."""
     sizes: Counter = field(default_factory=Counter)
     """Pictures and clips by (kind, longer side in pixels)."""
+    tokens: Counter = field(default_factory=Counter)
+    """Samples by their number of tokens, where tokens are counted; those that are too long included."""
 
 
 class Prepared:
@@ -81,29 +90,43 @@ class Prepared:
 
     def __init__(self, context: Context):
         self.context = context
-        self.memo: dict[str, FileState | Verdict] = {}
+        self.found: dict[str, Verdict] = {}
+        self.counter = build_counter(context.lengths) if context.lengths else None
 
-    def stat(self, path: str) -> FileState | Verdict:
-        found = self.memo.get(path)
-        if found is None:
-            if len(self.memo) >= MEMO_FILES:
-                self.memo.clear()
-            found = self.memo[path] = stat_file(path)
-        return found
+    def look(self, path: str) -> Verdict:
+        """The verdict of the level "exists"."""
+        verdict = self.found.get(path)
+        if verdict is None:
+            if len(self.found) >= MEMO_FILES:
+                self.found.clear()
+            state = stat_file(path)
+            verdict = self.found[path] = state if isinstance(state, Verdict) else GOOD
+        return verdict
 
 
 def prepare(context: Context) -> Prepared:
-    # Records live for one chunk and hold no cycles; collecting them takes longer than everything else.
-    gc.disable()
+    """Called once in a new worker."""
     return Prepared(context)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Records of a chunk hold no cycles, and looking for some would take longer than all the rest."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def inspect(prepared: Prepared, job: ChunkJob) -> dict[tuple[str, str], FileState | Verdict]:
     """The files that a chunk's good records name, by (kind, path below the root)."""
     root = prepared.context.sources[job.source].root
     found: dict[tuple[str, str], FileState | Verdict] = {}
-    for record in decode_records(_read(prepared, job), job.chunk.lines, job.chosen):
-        if isinstance(record, Record):
+    with _no_collection():
+        for record in decode_records(_read(prepared, job), job.chunk.lines, job.chosen):
+            if isinstance(record, BadRecordError):
+                continue
             try:
                 media = media_of(record, root)
                 turns_of(record, media)
@@ -112,7 +135,7 @@ def inspect(prepared: Prepared, job: ChunkJob) -> dict[tuple[str, str], FileStat
             for medium in media:
                 key = (medium.kind, medium.path)
                 if key not in found:
-                    found[key] = prepared.stat(root + medium.path)
+                    found[key] = stat_file(root + medium.path)
     return found
 
 
@@ -123,50 +146,70 @@ def check(prepared: Prepared, item: tuple[str, str]) -> Verdict:
 
 def convert(prepared: Prepared, job: ChunkJob) -> ChunkResult:
     """Write a chunk's records as samples."""
-    context, source = prepared.context, prepared.context.sources[job.source]
+    with _no_collection():
+        return _convert(prepared, job)
+
+
+def _convert(prepared: Prepared, job: ChunkJob) -> ChunkResult:
+    source = prepared.context.sources[job.source]
     data = _read(prepared, job)
-    records = decode_records(data, job.chunk.lines, job.chosen)
-    samples, bad, kept = [], [], []
-    contents: Counter = Counter()
-    sizes: Counter = Counter()
-    for position, record in zip(job.chosen, records, strict=True):
+    samples: list[Converted] = []
+    kept: list[int] = []
+    bad: list[tuple[int, str, str]] = []
+    result = ChunkResult()
+    for position, record in zip(job.chosen, decode_records(data, job.chunk.lines, job.chosen), strict=True):
         try:
-            if not isinstance(record, Record):
-                raise record
             media = media_of(record, source.root)
-            turns = turns_of(record, media)
+            said = turns_of(record, media)
             if media:
                 _judge(prepared, source, media, job.verdicts)
+            if prepared.counter:
+                _measure(prepared, said, media, result)
         except BadRecordError as error:
-            bad.append((position, error))
+            # The error itself would hold this frame, and all of the chunk with it.
+            bad.append((position, error.reason, error.detail))
             continue
-        samples.append(Converted(sample_id(record, job.chunk.first + position), source.name, media, turns))
+        samples.append(Converted(sample_id(record, job.chunk.first + position), source.name, media, said))
         kept.append(position)
-        contents["+".join(sorted({medium.kind for medium in media})) or "text"] += 1
+        result.contents[_content(media)] += 1
         for medium in media:
             if medium.size:
-                sizes[medium.kind, max(medium.size)] += 1
-    if context.format == "mindformers":
+                result.sizes[medium.kind, max(medium.size)] += 1
+    if prepared.context.format == "mindformers":
         texts = split_records(data, job.chunk.lines)
-        body = tagged.encode([texts[position] for position in kept], [s.media for s in samples], source.tag_root)
+        result.body = tagged.encode([texts[position] for position in kept], [s.media for s in samples], source.root)
     else:
-        body = msgspec.json.Encoder().encode_lines(samples) if samples else b""
-    faults = describe_faults(data, job.chunk.lines, job.chunk.first, job.chunk.line, bad)
-    return ChunkResult(body, len(samples), faults, contents, sizes)
+        result.body = encode_samples(samples)
+    result.kept = len(samples)
+    result.faults = describe_faults(data, job.chunk.lines, job.chunk.first, job.chunk.line, bad)
+    return result
 
 
-def _judge(prepared: Prepared, source: Source, media: list[Media], verdicts: Any) -> None:
+def _content(media: Sequence[Media]) -> str:
+    if len(media) == 1:
+        return media[0].kind
+    return "+".join(sorted({medium.kind for medium in media})) or "text"
+
+
+def _judge(prepared: Prepared, source: Source, media: Sequence[Media], verdicts: Verdicts | None) -> None:
     """Raise if a medium of a sample is bad; give the others the size that was found."""
     if prepared.context.check == "none":
         return
     for medium in media:
         if verdicts is None:
-            verdict = prepared.stat(source.root + medium.path)
+            verdict = prepared.look(source.root + medium.path)
         else:
             verdict = verdicts[medium.kind, medium.path]
-            medium.size = verdict.size if isinstance(verdict, Verdict) else None
-        if isinstance(verdict, Verdict) and verdict.reason:
+            medium.size = verdict.size
+        if verdict.reason:
             raise BadRecordError(verdict.reason, verdict.detail)
+
+
+def _measure(prepared: Prepared, said: Sequence[Said], media: Sequence[Media], result: ChunkResult) -> None:
+    """Count the tokens of a sample, and raise if they are too many."""
+    tokens = count_tokens(prepared.counter, build_sample(said, media))
+    result.tokens[tokens] += 1
+    check_length(tokens, prepared.context.lengths)
 
 
 def _read(prepared: Prepared, job: ChunkJob) -> bytes:

@@ -1,0 +1,92 @@
+"""Counts the tokens of a sample before it is written, so that one too long for training is found here.
+
+Between check and convert. The count is that of `processing`: the prompt's words, and what each picture takes by its
+size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from llavanext_cli.errors import ConfigError, DataError
+from llavanext_cli.mixing.readers import BadRecordError
+from llavanext_cli.records import Sample
+
+if TYPE_CHECKING:
+    from llavanext_cli.processing.processor import Processor
+
+
+class LengthRule(NamedTuple):
+    """How tokens are counted, and how many may be in a sample.
+
+    Attributes:
+        folder: holds tokenizer.model and config.json.
+        max_tokens: None counts only.
+        frames: frames of a clip.
+    """
+
+    folder: str
+    max_tokens: int | None
+    frames: int
+
+
+def plan_lengths(
+    tokenizer: Path | None, max_tokens: int | None, preset: str | None, frames: int | None, check: str
+) -> tuple[LengthRule | None, int]:
+    """The rule for lengths, if one is wanted, and the number of frames of a clip. A preset fills what is not given.
+
+    Raises:
+        ConfigError: no such preset, a length without a tokenizer, or a check that reads no sizes.
+        CheckpointError: the folder holds no tokenizer, or no config.json.
+    """
+    if preset is not None:
+        from llavanext_cli.config.presets import load_preset
+
+        data = load_preset(preset).data
+        max_tokens = max_tokens or data.seq_length
+        frames = frames or data.frames
+    frames = frames or 16
+    if tokenizer is None:
+        if max_tokens is not None:
+            raise ConfigError(
+                "counting tokens needs a tokenizer",
+                "add --tokenizer DIR, a folder with tokenizer.model and config.json: llavanext fetch --list has one",
+            )
+        return None, frames
+    if check not in ("header", "full"):
+        raise ConfigError(
+            f"counting tokens needs the sizes of pictures, and --check {check} reads none", "--check header"
+        )
+    rule = LengthRule(str(Path(tokenizer).absolute()), max_tokens, frames)
+    build_counter(rule)  # what is wrong with the folder is said once, and here
+    return rule, frames
+
+
+def build_counter(rule: LengthRule) -> Processor:
+    """The processor that training would use, for counting."""
+    from llavanext_cli.config.architecture import load_architecture
+    from llavanext_cli.processing.processor import Processor
+    from llavanext_cli.processing.tokens import load_tokenizer
+
+    return Processor(load_architecture(rule.folder), load_tokenizer(rule.folder), frames=rule.frames)
+
+
+def count_tokens(counter: Processor, sample: Sample) -> int:
+    """Tokens of a sample whose pictures have their sizes.
+
+    Raises:
+        BadRecordError: the prompt cannot be built.
+    """
+    try:
+        return counter.count(sample)
+    except DataError as error:
+        raise BadRecordError("placeholders", error.what) from error
+
+
+def check_length(tokens: int, rule: LengthRule) -> None:
+    """Raises:
+    BadRecordError: more tokens than `rule.max_tokens`.
+    """
+    if rule.max_tokens is not None and tokens > rule.max_tokens:
+        raise BadRecordError("too_long", f"the sample has {tokens} tokens, and {rule.max_tokens} fit")

@@ -1,0 +1,115 @@
+"""The mix file: what it means, and that all of its faults come at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llavanext_cli.errors import ConfigError
+from llavanext_cli.mixing.mixfile import load_mix_file
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mix.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.json").write_text("[]")
+    return folder / "a.json"
+
+
+def test_defaults(tmp_path, data):
+    (found,) = load_mix_file(write(tmp_path, f"datasets:\n  - json_path: {data}\n"))
+    assert (found.name, found.json_path, found.media_root) == ("a", data, data.parent)
+    assert (found.strategy.kind, found.strategy_text) == ("all", "all")
+
+
+def test_paths_start_at_the_mix_file_or_else_at_the_working_folder(tmp_path, data, monkeypatch):
+    beside = load_mix_file(write(tmp_path, "datasets:\n  - json_path: images/a.json\n    media_root: images\n"))
+    assert (beside[0].json_path, beside[0].media_root) == (data, data.parent)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    below = load_mix_file(write(tmp_path / "recipes", "datasets:\n  - json_path: images/a.json\n"))
+    assert below[0].json_path == data
+
+
+def test_the_same_file_twice_gets_two_names(tmp_path, data):
+    entry = f"  - json_path: {data}\n"
+    found = load_mix_file(write(tmp_path, "datasets:\n" + entry * 3))
+    assert [data_set.name for data_set in found] == ["a", "a-2", "a-3"]
+
+
+def test_every_fault_is_reported_at_once(tmp_path, data):
+    path = write(
+        tmp_path,
+        f"""
+datasets:
+  - json_path: {data}
+    sampling_stratgy: all
+  - json_path: {data}
+    sampling_strategy: last:5
+  - json_path: {tmp_path}/none.json
+    sampling_strategy: first:200%
+  - sampling_strategy: all
+  - json_path: {data}
+    media_root: {tmp_path}/nowhere
+    name: twice
+  - json_path: {data}
+    name: twice
+  - just text
+  - json_path: {tmp_path}/a.parquet
+dataset: 3
+""",
+    )
+    with pytest.raises(ConfigError) as error:
+        load_mix_file(path)
+    details = "\n".join(error.value.details)
+    for says in (
+        "unknown key 'dataset'; known: datasets",
+        "datasets[1]: unknown key 'sampling_stratgy'; did you mean 'sampling_strategy'?",
+        "datasets[2]: sampling_strategy: unknown strategy 'last:5'",
+        "datasets[3]: json_path: " + str(tmp_path / "none.json") + " does not exist",
+        "datasets[3]: sampling_strategy: 'first:200%' is more than 100 %",
+        "datasets[4]: json_path is missing",
+        "datasets[5]: media_root: " + str(tmp_path / "nowhere") + " is no folder",
+        "datasets[7]: a data set is a mapping",
+        "datasets[8]: json_path: a.parquet is neither .json nor .jsonl",
+    ):
+        assert says in details, says
+    assert len(error.value.details) == 10 and "10 faults" in error.value.what
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "the key 'datasets' must hold a list"),
+        ("datasets: []", "the key 'datasets' must hold a list"),
+        ("datasets:\n  - [a\n", "line 3, column 1: not valid YAML"),
+        ("- a\n- b\n", "the key 'datasets' must hold a list"),
+    ],
+)
+def test_no_mix_file_at_all(tmp_path, text, says):
+    with pytest.raises(ConfigError) as error:
+        load_mix_file(write(tmp_path, text))
+    assert says in error.value.what
+
+
+def test_a_name_that_stands_twice(tmp_path, data):
+    with pytest.raises(ConfigError) as error:
+        load_mix_file(
+            write(tmp_path, f"datasets:\n- {{json_path: {data}, name: x}}\n- {{json_path: {data}, name: x}}\n")
+        )
+    assert error.value.details[0].endswith("name: 'x' stands twice")
+
+
+def test_a_missing_mix_file(tmp_path):
+    with pytest.raises(ConfigError, match="no such mix file"):
+        load_mix_file(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load_mix_file(tmp_path)
