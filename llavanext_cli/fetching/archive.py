@@ -6,6 +6,7 @@ that asks for gigabytes of memory, a zip whose directory is larger than memory, 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import stat
@@ -16,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -105,9 +107,18 @@ def zip_members(archive: zipfile.ZipFile, report: Callable[[int], None] = lambda
             target = archive.read(entry).decode("utf-8")
         elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
             kind = OTHER
-        yield ArchiveMember(entry.orig_filename, kind, entry.file_size, target, lambda e=entry: archive.open(e))
+        yield ArchiveMember(entry.orig_filename, kind, entry.file_size, target, partial(_open_member, archive, entry))
         done += entry.compress_size
         report(done)
+
+
+def _open_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
+    try:
+        return archive.open(entry)
+    except OSError as fault:
+        if fault.errno == errno.EINVAL:  # an offset before the file's start
+            raise zipfile.BadZipFile("its directory points outside of it") from fault
+        raise
 
 
 def _open_zip(file: IO[bytes], name: str) -> zipfile.ZipFile:
@@ -122,7 +133,7 @@ def _open_zip(file: IO[bytes], name: str) -> zipfile.ZipFile:
     length = struct.unpack("<I", tail[at + 12 : at + 16])[0]
     locator = tail[at - 20 : at] if at >= 20 else b""
     if length == 0xFFFFFFFF and locator[:4] == b"PK\x06\x07":  # zip64: the true length is in another record
-        file.seek(struct.unpack("<Q", locator[8:16])[0])
+        file.seek(min(size, struct.unpack("<Q", locator[8:16])[0]))
         record = file.read(56)
         length = struct.unpack("<Q", record[40:48])[0] if len(record) == 56 else length
     if length > min(size, LARGEST_DIRECTORY):

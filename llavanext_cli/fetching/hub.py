@@ -145,7 +145,7 @@ class Hub:
         follower.follow(lambda: _open_partial(stage, origin.path))
         attempt = 0
         while True:
-            before = _partial_size(stage, "st_size")
+            before, slow = _partial_size(stage, "st_size"), False
             try:
                 with (
                     self._explained(Place(origin.repo, origin.kind), origin.revision),
@@ -165,12 +165,12 @@ class Hub:
                         )
                     )
             except TransferBrokenError as fault:
-                reason = str(fault)
+                reason, slow = str(fault), fault.slow
             except _InconsistentError as fault:
                 reason = str(fault)
                 shutil.rmtree(stage, ignore_errors=True)  # longer than it should be, or a range that was refused
                 stage.mkdir(parents=True, exist_ok=True)
-            attempt = 0 if _partial_size(stage, "st_size") > before else attempt + 1
+            attempt = 0 if _partial_size(stage, "st_size") > before and not slow else attempt + 1
             if attempt > self.net.limits.retries:
                 raise FetchError(
                     f"{urlsplit(self.endpoint).hostname} does not deliver {origin.path}: {reason}",

@@ -59,11 +59,11 @@ class Limits:
 
 
 class TransferBrokenError(requests.RequestException):
-    """A body ended too early, or came too slowly. `received` bytes of this answer arrived before that."""
+    """A body ended too early, or came too slowly (`slow`: what little came is no progress)."""
 
-    def __init__(self, what: str, received: int):
+    def __init__(self, what: str, slow: bool = False):
         super().__init__(what)
-        self.received = received
+        self.slow = slow
 
 
 class StoppedError(Exception):
@@ -233,11 +233,11 @@ class GuardedAdapter(HTTPAdapter):
                 chunk = read(CHUNK)
             except Exception as fault:  # urllib3's and http.client's own families, ssl.SSLError, OSError
                 response.close()
-                raise TransferBrokenError(_what_broke(fault), received) from None
+                raise TransferBrokenError(_what_broke(fault)) from None
             if not chunk:
                 if announced is not None:
                     response.close()
-                    raise TransferBrokenError(f"the connection ended {announced - received} bytes early", received)
+                    raise TransferBrokenError(f"the connection ended {announced - received} bytes early")
                 break
             self.net.report(start + received)
             received += len(chunk)
@@ -248,7 +248,7 @@ class GuardedAdapter(HTTPAdapter):
             if now - window_start >= limits.stall:
                 if window_bytes < limits.least_rate * (now - window_start):
                     response.close()
-                    raise TransferBrokenError(f"less than {limits.least_rate:.0f} bytes a second", received)
+                    raise TransferBrokenError(f"less than {limits.least_rate:.0f} bytes a second", slow=True)
                 window_start, window_bytes = now, 0
         self.net.report(start + received)
         if announced is not None:

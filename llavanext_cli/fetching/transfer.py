@@ -166,6 +166,7 @@ class _Transfer:
         attempt = 0
         while start < end:
             before = recorded = start
+            slow = False
             reason = "the answer is shorter than its range"
             try:
                 response = self._ask({"Range": f"bytes={start}-{end - 1}"})
@@ -183,10 +184,10 @@ class _Transfer:
                         recorded = start
                 response.close()
             except TransferBrokenError as fault:
-                reason = str(fault)
+                reason, slow = str(fault), fault.slow
             finally:
                 self._record(recorded, start)
-            attempt = 0 if start > before else attempt + 1
+            attempt = 0 if start > before and not slow else attempt + 1
             if attempt > self.limits.retries and start < end:
                 raise FetchError(
                     f"{urlsplit(self.url).hostname} does not deliver {_name(self.url)}: {reason}",

@@ -198,17 +198,23 @@ class Worker:
         stage = self.folder.stage(wanted.path, f"{digests.sha256} unpacked {only or ''}") / "tree"
         with self.stage(f"Unpacking {archive.name if archive.name != 'whole' else Path(wanted.path).name}") as report:
             size = archive.stat().st_size
-            members = unpack_archive(
-                archive,
-                stage,
-                name=Path(wanted.path).name,
-                into=rule.into,
-                tops=rule.tops,
-                only=only,
-                limits=self.unpack_limits,
-                report=lambda done: report(done, size),
-                stop=self.net.stop,
-            )
+            try:
+                members = unpack_archive(
+                    archive,
+                    stage,
+                    name=Path(wanted.path).name,
+                    into=rule.into,
+                    tops=rule.tops,
+                    only=only,
+                    limits=self.unpack_limits,
+                    report=lambda done: report(done, size),
+                    stop=self.net.stop,
+                )
+            except DataError:  # broken or hostile: nothing of it is worth keeping
+                shutil.rmtree(stage.parent, ignore_errors=True)
+                if self.folder.partial in archive.parents:
+                    archive.unlink()
+                raise
         self._move_members(wanted, digests, members, stage, only)
         mine = self.folder.partial in archive.parents
         if mine and self.keep_archives:

@@ -169,7 +169,7 @@ class Site:
         if manners.chunked:
             handler.send_header("Transfer-Encoding", "chunked")
         else:
-            handler.send_header("Content-Length", str(len(body) + manners.announce))
+            handler.send_header("Content-Length", str(max(0, len(body) + manners.announce)))
         handler.end_headers()
         if handler.command == "HEAD":
             return
@@ -284,7 +284,9 @@ class HubSite(Site):
             if (repository := self._open(handler, kind, name)) is None:
                 return
             if what == "refs":
-                refs = [{"name": b, "ref": f"refs/heads/{b}", "targetCommit": c} for b, c in repository.branches.items()]
+                refs = [
+                    {"name": b, "ref": f"refs/heads/{b}", "targetCommit": c} for b, c in repository.branches.items()
+                ]
                 self.answer_json(handler, {"branches": refs, "tags": [], "converts": []})
                 return
             revision, _, folder = rest.partition("/")
