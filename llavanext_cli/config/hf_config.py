@@ -151,7 +151,7 @@ def parse_architecture(config: Any, where: str) -> Architecture:
             details=[f"model_type: {what}; supported: {', '.join(MODEL_TYPES)}"],
         )
     for section in ("vision_config", "text_config"):
-        if not isinstance(config.get(section, {}), dict):
+        if not isinstance(config.get(section) or {}, dict):
             top.fault(section, f"must be an object, not {config[section]!r}")
     vision = parse_vision_section(_section(config, "vision_config", faults))
     text = parse_text_section(_section(config, "text_config", faults))

@@ -78,7 +78,7 @@ def _parse_clip(config: Mapping[str, Any], where: str, faults: list[str]) -> Vis
     kind = config.get("model_type")
     if kind not in ("clip", "clip_vision_model"):
         raise CheckpointError(
-            f"{where}: this is {PART_NAMES['vision']}?",
+            f"{where}: this is no CLIP model",
             "Name a folder such as openai/clip-vit-large-patch14-336.",
             [f"model_type: {kind!r} is not supported; supported: clip, clip_vision_model"],
         )

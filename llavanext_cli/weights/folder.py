@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ def new_folder(destination: Path) -> Iterator[Path]:
     # Through a link, its aim is replaced and the link stays.
     destination = destination.resolve()
     temporary = destination.parent / f".{destination.name}.tmp-{os.getpid()}"
+    made = [parent for parent in destination.parents if not parent.exists()]
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -116,6 +117,9 @@ def new_folder(destination: Path) -> Iterator[Path]:
         raise disk_error(destination, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:  # the innermost first; those that hold the result stay
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def find_leftovers(destination: Path) -> list[Path]:

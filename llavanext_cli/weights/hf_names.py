@@ -12,6 +12,8 @@ from llavanext_cli.errors import CheckpointError
 
 LLAMA = "language_model.model."
 TOWER = "vision_tower.vision_model."
+RESAMPLER = "model.vision_resampler."
+"""transformers 4.52 to 4.57 rename all but the pooler, on the way out and on the way in: so this is what they find."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ HUB = Layout(
         (TOWER, TOWER),
         ("multi_modal_projector.", "multi_modal_projector."),
         ("image_newline", "image_newline"),
-        ("vision_resampler.", "vision_resampler."),
-        ("model.vision_resampler.", "vision_resampler."),  # transformers 4.52-4.57 forget to rename this one
+        ("vision_resampler.", RESAMPLER),
+        ("model.vision_resampler.", RESAMPLER),
         (LLAMA, LLAMA),
         ("language_model.lm_head.", "language_model.lm_head."),
     ),
@@ -55,7 +57,7 @@ HUB = Layout(
 _WRAPPED = (
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("model.image_newline", "image_newline"),
-    ("model.vision_resampler.", "vision_resampler."),
+    ("model.vision_resampler.", RESAMPLER),
     ("model.language_model.", LLAMA),
     ("lm_head.", "language_model.lm_head."),
 )
@@ -70,7 +72,7 @@ LAYOUTS = (
             ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
             ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
             ("model.image_newline", "image_newline"),
-            ("model.vision_resampler.", "vision_resampler."),
+            ("model.vision_resampler.", RESAMPLER),
             ("model.embed_tokens.", LLAMA + "embed_tokens."),
             ("model.layers.", LLAMA + "layers."),
             ("model.norm.", LLAMA + "norm."),

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from llavanext_cli.config.architecture import Architecture
-from llavanext_cli.weights.hf_names import LLAMA, TOWER
+from llavanext_cli.weights.hf_names import LLAMA, RESAMPLER, TOWER
 
 TIED_HEAD = "language_model.lm_head.weight"
 
@@ -75,7 +75,7 @@ PROJECTOR_RULES = (
     *_pair("multi_modal_projector.linear_2", "projector.linear_2", ("D", "D"), ("D",)),
 )
 NEWLINE_RULES = (Rule(("image_newline",), "image_newline", ("D",)),)
-POOLER_RULES = _pair("vision_resampler.pool", "pooler.conv", ("Dv", "Dv", "s", "s"), ("Dv",))
+POOLER_RULES = _pair(f"{RESAMPLER}pool", "pooler.conv", ("Dv", "Dv", "s", "s"), ("Dv",))
 TEXT_RULES = (
     Rule((f"{LLAMA}embed_tokens.weight",), "language_model.model.tok_embeddings.embedding_weight", ("V", "D")),
     Rule((f"{LLAMA}norm.weight",), "language_model.model.norm_out.weight", ("D",)),

@@ -224,7 +224,7 @@ def _broken(path: Path, what: str) -> CheckpointError:
 
 
 def _read_legacy(path: Path, file: BinaryIO, size: int) -> tuple[Any, dict[str, tuple[int, int]]]:
-    if file.read(2) != b"\x80\x02":
+    if file.read(1) != b"\x80":
         raise CheckpointError(
             f"{path}: neither a torch archive nor a pickle of torch",
             "Name a folder with *.safetensors or *.bin weights.",

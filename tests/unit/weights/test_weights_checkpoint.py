@@ -1,0 +1,107 @@
+"""Our checkpoint folder: opened, refused, written by a training run, and taken back to Hugging Face."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.errors import CheckpointError
+from llavanext_cli.weights.checkpoint import load_parameters, open_checkpoint, save_checkpoint_folder
+from llavanext_cli.weights.convert import run_convert
+from tests.unit.weights.tiny import Leftovers, assert_same, read_all
+
+
+def test_a_checkpoint_is_opened(hf_folder: Path, tmp_path: Path, tiny: Architecture) -> None:
+    run_convert(hf_folder, tmp_path / "out", shard_bytes=4000)
+    checkpoint = open_checkpoint(tmp_path / "out")
+    assert checkpoint.architecture == tiny and checkpoint.tokenizer == tmp_path / "out"
+    assert [f.name for f in checkpoint.files] == sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
+    assert len(checkpoint.carried) == 18
+
+
+def test_what_is_no_checkpoint_says_what_to_do(hf_folder: Path, tmp_path: Path) -> None:
+    for path, message, hint in (
+        (hf_folder, "not yet converted", f"llavanext convert {hf_folder} hf-ms"),
+        (tmp_path / "none", "no such folder", "llavanext convert"),
+        (hf_folder / "config.json", "is a file", "llavanext convert"),
+        (tmp_path, "no checkpoint folder", "llavanext train"),
+    ):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            open_checkpoint(path)
+        assert hint in caught.value.hint
+
+
+def test_a_checkpoint_that_was_changed_is_not_opened(hf_folder: Path, tmp_path: Path) -> None:
+    run_convert(hf_folder, tmp_path / "out")
+    path = tmp_path / "out" / "model-00001-of-00001.safetensors"
+    whole = path.read_bytes()
+    arrays = load_file(path)
+
+    save_file({n: a for n, a in arrays.items() if n != "image_newline"}, path)
+    with pytest.raises(CheckpointError, match="1 missing"):
+        open_checkpoint(tmp_path / "out")
+    save_file(arrays | {"more": np.zeros(1, np.float32)}, path)
+    with pytest.raises(CheckpointError, match="1 unknown"):
+        open_checkpoint(tmp_path / "out")
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00001\.safetensors is missing"):
+        open_checkpoint(tmp_path / "out")
+    path.write_bytes(whole)
+    manifest = tmp_path / "out" / "llavanext_manifest.json"
+    good = manifest.read_text()
+    for bad, message in (
+        (good.replace('"llavanext_manifest": 1', '"llavanext_manifest": 2'), "version 2; this program reads version 1"),
+        (good.replace("model-00001-of", "../model-00001-of"), "is outside the folder"),
+        ("[]", "version None"),
+        ("{", "not a JSON file"),
+        ('{"llavanext_manifest": 1, "format": "safetensors"}', "no object 'tensors'"),
+    ):
+        manifest.write_text(bad)
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(tmp_path / "out")
+    manifest.write_text(good)
+    assert open_checkpoint(tmp_path / "out")
+
+
+def test_ckpt_files_are_for_mindspore(hf_folder: Path, tmp_path: Path) -> None:
+    run_convert(hf_folder, tmp_path / "out", weight_format="ckpt", verify=True)
+    with pytest.raises(CheckpointError, match="holds weights as ckpt") as caught:
+        open_checkpoint(tmp_path / "out")
+    assert "--format safetensors" in caught.value.hint
+
+
+def test_parameters_are_loaded_as_one_type(hf_folder: Path, hub_tensors: dict, tmp_path: Path) -> None:
+    run_convert(hf_folder, tmp_path / "out", dtype="bfloat16")
+    loaded = load_parameters(tmp_path / "out")
+    for array in loaded.values():
+        assert array.dtype == np.float32 and not (array.view(np.uint32) & 0xFFFF).any()
+    np.testing.assert_allclose(loaded["image_newline"], hub_tensors["image_newline"], rtol=2**-8)
+
+
+def test_a_trained_model_goes_back_to_hugging_face(hf_folder: Path, hub_tensors: dict, tmp_path: Path) -> None:
+    run_convert(hf_folder, tmp_path / "base")
+    base = open_checkpoint(tmp_path / "base")
+    trained = {name: array + 1 for name, array in load_parameters(base).items()}
+    trained["language_model.model.layers.0.attention.infer_attention.paged_attention_mgr.key_cache"] = np.zeros(3)
+    save_checkpoint_folder(tmp_path / "tuned", trained, base, {"step": 7})
+    tuned = open_checkpoint(tmp_path / "tuned")
+    assert tuned.manifest["extra"] == {"step": 7} and tuned.manifest["source"]["from"] == base.manifest["source"]
+    run_convert(tmp_path / "tuned", tmp_path / "back", to="hf", verify=True)
+    carried = base.carried.keys()
+    assert_same(read_all(tmp_path / "back"), {n: a if n in carried else a + 1 for n, a in hub_tensors.items()})
+
+
+def test_a_training_run_cannot_write_half_a_model(hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
+    run_convert(hf_folder, tmp_path / "base")
+    base = open_checkpoint(tmp_path / "base")
+    arrays = load_parameters(base)
+    del arrays["image_newline"]
+    arrays["projector.linear_1.bias"] = np.zeros(5, np.float32)
+    arrays["adam_m"] = np.zeros(5, np.float32)
+    with pytest.raises(CheckpointError, match="1 missing, 1 unknown, 1 of the wrong kind"):
+        save_checkpoint_folder(tmp_path / "out", arrays, base)
+    assert no_leftovers() == []

@@ -1,0 +1,316 @@
+"""`run_convert` on tiny folders: what it writes, what it refuses, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llavanext_cli.config.architecture import Architecture, TextArchitecture, architecture_to_hf
+from llavanext_cli.errors import CheckpointError
+from llavanext_cli.weights import keymap, stream
+from llavanext_cli.weights.checkpoint import open_checkpoint
+from llavanext_cli.weights.convert import run_convert
+from tests.unit.weights.tiny import Leftovers, MakeHf, assert_same, read_all
+
+TOWER, LLAMA = "vision_tower.vision_model.", "language_model.model."
+
+
+def test_parameters_get_their_names_and_bytes(
+    hf_folder: Path, hub_tensors: dict, tmp_path: Path, tiny: Architecture
+) -> None:
+    report = run_convert(hf_folder, tmp_path / "out", verify=True)
+    ours = read_all(tmp_path / "out")
+    assert {n: a.shape for n, a in ours.items()} == keymap.expected_parameters(tiny)
+    qkv = np.concatenate([hub_tensors[f"{TOWER}encoder.layers.1.self_attn.{p}_proj.weight"] for p in "qkv"])
+    np.testing.assert_array_equal(ours["vision_tower.layers.1.attention.qkv.weight"], qkv)
+    np.testing.assert_array_equal(
+        ours["language_model.model.layers.1.feed_forward.w2.weight"],
+        hub_tensors[f"{LLAMA}layers.1.mlp.down_proj.weight"],
+    )
+    np.testing.assert_array_equal(ours["vision_tower.pre_layernorm.bias"], hub_tensors[f"{TOWER}pre_layrnorm.bias"])
+    assert report.verified and report.layout == "hub" and report.tensors == len(ours) + len(report.carried)
+    assert report.nbytes == sum(a.nbytes for a in hub_tensors.values()) and not report.notes
+
+
+def test_there_and_back_is_the_same_to_the_bit(hf_folder: Path, hub_tensors: dict, tmp_path: Path) -> None:
+    (hf_folder / "tokenizer_config.json").write_text('{"legacy": false}')
+    run_convert(hf_folder, tmp_path / "out")
+    run_convert(tmp_path / "out", tmp_path / "back", to="hf", verify=True)
+    assert_same(read_all(tmp_path / "back"), hub_tensors)
+    for name in ("config.json", "tokenizer_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (hf_folder / name).read_bytes()
+    assert not (tmp_path / "back" / "llavanext_manifest.json").exists()
+
+
+def test_shards_on_both_sides(hf_folder: Path, hub_tensors: dict, tmp_path: Path) -> None:
+    report = run_convert(hf_folder, tmp_path / "out", shard_bytes=4000)
+    sizes: dict[str, list[int]] = {}
+    for spec in open_checkpoint(tmp_path / "out").parameters.values():
+        sizes.setdefault(spec.path.name, []).append(spec.nbytes)
+    assert len(report.files) - 1 == len(sizes) > 3
+    assert all(sum(tensors) <= 4000 or len(tensors) == 1 for tensors in sizes.values())
+    name_map = json.loads((tmp_path / "out" / "param_name_map.json").read_text())
+    assert name_map == {n: s.path.name for n, s in open_checkpoint(tmp_path / "out").parameters.items()}
+    report = run_convert(tmp_path / "out", tmp_path / "back", to="hf", shard_bytes=4000)
+    index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == report.nbytes and index["weight_map"].keys() == hub_tensors.keys()
+    assert_same(read_all(tmp_path / "back"), hub_tensors)
+    run_convert(tmp_path / "back", tmp_path / "again")
+    assert_same(read_all(tmp_path / "again"), read_all(tmp_path / "out"))
+
+
+def test_the_manifest_describes_every_tensor(hf_folder: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    run_convert(hf_folder, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "llavanext_manifest.json").read_text())
+    arrays = read_all(tmp_path / "out")
+    assert manifest["tensors"].keys() == arrays.keys() and manifest["source"] == {
+        "kind": "hf",
+        "name": ["hf"],
+        "layout": "hub",
+    }
+    entry = manifest["tensors"]["vision_tower.layers.0.attention.qkv.bias"]
+    array = arrays["vision_tower.layers.0.attention.qkv.bias"]
+    assert entry == {
+        "file": "model-00001-of-00001.safetensors",
+        "dtype": "F32",
+        "shape": [24],
+        "sha256": hashlib.sha256(array.tobytes()).hexdigest(),
+        "from": " + ".join(f"{TOWER}encoder.layers.0.self_attn.{p}_proj.bias" for p in "qkv"),
+    }
+    assert str(tmp_path) not in json.dumps(manifest)
+
+
+def test_dry_run_says_everything_and_writes_nothing(hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
+    report = run_convert(hf_folder, tmp_path / "out", dry_run=True)
+    assert "image_newline  F32[12]  <- image_newline" in report.plan and len(report.carried) == 18
+    assert report.dry_run and not report.verified and no_leftovers() == []
+
+
+def test_force_replaces_what_was_there(hf_folder: Path, tmp_path: Path) -> None:
+    run_convert(hf_folder, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="is there already"):
+        run_convert(hf_folder, tmp_path / "out")
+    (tmp_path / "out" / "stray").write_text("")
+    run_convert(hf_folder, tmp_path / "out", force=True)
+    assert not (tmp_path / "out" / "stray").exists() and open_checkpoint(tmp_path / "out")
+
+
+def test_progress_ends_at_the_total(hf_folder: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    report = run_convert(hf_folder, tmp_path / "out", progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (report.nbytes, report.nbytes)
+
+
+# ---------------------------------------------------------------------------------------------------------------- types
+
+
+def test_types_change_when_asked(make_hf: MakeHf, tiny: Architecture, hub_tensors: dict, tmp_path: Path) -> None:
+    name = f"{LLAMA}layers.0.mlp.up_proj.weight"
+    hub_tensors[name][:2, 0] = 1e5, -2e6
+    config = architecture_to_hf(tiny) | {"torch_dtype": "float32"}
+    folder = make_hf(hub_tensors)
+    (folder / "config.json").write_text(json.dumps(config))
+    report = run_convert(folder, tmp_path / "out", dtype="float16", verify=True)
+    arrays = read_all(tmp_path / "out")
+    assert {a.dtype for a in arrays.values()} == {np.dtype(np.float16)}
+    w3 = arrays["language_model.model.layers.0.feed_forward.w3.weight"]
+    assert w3[:2, 0].tolist() == [65504.0, -65504.0]
+    np.testing.assert_array_equal(w3[2:], hub_tensors[name][2:].astype(np.float16))
+    assert report.notes == (
+        "language_model.model.layers.0.feed_forward.w3.weight: 2 values were too large for the new type and became "
+        "its largest",
+    )
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float16"
+
+
+def test_bfloat16_and_back_to_float32(hf_folder: Path, hub_tensors: dict, tmp_path: Path) -> None:
+    run_convert(hf_folder, tmp_path / "b", dtype="bfloat16", verify=True)
+    assert {s.dtype for s in open_checkpoint(tmp_path / "b").parameters.values()} == {"BF16"}
+    run_convert(tmp_path / "b", tmp_path / "back", to="hf", dtype="float32", verify=True)
+    for name, array in read_all(tmp_path / "back").items():
+        assert array.dtype == np.float32
+        np.testing.assert_allclose(array, hub_tensors[name], rtol=2**-8)
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+def fails(source: Path, tmp_path: Path, match: str, leftovers: Leftovers, **options: object) -> CheckpointError:
+    with pytest.raises(CheckpointError, match=match) as caught:
+        run_convert(source, tmp_path / "out", **options)
+    assert leftovers() == [] and caught.value.hint
+    return caught.value
+
+
+def test_missing_unknown_and_wrong_tensors_are_all_listed(
+    make_hf: MakeHf, hub_tensors: dict, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    for layer in range(2):
+        del hub_tensors[f"{LLAMA}layers.{layer}.mlp.up_proj.weight"]
+    del hub_tensors[f"{TOWER}encoder.layers.0.self_attn.k_proj.bias"]
+    hub_tensors["language_model.model.layers.0.self_attn.q_proj.lora_A"] = np.zeros((2, 2), np.float32)
+    hub_tensors["visitor.weight"] = np.zeros(2, np.float32)
+    hub_tensors["multi_modal_projector.linear_1.weight"] = np.zeros((12, 9), np.float32)
+    hub_tensors["image_newline"] = np.zeros(12, np.int64)
+    fault = fails(make_hf(hub_tensors), tmp_path, "3 missing, 2 unknown, 2 of the wrong kind", no_leftovers)
+    assert set(fault.details) == {
+        f"missing: {LLAMA}layers.{{0..1}}.mlp.up_proj.weight (2)",
+        f"missing: {TOWER}encoder.layers.0.self_attn.k_proj.bias",
+        f"unknown: {LLAMA}layers.0.self_attn.q_proj.lora_A",
+        "unknown: visitor.weight",
+        "multi_modal_projector.linear_1.weight: shape [12, 9], config.json implies [12, 8]",
+        "image_newline: type I64 is not supported; supported: F32, F16, BF16",
+    }
+
+
+def test_more_layers_than_config_says(
+    hf_folder: Path, tiny: Architecture, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    fewer = replace(tiny, text=replace(tiny.text, num_hidden_layers=1))
+    (hf_folder / "config.json").write_text(json.dumps(architecture_to_hf(fewer)))
+    fault = fails(hf_folder, tmp_path, "9 unknown", no_leftovers)
+    assert f"unknown: {LLAMA}layers.1.mlp.up_proj.weight" in fault.details
+
+
+def test_parts_of_a_stack_must_have_one_type(
+    make_hf: MakeHf, hub_tensors: dict, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    name = f"{TOWER}encoder.layers.0.self_attn.q_proj.weight"
+    hub_tensors[name] = hub_tensors[name].astype(np.float16)
+    fault = fails(make_hf(hub_tensors), tmp_path, "1 of the wrong kind", no_leftovers)
+    assert "made of tensors of different types (F16, F32)" in fault.details[0]
+
+
+def test_a_name_in_two_layouts_at_once(
+    make_hf: MakeHf, tiny: Architecture, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    conv = replace(tiny, spatial_pool_mode="conv")
+    tensors = {n: np.zeros(s, np.float32) for n, s in keymap.hub_tensors(conv).items()}
+    tensors["vision_resampler.pool.bias"] = tensors["model.vision_resampler.pool.bias"]
+    fault = fails(make_hf(tensors, spatial_pool_mode="conv"), tmp_path, "1 of the wrong kind", no_leftovers)
+    assert fault.details[0].startswith("there twice: ")
+
+
+def test_a_source_that_only_transformers_misses_something_of(
+    make_hf: MakeHf, hub_tensors: dict, tmp_path: Path
+) -> None:
+    del hub_tensors[f"{TOWER}post_layernorm.bias"]
+    report = run_convert(make_hf(hub_tensors), tmp_path / "out")
+    assert "1 tensors that only transformers needs" in report.notes[0]
+    with pytest.raises(CheckpointError, match="1 missing") as caught:
+        run_convert(tmp_path / "out", tmp_path / "back", to="hf")
+    assert caught.value.details == (f"missing: {TOWER}post_layernorm.bias",)
+
+
+def test_the_wrong_direction_is_explained(hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
+    fails(hf_folder, tmp_path, "is a Hugging Face folder already", no_leftovers, to="hf")
+    run_convert(hf_folder, tmp_path / "ours")
+    fails(tmp_path / "ours", tmp_path, "is converted already", no_leftovers)
+    fails(tmp_path / "nowhere", tmp_path, "no such folder", no_leftovers)
+    fails(hf_folder / "model.safetensors", tmp_path, "is a file; name the folder", no_leftovers)
+
+
+def test_a_damaged_shard_stops_the_run(hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
+    path = hf_folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    fails(hf_folder, tmp_path, "cut short", no_leftovers)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "hint"), [("clip", "--from-vision"), ("llama", "--from-language"), ("bert", "")]
+)
+def test_another_architecture(
+    model_type: str, hint: str, hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    (hf_folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(CheckpointError, match="no LLaVA-NeXT") as caught:
+        run_convert(hf_folder, tmp_path / "out")
+    assert hint in caught.value.hint and no_leftovers() == []
+
+
+def test_a_disk_too_small(
+    hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("llavanext_cli.weights.folder.shutil.disk_usage", lambda _: usage)
+    fails(hf_folder, tmp_path, "1 kB free", no_leftovers)
+
+
+def test_destination_inside_source(hf_folder: Path, tmp_path: Path) -> None:
+    before = sorted(hf_folder.iterdir())
+    with pytest.raises(CheckpointError, match="inside the source"):
+        run_convert(hf_folder, hf_folder / "ms")
+    assert sorted(hf_folder.iterdir()) == before
+
+
+def test_a_tokenizer_with_more_ids_than_rows(
+    hf_folder: Path, make_tokenizer_folder: Callable[..., Path], tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    (hf_folder / "added_tokens.json").write_text('{"<image>": 64}')
+    fails(hf_folder, tmp_path, r"64 rows, and the tokenizer \(added_tokens\.json\) uses id 64", no_leftovers)
+    (hf_folder / "added_tokens.json").write_text('{"<image>": 63}')
+    run_convert(hf_folder, tmp_path / "fits")
+    shutil.copy(make_tokenizer_folder() / "tokenizer.model", hf_folder)
+    fails(hf_folder, tmp_path, r"64 rows, and the tokenizer \(tokenizer\.model\) uses id \d\d\d", no_leftovers)
+
+
+def test_a_write_that_fails_leaves_nothing(
+    hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stream.os, "write", full)
+    fails(hf_folder, tmp_path, "the disk is full", no_leftovers)
+
+
+def test_an_interrupt_leaves_nothing(hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_convert(hf_folder, tmp_path / "out", progress=interrupt)
+    assert no_leftovers() == []
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_format": "ckpt"}, {"dtype": "float16"}])
+def test_verify_finds_a_byte_that_changed(
+    options: dict, hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[memoryview] = []
+    real = stream.write_to
+
+    def faulty(descriptor: int) -> Callable[[memoryview], None]:
+        write = real(descriptor)
+
+        def spoil(data: memoryview) -> None:
+            written.append(data)
+            spoilt = bytearray(data)
+            if len(written) == 30:
+                spoilt[0] ^= 1
+            write(memoryview(spoilt))
+
+        return spoil
+
+    monkeypatch.setattr("llavanext_cli.weights.stream.write_to", faulty)
+    monkeypatch.setattr("llavanext_cli.weights.ckpt_format.write_to", faulty)
+    fails(hf_folder, tmp_path, "differs from what was written|damaged", no_leftovers, verify=True, **options)
+    run_convert(hf_folder, tmp_path / "unverified", **options)
+
+
+def test_grouped_heads_that_do_not_fit(make_hf: MakeHf, hub_tensors: dict, tmp_path: Path, tiny: Architecture) -> None:
+    text = TextArchitecture(
+        **{**vars(tiny.text), "num_attention_heads": 4, "num_key_value_heads": 3, "hidden_size": 12}
+    )
+    with pytest.raises(CheckpointError) as caught:
+        run_convert(make_hf(hub_tensors, text=text), tmp_path / "out")
+    assert any("num_key_value_heads: 3 does not divide the 4" in line for line in caught.value.details)
