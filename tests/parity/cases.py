@@ -1,0 +1,123 @@
+"""The inputs of the parity suite: pictures of twelve aspect ratios, several media, clips, and none.
+
+Pixels come from a frozen random stream and need no codec, so that they are the same everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from llavanext_cli.processing.geometry import plan_tiles
+from llavanext_cli.processing.image import build_tiles
+from llavanext_cli.processing.packing import ClipPlan
+from llavanext_cli.processing.processor import Media, Processor
+from llavanext_cli.processing.video import build_frames
+from llavanext_cli.records import EncodedSample, Medium, Sample, Turn
+
+SIZES = (
+    *[(28, 28), (56, 56), (40, 60), (60, 40), (20, 200), (200, 20)],
+    *[(33, 47), (100, 99), (64, 48), (48, 64), (300, 40), (57, 113)],
+)
+"""(height, width) of twelve pictures: every grid of the tiny model, and paddings even and odd on either side."""
+
+FRAMES = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sample and everything either side needs to compute it.
+
+    Attributes:
+        name: its row in tables.
+        sample: the conversation; the paths of its media are never opened.
+        pictures: `uint8[H, W, 3]` each.
+        clips: `uint8[F, H, W, 3]` each.
+        encoded: what our processor makes of them.
+    """
+
+    name: str
+    sample: Sample
+    pictures: tuple[np.ndarray, ...]
+    clips: tuple[np.ndarray, ...]
+    encoded: EncodedSample
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return [picture.shape[:2] for picture in self.pictures]
+
+
+def picture(number: int, size: tuple[int, int]) -> np.ndarray:
+    """Coarse blocks under fine noise: a resized, a shifted or a turned picture differs in every patch."""
+    random = np.random.RandomState(1000 + number)
+    coarse = random.randint(0, 256, (5, 7, 3)).astype(np.uint8)
+    blocks = np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.NEAREST), np.int64)
+    return np.clip(blocks + random.randint(-40, 41, (*size, 3)), 0, 255).astype(np.uint8)
+
+
+def clip(number: int, size: tuple[int, int]) -> np.ndarray:
+    return np.stack([picture(100 * (number + 1) + frame, size) for frame in range(FRAMES)])
+
+
+def conversations() -> dict[str, tuple[list[str], list[np.ndarray], list[np.ndarray]]]:
+    """Name → (turns, pictures, clips)."""
+    cases = {
+        f"{height}x{width}": ([f"<image>\nwhat is it, {width}?", "a grey cat on the mat"], [(height, width)], [])
+        for height, width in SIZES
+    }
+    cases["two pictures"] = (
+        ["<image> and <image>\nhow many?", "three of them", "and?", "a ball"],
+        [(40, 60), (200, 20)],
+        [],
+    )
+    cases["text only"] = (["what is it? how many birds?", "three of them flew away."], [], [])
+    cases["clip"] = (["<video>\nwhat is it?", "a red ball"], [], [(40, 60)])
+    cases["picture and clip"] = (["<image> with <video> there?", "the cat, not the ball"], [(57, 113)], [(33, 30)])
+    return {
+        name: (
+            turns,
+            [picture(number, size) for number, size in enumerate(pictures, 10 * index)],
+            [clip(index + number, size) for number, size in enumerate(clips)],
+        )
+        for index, (name, (turns, pictures, clips)) in enumerate(cases.items())
+    }
+
+
+def build_cases(processor: Processor, names: tuple[str, ...] | None = None, *, question: bool = False) -> list[Case]:
+    """Encode the cases, all or the named ones.
+
+    Args:
+        question: leave the last answer out, as when the model is asked.
+    """
+    arch = processor.arch
+    cases = []
+    for name, (turns, pictures, clips) in conversations().items():
+        if names is not None and name not in names:
+            continue
+        kinds = [word for turn in turns for word in ("image", "video") for _ in range(turn.count(f"<{word}>"))]
+        sample = Sample(
+            id=name,
+            source="",
+            media=tuple(Medium(kind, f"{number}") for number, kind in enumerate(kinds)),
+            turns=tuple(Turn(("user", "assistant")[n % 2], text) for n, text in enumerate(turns)),
+        )
+        images = [Image.fromarray(pixels) for pixels in pictures]
+        plans = [plan_tiles((image.height, image.width), arch) for image in images]
+        side = arch.vision.image_size
+        nothing = np.zeros((0, 3, side, side), np.uint8)
+        tiles = [build_tiles(image, plan, arch) for image, plan in zip(images, plans, strict=True)]
+        frames = [build_frames(pixels, arch) for pixels in clips]
+        media = Media(
+            (*plans, *[ClipPlan(len(pixels)) for pixels in frames]),
+            np.concatenate([nothing, *tiles]),
+            np.concatenate([nothing, *frames]),
+        )
+        if question:
+            sample = Sample(sample.id, "", sample.media, sample.turns[:-1])
+            encoded = processor.encode_question(sample, {}, media)
+        else:
+            encoded = processor.encode(sample, {}, media)
+        cases.append(Case(name, sample, tuple(pictures), tuple(clips), encoded))
+    return cases

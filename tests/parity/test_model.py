@@ -1,0 +1,151 @@
+"""The model against transformers', live: the same tiny weights through the shipped converter, stage by stage.
+
+`pytest tests/parity -s` prints the table of errors. A failure names the first stage that differs.
+"""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from llavanext_cli.records import EncodedSample
+from tests.parity.stages import TABLE, check_stages, gradient_errors, relative_error, tolerance
+
+TOKENS, EOS = 32, 2
+QUESTIONS = ("60x40", "two pictures", "text only", "picture and clip")
+MIXED = ("20x200", "two pictures", "text only", "clip")
+
+
+def case_names():
+    from tests.parity.cases import conversations
+
+    return list(conversations())
+
+
+def test_the_cases_are_those_that_matter(model):
+    pictures = [case for case in model.cases if len(case.pictures) == 1 and not case.clips]
+    assert len({case.sizes[0][1] / case.sizes[0][0] for case in pictures}) >= 9
+    assert len(pictures) == 12
+    assert {len(case.encoded.tiles) for case in pictures} == {3, 4, 5}  # every grid of the pinpoints
+    assert {(len(c.pictures), len(c.clips)) for c in model.cases} >= {(2, 0), (0, 0), (0, 1), (1, 1)}
+
+
+@pytest.mark.parametrize("name", case_names())
+def test_stages(name, model, reference, ours):
+    """From pixels to logits. transformers computes each sample alone, we in a padded batch of four."""
+    case = next(case for case in model.cases if case.name == name)
+    theirs = reference.stages(case)
+    assert set(theirs) - {"loss"} <= set(ours[name])
+    check_stages(name, ours[name], theirs)
+    assert relative_error(ours[name]["logits"], theirs["logits"]) <= 1e-4
+
+
+def test_mixed_padded_batch(model, reference, forward):
+    """Pictures, two pictures, a clip and text only, padded and masked on their side, padded on ours."""
+    cases = [case for case in model.cases if case.name in MIXED]
+    assert len({case.encoded.length for case in cases}) == len(MIXED)
+    theirs = reference.padded(cases)
+    logits = forward.logits([case.encoded for case in cases])
+    for row, case in enumerate(cases):
+        error = relative_error(logits[row, : case.encoded.length], theirs[row, : case.encoded.length])
+        TABLE.add("mixed padded batch", "logits", error)
+        assert error <= tolerance("logits"), f"{case.name}, in a mixed batch"
+
+
+# --- loss and gradients ---
+
+
+@pytest.mark.parametrize("name", case_names())
+def test_loss_and_gradients(name, model, reference, learning):
+    from tests.parity.mindspore_side import hub_gradients
+
+    case = next(case for case in model.cases if case.name == name)
+    loss, gradients = learning([case.encoded])
+    their_loss, theirs = reference.gradients(case)
+    error = abs(loss - their_loss) / their_loss
+    TABLE.add(name, "loss", error)
+    assert error <= tolerance("loss")
+
+    gradients = hub_gradients(model, gradients)
+    unused = set(theirs) - set(gradients)
+    assert all(not theirs[weight].any() for weight in unused), "a weight we do not compute has a gradient"
+    errors = gradient_errors(gradients, theirs)
+    TABLE.add(name, "gradients", max(errors.values()))
+    off = {weight: error for weight, error in errors.items() if error > tolerance("gradients")}
+    assert not off, f"gradients that differ: {off}"
+
+
+def test_loss_of_a_batch_is_the_mean_over_its_tokens(model, reference, learning):
+    cases = [case for case in model.cases if case.name in MIXED]
+    loss, _ = learning([case.encoded for case in cases])
+    tokens = [int((case.encoded.labels[1:] >= 0).sum()) for case in cases]
+    assert len(set(tokens)) > 1
+    theirs = np.average([float(reference.stages(case)["loss"]) for case in cases], weights=tokens)
+    assert loss == pytest.approx(theirs, rel=tolerance("loss"))
+
+
+# --- greedy answers ---
+
+
+@pytest.fixture(scope="module")
+def questions(model):
+    from tests.parity.cases import build_cases
+
+    return build_cases(model.processor, QUESTIONS, question=True)
+
+
+@pytest.fixture(scope="module")
+def answers(reference, questions):
+    """What transformers answers, with its cache."""
+    return [reference.generate(case, TOKENS) for case in questions]
+
+
+def test_answers_are_worth_comparing(answers):
+    """Three of 32 tokens, one that the model ends itself, and none that repeats itself."""
+    assert [len(answer) for answer in answers] == [19, TOKENS, TOKENS, TOKENS]
+    assert all(len(set(answer)) > 0.8 * len(answer) for answer in answers)
+    assert len({tuple(answer) for answer in answers}) == len(answers)
+
+
+def test_greedy_tokens_with_the_cache(model, mindspore_cpu, questions, answers, monkeypatch):
+    """Four prompts of different lengths, answered as one batch."""
+    from llavanext_cli.config.presets import load_preset
+    from llavanext_cli.inference.sampling import Sampling
+    from llavanext_cli.inference.session import Session
+    from llavanext_cli.model import runtime
+
+    monkeypatch.setattr(runtime, "load_libraries", lambda *args, **options: None)  # they are
+    preset = load_preset("tiny-ask", [])
+    session = Session(model.checkpoint, preset, mindspore_cpu, batch_size=len(questions), cache_tokens=model.length)
+    given = session.answer([case.encoded for case in questions], Sampling(max_new_tokens=TOKENS))
+    assert [answer.finish for answer in given] == ["stop", "length", "length", "length"]
+    assert [list(answer.tokens) for answer in given] == answers
+
+
+def test_greedy_tokens_without_a_cache(model, forward, questions, answers):
+    """The whole sequence again for every token, through the network that training uses."""
+    samples = [case.encoded for case in questions]
+    wanted = [[*answer, EOS][:TOKENS] for answer in answers]
+    given: list[list[int]] = [[] for _ in questions]
+    for _ in range(TOKENS):
+        logits = forward.logits(samples)
+        for row, sample in enumerate(samples):
+            token = int(logits[row, sample.length - 1].argmax())
+            if EOS not in given[row]:
+                given[row].append(token)
+            samples[row] = extended(sample, token)
+    assert given == wanted
+
+
+def extended(sample: EncodedSample, token: int) -> EncodedSample:
+    """The sample with one more token of text."""
+    text_row = sample.feature_index[0]
+    return EncodedSample(
+        id=sample.id,
+        input_ids=np.append(sample.input_ids, np.int32(token)),
+        labels=np.append(sample.labels, np.int32(-100)),
+        tiles=sample.tiles,
+        frames=sample.frames,
+        feature_index=np.append(sample.feature_index, text_row),
+    )

@@ -1,0 +1,173 @@
+"""The other side: transformers' own model on torch, with every stage recorded by hooks."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import LlavaNextImageProcessor, LlavaNextVideoForConditionalGeneration, LlavaNextVideoImageProcessor
+
+from llavanext_cli.weights.hf_names import LLAMA, TOWER
+from tests.parity.cases import Case
+
+transformers.logging.set_verbosity_error()  # it calls LlavaNextVideoImageProcessor deprecated, once a use
+
+EOS = 2
+
+
+class Reference:
+    """transformers' model of one folder, in float32, unpadded, one sample at a time.
+
+    Raises:
+        AssertionError: transformers misses weights in the folder, or knows nothing of some.
+    """
+
+    def __init__(self, folder: Path):
+        self.model, info = LlavaNextVideoForConditionalGeneration.from_pretrained(
+            folder, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
+        )
+        left = {key: sorted(value) for key, value in info.items() if value}
+        assert not left, f"transformers and {folder} do not agree: {left}"
+        self.model.eval()
+        config = self.config = self.model.config
+        side = config.vision_config.image_size
+        sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+        self.images = LlavaNextImageProcessor(image_grid_pinpoints=config.image_grid_pinpoints, **sizes)
+        self.videos = LlavaNextVideoImageProcessor(**sizes)
+
+    def inputs(self, case: Case, *, labels: bool = True) -> dict[str, Any]:
+        """The arguments of the model. Pixels are transformers' own; ids and labels are those of the case."""
+        sample = case.encoded
+        made: dict[str, Any] = {
+            "input_ids": torch.tensor(sample.input_ids[None].astype(np.int64)),
+            "attention_mask": torch.ones(1, sample.length, dtype=torch.long),
+        }
+        if labels:
+            made["labels"] = torch.tensor(sample.labels[None].astype(np.int64))
+        return made | self.media([case])
+
+    def media(self, cases: list[Case]) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        pictures = [picture for case in cases for picture in case.pictures]
+        clips = [frames for case in cases for frames in case.clips]
+        if pictures:
+            made |= dict(self.images(pictures, return_tensors="pt", do_pad=True))
+        if clips:
+            made["pixel_values_videos"] = self.videos(clips, return_tensors="pt")["pixel_values_videos"]
+        return made
+
+    def tiles(self, case: Case) -> np.ndarray:
+        """`float32[G + F, 3, R, R]`, what the two image processors make of the case."""
+        side = self.config.vision_config.image_size
+        parts = [np.zeros((0, 3, side, side), np.float32)]
+        parts += [self.images(picture, return_tensors="np")["pixel_values"][0] for picture in case.pictures]
+        parts += [self.videos(list(frames), return_tensors="np")["pixel_values_videos"][0] for frames in case.clips]
+        return np.concatenate(parts)
+
+    def stages(self, case: Case) -> dict[str, np.ndarray]:
+        """Everything from pixels to the loss, by the names of stages.py (ids and labels have their own tests)."""
+        with torch.no_grad(), self.recording() as record:
+            out = self.model(**self.inputs(case))
+        width, vision = self.config.text_config.hidden_size, self.config.vision_config.hidden_size
+        rows = lambda name, last: np.concatenate(  # noqa: E731
+            [np.zeros((0, last), np.float32), *[value.reshape(-1, last) for value in record.pop(name, [])]]
+        )
+        return {
+            "pixels": self.tiles(case),
+            "tower": rows("tower", vision),
+            "pooled": rows("pooled", vision),
+            "projected": rows("projected", width),
+            **{name: values[0][0] for name, values in record.items()},
+            "logits": out.logits[0].numpy(),
+            "loss": out.loss.numpy(),
+        }
+
+    @contextmanager
+    def recording(self):
+        """Record what the modules return, in the order of their calls: pictures first, then clips."""
+        record: dict[str, list[np.ndarray]] = {}
+        inner, config = self.model.model, self.config
+
+        def keep(name, pick=lambda out: out):
+            def hook(module, args, out):
+                record.setdefault(name, []).append(pick(out).detach().numpy())
+
+            return hook
+
+        def features(out):
+            chosen = out.hidden_states[config.vision_feature_layer]
+            return chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
+
+        def embeddings(module, args, kwargs):
+            record["fused"] = [kwargs["inputs_embeds"].detach().numpy()]
+
+        first = lambda out: out[0] if isinstance(out, tuple) else out  # noqa: E731
+        handles = [
+            inner.vision_tower.register_forward_hook(keep("tower", features)),
+            inner.vision_resampler.register_forward_hook(keep("pooled")),
+            inner.multi_modal_projector.register_forward_hook(keep("projected")),
+            inner.language_model.register_forward_pre_hook(embeddings, with_kwargs=True),
+            *[
+                layer.register_forward_hook(keep(f"layer {number}", first))
+                for number, layer in enumerate(inner.language_model.layers)
+            ],
+            inner.language_model.norm.register_forward_hook(keep("norm")),
+        ]
+        try:
+            yield record
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def gradients(self, case: Case) -> tuple[float, dict[str, np.ndarray]]:
+        """The loss, and the gradient of every parameter by its name in the hub's files."""
+        self.model.zero_grad()
+        loss = self.model(**self.inputs(case)).loss
+        loss.backward()
+        found = {
+            hub_name(name): np.zeros(tuple(weight.shape), np.float32) if weight.grad is None else weight.grad.numpy()
+            for name, weight in self.model.named_parameters()
+        }
+        return float(loss.detach()), found
+
+    def padded(self, cases: list[Case]) -> np.ndarray:
+        """`float32[B, S, V]`: logits of several samples in one batch, padded on the right and masked."""
+        length = max(case.encoded.length for case in cases)
+        ids = np.full((len(cases), length), self.config.text_config.pad_token_id, np.int64)
+        mask = np.zeros((len(cases), length), np.int64)
+        for row, case in enumerate(cases):
+            ids[row, : case.encoded.length] = case.encoded.input_ids
+            mask[row, : case.encoded.length] = 1
+        with torch.no_grad():
+            return self.model(
+                input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), **self.media(cases)
+            ).logits.numpy()
+
+    def generate(self, case: Case, tokens: int) -> list[int]:
+        """The answer's ids, greedy; as long as asked, or up to and without the end."""
+        with torch.no_grad():
+            out = self.model.generate(
+                **self.inputs(case, labels=False),
+                max_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=2,
+            )
+        answer = out[0, case.encoded.length :].tolist()
+        return answer[: answer.index(2)] if 2 in answer else answer
+
+
+def hub_name(parameter: str) -> str:
+    """A parameter of the module by its name in the hub's files."""
+    name = parameter.removeprefix("model.")
+    if name == "lm_head.weight":
+        return "language_model.lm_head.weight"
+    if name.startswith("language_model."):
+        return LLAMA + name.removeprefix("language_model.")
+    if name.startswith("vision_tower."):
+        return TOWER + name.removeprefix("vision_tower.").removeprefix("vision_model.")
+    return name
