@@ -143,10 +143,13 @@ def _absolute(preset: str) -> str:
 
 
 def _make_out(job: Job, force: bool) -> None:
-    if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
+    """An empty folder for the run. `force` replaces an earlier run, and nothing that is none."""
+    if job.out.is_file() or (job.out.is_dir() and any(job.out.iterdir())):
+        if not job.file.is_file():
+            raise LlavaNextError(f"{job.out} holds something that is no training run", hint="choose another --out")
         if not force:
-            raise LlavaNextError(f"{job.out} already holds something", hint="choose another --out, or add --force")
-        shutil.rmtree(job.out) if job.out.is_dir() else job.out.unlink()
+            raise LlavaNextError(f"{job.out} already holds a run", hint="choose another --out, or add --force")
+        shutil.rmtree(job.out)
     try:
         job.libraries_folder.mkdir(parents=True)
         job.checkpoints_folder.mkdir()
