@@ -17,6 +17,11 @@ import threading
 from pathlib import Path
 
 
+def journal_path(part: Path) -> Path:
+    """Where the journal of a partial file is; there is none when the file is complete."""
+    return part.with_name(part.name + ".journal")
+
+
 class Journal:
     """The stretches of one partial file. Safe to use from several threads.
 
@@ -27,7 +32,7 @@ class Journal:
     """
 
     def __init__(self, part: Path, size: int, validator: str):
-        self.path = part.with_name(part.name + ".journal")
+        self.path = journal_path(part)
         self.size = size
         self._lock = threading.Lock()
         self._head = {"journal": 1, "size": size, "validator": validator}

@@ -138,7 +138,7 @@ class ModelScope:
         if 404 in (response.status_code, code):
             raise FetchError(
                 f"{urlsplit(self.endpoint).hostname} has no {place.kind} {place.repo} at revision {revision!r}",
-                near_names(place.repo) or "Names differ between ModelScope and the Hub: look it up there.",
+                near_names(place.repo, MODELSCOPE) or "Names differ between ModelScope and the Hub: look it up there.",
             )
         if response.status_code != 200:
             raise FetchError(

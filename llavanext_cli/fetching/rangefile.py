@@ -16,7 +16,7 @@ from llavanext_cli.fetching.manifest import Member
 from llavanext_cli.fetching.net import Net, TransferBrokenError, content_range
 from llavanext_cli.fetching.paths import normal, unsafe
 
-WINDOW = 256 << 10
+WINDOW = 64 << 10
 
 
 class RangeFile(io.RawIOBase):

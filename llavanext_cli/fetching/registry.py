@@ -231,15 +231,14 @@ def find_artifact(name: str) -> Artifact:
     raise ConfigError(f"no artifact is called {name!r}", near_names(name) or "`llavanext fetch --list` shows them all.")
 
 
-def near_names(name: str) -> str:
-    """A hint with the artifacts whose name or repository resembles `name`; empty when none does."""
+def near_names(name: str, source: str = HUB) -> str:
+    """A hint with the artifacts whose name or repository at `source` resembles `name`; empty when none does."""
     known = {key.lower(): key for key in ARTIFACTS}
     for artifact in ARTIFACTS.values():
-        for place in (artifact.hub, artifact.modelscope):
-            if place:
-                spelled = place.repo if place.kind == MODEL else f"{DATASET}:{place.repo}"
-                known.setdefault(spelled.lower(), spelled)
-                known.setdefault(place.repo.partition("/")[2].lower(), spelled)
+        if (place := artifact.place(source)) is not None:
+            spelled = place.repo if place.kind == MODEL else f"{DATASET}:{place.repo}"
+            known.setdefault(spelled.lower(), spelled)
+            known.setdefault(place.repo.partition("/")[2].lower(), spelled)
     found = get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     names = list(dict.fromkeys(known[key] for key in found))
     return f"Did you mean {' or '.join(names)}?" if names else ""

@@ -22,7 +22,7 @@ import requests
 
 from llavanext_cli.errors import FetchError
 from llavanext_cli.fetching.faults import explain_no_answer
-from llavanext_cli.fetching.journal import Journal
+from llavanext_cli.fetching.journal import Journal, journal_path
 from llavanext_cli.fetching.net import Limits, Net, StoppedError, TransferBrokenError, content_range
 from llavanext_cli.fetching.redaction import cause_of
 
@@ -72,7 +72,7 @@ def download_url(
             return transferred + transfer.received
         except FileChangedError:
             transferred += transfer.received
-            part.with_name(part.name + ".journal").unlink(missing_ok=True)
+            journal_path(part).unlink(missing_ok=True)
     raise FetchError(
         f"the file changes while it is being downloaded: {_name(url)}",
         "Try again later, or use another source.",

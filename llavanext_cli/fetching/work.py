@@ -18,9 +18,10 @@ from functools import partial
 from pathlib import Path
 
 from llavanext_cli.errors import DataError, FetchError
-from llavanext_cli.fetching.digest import Digests, Follower, hash_file
+from llavanext_cli.fetching.digest import Digests, Expected, Follower, hash_file
 from llavanext_cli.fetching.folder import Folder
 from llavanext_cli.fetching.hub import Hub
+from llavanext_cli.fetching.journal import journal_path
 from llavanext_cli.fetching.manifest import Member
 from llavanext_cli.fetching.modelscope import file_url
 from llavanext_cli.fetching.net import Net
@@ -159,15 +160,16 @@ class Worker:
                     told(done)
                     follower.advance(prefix)
 
-                download_url(
-                    self.net,
-                    self._address(wanted),
-                    path,
-                    size=expected.size,
-                    version=expected.version,
-                    connections=connections,
-                    report=report,
-                )
+                if not _is_complete(path, expected):
+                    download_url(
+                        self.net,
+                        self._address(wanted),
+                        path,
+                        size=expected.size,
+                        version=expected.version,
+                        connections=connections,
+                        report=report,
+                    )
         except BaseException:
             follower.abandon()
             raise
@@ -276,6 +278,12 @@ class Worker:
         self._move_members(wanted, digests, members, stage, step.only)
         tally.update(wanted.path, wanted.expected.size or 0)
         return True
+
+
+def _is_complete(path: Path, expected: Expected) -> bool:
+    """Whether a download ended here before, and something after it failed. Its digest is checked in any case."""
+    ended = path.is_file() and not journal_path(path).exists()
+    return ended and bool(expected.sha256) and path.stat().st_size == expected.size
 
 
 def _is_plain(step: Step) -> bool:

@@ -1,0 +1,424 @@
+"""What happens in the user's folder: placing, unpacking, checking, repairing, locking."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from llavanext_cli.errors import ConfigError, DataError, FetchError, LlavaNextError
+from llavanext_cli.fetching.check import check_folder
+from llavanext_cli.fetching.folder import locked_folder
+from llavanext_cli.fetching.net import Limits
+from llavanext_cli.fetching.registry import DATASET, Artifact, Place, Unpacking, WebFile
+from llavanext_cli.fetching.run import run_fetch
+from tests.unit.fetching.loopback import FileSite, HubSite, Manners, content
+from tests.unit.fetching.test_fetch_unpack import make_tar, make_zip
+
+LIMITS = Limits(connect=2.0, stall=2.0, retries=2, pause=0.02)
+PICTURES = {f"train2017/{number:012}.jpg": content(30_000, number) for number in range(60)}
+CLIPS = [
+    {f"academic_source/part{shard}/{n}.mp4": content(40_000, 10 * shard + n) for n in range(3)} for shard in (1, 2)
+]
+ANSWERS = b'[{"id": "1"}]'
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".llavanext" not in path.parts
+    }
+
+
+@pytest.fixture
+def pictures(tmp_path_factory):
+    """A site with a zip as COCO's, and its artifact."""
+    data = make_zip(tmp_path_factory.mktemp("zip") / "x", PICTURES).read_bytes()
+    with FileSite({"/zips/train2017.zip": data}) as site:
+        import hashlib
+
+        web = WebFile(site.url("/zips/train2017.zip"), len(data), hashlib.sha256(data).hexdigest())
+        rule = Unpacking("coco/train2017.zip", "coco", ("train2017",))
+        site.artifact = Artifact("pictures", "", "", web=web, under="coco", include=("train2017.zip",), unpacking=rule)
+        yield site
+
+
+@pytest.fixture
+def clips(tmp_path_factory):
+    """A Hub with a data set as LLaVA-Video-178K's, and its artifact."""
+    folder = tmp_path_factory.mktemp("tar")
+    with HubSite() as hub:
+        data = {"set/0_30_s_academic_oe_v0_1_qa_processed.json": ANSWERS, "other/x.json": b"no", "README.md": b"no"}
+        for number, shard in enumerate(CLIPS, 1):
+            data[f"set/x_videos_{number}.tar.gz"] = make_tar(folder / str(number), shard).read_bytes()
+        hub.add("org/clips", data, DATASET)
+        hub.artifact = Artifact(
+            "clips",
+            "",
+            "",
+            hub=Place("org/clips", DATASET, folder="set"),
+            include=("*.json", "*_videos_*.tar.gz"),
+            shards=r"_videos_(\d+)\.tar\.gz$",
+            unpacking=Unpacking("*.tar.gz", "", ("academic_source",)),
+        )
+        yield hub
+
+
+def fetch(site, to, **options):
+    options = {"limits": LIMITS, "artifacts": [site.artifact], **options}
+    return run_fetch([], to, endpoint=site.endpoint, **options)
+
+
+COCO = {f"coco/{name}": data for name, data in PICTURES.items()}
+
+
+def test_pictures_lie_where_mix_looks_for_them(pictures, tmp_path):
+    report = fetch(pictures, tmp_path)
+    assert files(tmp_path) == COCO and report.fetched == 1
+    before = pictures.sent.total()
+    assert fetch(pictures, tmp_path).ready == 1 and pictures.sent.total() == before
+    manifest = json.loads((tmp_path / ".llavanext/manifest.json").read_text())
+    record = manifest["archives"]["coco/train2017.zip"]
+    assert record["members"] == 60 and record["sha256"] == pictures.artifact.web.sha256
+    assert not (tmp_path / ".llavanext/partial").exists()
+
+
+def test_an_archive_can_be_kept_and_one_that_is_there_is_used(pictures, tmp_path):
+    fetch(pictures, tmp_path / "a", keep_archives=True)
+    data = pictures.files["/zips/train2017.zip"]
+    assert files(tmp_path / "a") == {**COCO, "coco/train2017.zip": data}
+    assert fetch(pictures, tmp_path / "a").ready == 1
+    (tmp_path / "b/coco").mkdir(parents=True)
+    (tmp_path / "b/coco/train2017.zip").write_bytes(data)
+    before = pictures.sent.total()
+    fetch(pictures, tmp_path / "b")
+    assert pictures.sent.total() == before
+    assert files(tmp_path / "b") == {**COCO, "coco/train2017.zip": data}  # it was the user's, so it stays
+
+
+def test_clips_of_several_archives_share_their_folder(clips, tmp_path):
+    fetch(clips, tmp_path, jobs=2)
+    expected = {"0_30_s_academic_oe_v0_1_qa_processed.json": ANSWERS, **CLIPS[0], **CLIPS[1]}
+    assert files(tmp_path) == expected
+    before = clips.content_sent()
+    assert fetch(clips, tmp_path).ready == 3 and clips.content_sent() == before
+
+
+def test_shards_are_chosen_and_added(clips, tmp_path):
+    fetch(clips, tmp_path, shards="2")
+    assert files(tmp_path) == {"0_30_s_academic_oe_v0_1_qa_processed.json": ANSWERS, **CLIPS[1]}
+    with pytest.raises(ConfigError, match=r"clips has no shard 3, 4") as caught:
+        fetch(clips, tmp_path, shards="1,3-4")
+    assert caught.value.hint == "It has 1 to 2."
+    report = fetch(clips, tmp_path, shards="1-2")
+    assert (report.ready, report.fetched) == (2, 1) and CLIPS[0].keys() < files(tmp_path).keys()
+    for text in ("x", "3-1", "-1", "1-"):
+        with pytest.raises(ConfigError, match=r"is no number or range"):
+            fetch(clips, tmp_path, shards=text)
+
+
+def test_shards_of_something_without(pictures, tmp_path):
+    with pytest.raises(ConfigError, match=r"pictures has no shards"):
+        fetch(pictures, tmp_path, shards="1")
+
+
+def test_files_of_the_users_own_are_not_written_over(pictures, tmp_path):
+    name = next(iter(COCO))
+    same, other = tmp_path / "same", tmp_path / "other"
+    for folder, data in ((same, COCO[name]), (other, b"my own")):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(data)
+    fetch(pictures, same)
+    assert files(same) == COCO
+    with pytest.raises(DataError, match=r"holds 1 files that are there already and differ, such as coco/train2017/"):
+        fetch(pictures, other)
+    assert files(other) == {name: b"my own"}
+    before = pictures.sent.total()
+    fetch(pictures, other, force=True)
+    assert files(other) == COCO and pictures.sent.total() == before  # the archive had been kept
+
+
+def test_a_hostile_archive_leaves_nothing(tmp_path):
+    data = make_zip(tmp_path / "x", {"train2017/a": b"1", "../../evil": b"evil"}).read_bytes()
+    with FileSite({"/x.zip": data}) as site:
+        rule = Unpacking("x.zip", "", ("train2017",))
+        site.artifact = Artifact("evil", "", "", web=WebFile(site.url("/x.zip")), include=("x.zip",), unpacking=rule)
+        with pytest.raises(DataError, match=r"x\.zip is not safe to unpack: .*climbs out"):
+            fetch(site, tmp_path / "in")
+    assert files(tmp_path / "in") == {} and not list(tmp_path.rglob("evil"))
+    assert not (tmp_path / "in/.llavanext/partial").exists()
+
+
+# ------------------------------------------------------------------------------------------------- checking, repairing
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    path.write_bytes(data)
+    os.utime(path, ns=times)  # a disk that rots does not tell
+
+
+def test_one_flipped_byte_in_a_picture_costs_a_few_bytes(pictures, tmp_path):
+    fetch(pictures, tmp_path)
+    name = sorted(COCO)[5]
+    flip(tmp_path / name)
+    before = pictures.sent.total()
+    report = check_folder(tmp_path, limits=LIMITS)
+    assert [line.partition(":")[0] for line in report.broken] == [name] and report.repaired
+    assert files(tmp_path) == COCO
+    assert pictures.sent.total() - before < 300_000 < len(pictures.files["/zips/train2017.zip"]) / 3
+    asked = len(pictures.log)
+    assert check_folder(tmp_path).broken == () and len(pictures.log) == asked  # nothing broken: no network
+
+
+def test_a_lost_picture_is_noticed_without_reading(pictures, tmp_path):
+    fetch(pictures, tmp_path)
+    (tmp_path / sorted(COCO)[3]).unlink()
+    report = fetch(pictures, tmp_path)
+    assert files(tmp_path) == COCO and report.transferred < 300_000
+
+
+def test_a_server_without_ranges_gives_the_whole_archive_again(pictures, tmp_path):
+    fetch(pictures, tmp_path)
+    flip(tmp_path / sorted(COCO)[5])
+    pictures.manners["/zips/train2017.zip"] = Manners(ranges=False)
+    notes = []
+    check_folder(tmp_path, limits=LIMITS, note=notes.append)
+    assert files(tmp_path) == COCO and any("cannot be read in parts" in note for note in notes)
+
+
+def test_a_kept_archive_repairs_without_a_network(pictures, tmp_path):
+    fetch(pictures, tmp_path, keep_archives=True)
+    flip(tmp_path / sorted(COCO)[5])
+    asked = len(pictures.log)
+    check_folder(tmp_path)
+    assert len(pictures.log) == asked and COCO.items() < files(tmp_path).items()
+
+
+def test_a_broken_clip_costs_its_archive_only(clips, tmp_path):
+    fetch(clips, tmp_path)
+    whole = files(tmp_path)
+    name = next(iter(CLIPS[1]))
+    flip(tmp_path / name)
+    before = clips.content_sent()
+    report = check_folder(tmp_path, endpoint=clips.endpoint, limits=LIMITS)
+    assert files(tmp_path) == whole and len(report.broken) == 1
+    sizes = {path: len(data) for path, data in next(iter(clips.repositories.values())).commits.popitem()[1].items()}
+    assert clips.content_sent() - before == sizes["set/x_videos_2.tar.gz"]
+
+
+def test_check_only_reports(clips, tmp_path):
+    fetch(clips, tmp_path)
+    whole = files(tmp_path)
+    assert check_folder(tmp_path, repair=False).files == 7
+    name = "0_30_s_academic_oe_v0_1_qa_processed.json"
+    flip(tmp_path / name)
+    (tmp_path / next(iter(CLIPS[0]))).unlink()
+    asked = len(clips.log)
+    with pytest.raises(DataError, match=r"2 of 7 files in .* are broken") as caught:
+        check_folder(tmp_path, repair=False)
+    assert [line.partition(":")[0] for line in caught.value.details] == [name, next(iter(CLIPS[0]))]
+    assert len(clips.log) == asked
+    check_folder(tmp_path, endpoint=clips.endpoint, limits=LIMITS)
+    assert files(tmp_path) == whole
+
+
+def test_a_file_that_was_only_touched_is_whole(clips, tmp_path):
+    fetch(clips, tmp_path)
+    os.utime(tmp_path / "0_30_s_academic_oe_v0_1_qa_processed.json")
+    before = clips.content_sent()
+    assert check_folder(tmp_path, endpoint=clips.endpoint).broken == ()
+    assert fetch(clips, tmp_path).ready == 3 and clips.content_sent() == before
+
+
+def test_the_list_of_members_is_lost(clips, tmp_path):
+    fetch(clips, tmp_path)
+    whole = files(tmp_path)
+    listing = sorted((tmp_path / ".llavanext/unpacked").iterdir())[0]
+    listing.write_text("{}\n")
+    report = check_folder(tmp_path, endpoint=clips.endpoint, limits=LIMITS)
+    assert report.broken[0].endswith("the list of its files is lost") and files(tmp_path) == whole
+    assert check_folder(tmp_path).broken == ()
+
+
+def test_check_of_a_folder_that_was_never_fetched(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match=r"holds nothing that was fetched"):
+            check_folder(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+MANIFESTS = {
+    "no JSON": "{",
+    "a list": "[]",
+    "deep": "[" * 100_000,
+    "another version": '{"llavanext_fetch": 99}',
+    "climbing out": '{"llavanext_fetch": 1, "artifacts": {}, "archives": {}, "files": {"../../etc/x": {}}}',
+    "a wrong origin": '{"llavanext_fetch": 1, "artifacts": {}, "archives": {}, "files": {"a": {"size": 1, '
+    '"sha256": "", "mtime_ns": 0, "origin": {"source": "file", "url": "/etc/passwd"}}}}',
+    "a listing elsewhere": '{"llavanext_fetch": 1, "artifacts": {}, "files": {}, "archives": {"a": {"size": 1, '
+    '"sha256": "", "origin": {"source": "url", "url": "http://x/y"}, "into": "", "tops": [], '
+    '"listing": "../../x", "members": 1, "bytes": 1}}}',
+}
+
+
+@pytest.mark.parametrize("text", MANIFESTS.values(), ids=MANIFESTS)
+def test_a_manifest_that_is_broken_or_hostile(clips, tmp_path, text):
+    fetch(clips, tmp_path)
+    whole = files(tmp_path)
+    (tmp_path / ".llavanext/manifest.json").write_text(text)
+    for action in (lambda: check_folder(tmp_path), lambda: fetch(clips, tmp_path)):
+        with pytest.raises(DataError, match=r"manifest\.json (cannot be used|was written by another)") as caught:
+            action()
+        assert caught.value.hint
+    (tmp_path / ".llavanext/manifest.json").unlink()
+    before = clips.content_sent()
+    fetch(clips, tmp_path)
+    assert files(tmp_path) == whole
+    assert clips.content_sent() > before  # the archives are gone, so their members can only be compared with new ones
+
+
+def test_a_manifest_from_somebody_else_does_not_get_the_token(clips, tmp_path, monkeypatch):
+    fetch(clips, tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "hf_rightrightright")
+    flip(tmp_path / "0_30_s_academic_oe_v0_1_qa_processed.json")
+    before = len(clips.headers_seen)
+    check_folder(tmp_path, limits=LIMITS)  # the manifest names clips.endpoint; the user did not
+    asked = clips.headers_seen[before:]
+    assert asked and not any("authorization" in headers for _, headers in asked)
+
+
+# ---------------------------------------------------------------------------------------------------------- the disk
+
+
+def test_a_disk_that_is_too_small_is_noticed_before(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000))
+    with pytest.raises(FetchError, match=r"3\.6 MB are needed in .*, and 0\.0 MB are free"):
+        fetch(pictures, tmp_path / "new")
+    assert pictures.sent.total() == 0 and fetch(pictures, tmp_path / "new", dry_run=True).free == 5000
+
+
+SMALL_DISK = """
+import sys
+from pathlib import Path
+from llavanext_cli.errors import LlavaNextError
+from llavanext_cli.fetching.net import Limits
+from llavanext_cli.fetching.run import run_fetch
+import shutil
+shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12)  # what df says may be out of date
+try:
+    run_fetch(sys.argv[2:], Path(sys.argv[1]), limits=Limits(retries=1, pause=0.05))
+except LlavaNextError as fault:
+    print(fault.what, "|", fault.hint)
+    raise SystemExit(fault.exit_code)
+"""
+
+
+def on_small_disk(
+    tmp_path, script: str, *arguments: str, size: str = "2m", options: str = ""
+) -> subprocess.CompletedProcess:
+    """Run Python in a namespace of its own, where tmp_path/disk is a small file system."""
+    disk = tmp_path / "disk"
+    disk.mkdir(exist_ok=True)
+    mount = f'mount -t tmpfs -o size={size} none {disk} && {options} exec {sys.executable} -c "$0" {disk}/in "$@"'
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount, script, *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+def can_mount() -> bool:
+    try:
+        return subprocess.run(["unshare", "-rm", "true"], capture_output=True, timeout=10).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not can_mount(), reason="this machine does not let its user mount")
+@pytest.mark.parametrize("kind", ["web", "hub"])
+def test_a_full_disk(tmp_path, kind):
+    data = content(5_000_000)
+    with FileSite({"/a.bin": data}) as site, HubSite() as hub:
+        hub.add("org/big", {"a.bin": data})
+        name = site.url("/a.bin") if kind == "web" else "org/big"
+        os.environ["HF_ENDPOINT"] = hub.endpoint
+        try:
+            done = on_small_disk(tmp_path, SMALL_DISK, name)
+        finally:
+            del os.environ["HF_ENDPOINT"]
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("the disk is full: ") and "what has arrived is kept" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not can_mount(), reason="this machine does not let its user mount")
+def test_a_read_only_folder(tmp_path):
+    with FileSite({"/a.bin": b"1"}) as site:
+        done = on_small_disk(
+            tmp_path, SMALL_DISK, site.url("/a.bin"), options=f"mount -o remount,ro {tmp_path}/disk &&"
+        )
+    assert done.returncode == 1, done.stderr
+    assert "cannot write to" in done.stdout and "Read-only file system" in done.stdout and done.stderr == ""
+
+
+def test_a_folder_that_is_a_file(pictures, tmp_path):
+    (tmp_path / "file").write_text("")
+    for to in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(LlavaNextError):
+            fetch(pictures, to)
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_folder_where_a_file_is_to_go(clips, tmp_path):
+    (tmp_path / "0_30_s_academic_oe_v0_1_qa_processed.json").mkdir()
+    with pytest.raises(DataError, match=r"there already"):
+        fetch(clips, tmp_path)
+    with pytest.raises(DataError, match=r"is a folder, and a file is to go there"):
+        fetch(clips, tmp_path, force=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- the lock
+
+
+def test_the_second_waits_for_the_first_and_finds_everything_done(clips, tmp_path):
+    clips.manners = {"set/x_videos_1.tar.gz": Manners(rate=40_000)}
+    reports, faults = [], []
+
+    def run(note):
+        try:
+            reports.append(fetch(clips, tmp_path, note=note))
+        except BaseException as fault:
+            faults.append(fault)
+
+    first = threading.Thread(target=run, args=(lambda line: None,))
+    first.start()
+    time.sleep(0.3)
+    code = (
+        "import sys; from pathlib import Path; from llavanext_cli.fetching.folder import locked_folder\n"
+        "with locked_folder(Path(sys.argv[1]), print) as folder: print(len(folder.manifest.archives))"
+    )
+    other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    first.join()
+    assert not faults and other.stdout.splitlines() == [
+        f"another fetch is working in {tmp_path}; waiting for it",
+        "2",
+    ]
+
+
+def test_a_lock_that_a_killed_process_left_does_not_matter(tmp_path):
+    code = (
+        "import os, sys, signal; from pathlib import Path; from llavanext_cli.fetching.folder import locked_folder\n"
+        "with locked_folder(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60).returncode == -9
+    with locked_folder(tmp_path, note=pytest.fail):
+        pass
