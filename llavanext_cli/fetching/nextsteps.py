@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 COMPLETE_MODELS = ("video-7b", "v1.6-vicuna-7b")
+TOKENIZER = "video-7b-tokenizer"
 PARTS = {"vicuna-7b": "language", "clip-vit-l-336": "vision"}
 MEDIA = {"mix665k": "coco-train2017"}
 """Annotations → the pictures that they talk about."""
@@ -33,6 +34,10 @@ def next_commands(fetched: Mapping[str, Sequence[str]], folder: Path) -> list[st
             commands += _base_model(name, folder)
         elif name in ANNOTATIONS:
             commands += _mix(name, paths, folder)
+        elif name == TOKENIZER and not set(fetched) & set(COMPLETE_MODELS):
+            data = folder.parent / "images"
+            commands.append(f"llavanext fetch mix665k coco-train2017 --to {_quoted(data)}")
+            commands += _mix("mix665k", [ANNOTATIONS["mix665k"]], data, f" --tokenizer {_quoted(folder)}")
     for texts, media in MEDIA.items():
         if (texts in fetched) != (media in fetched):
             missing = media if texts in fetched else texts
@@ -52,7 +57,7 @@ def _base_model(name: str, folder: Path) -> list[str]:
     ]
 
 
-def _mix(name: str, paths: Sequence[str], folder: Path) -> list[str]:
+def _mix(name: str, paths: Sequence[str], folder: Path, more: str = "") -> list[str]:
     """A mix of all records, written to a file beside the data, and its command."""
     annotations = [path for path in paths if path.endswith(ANNOTATIONS[name])]
     if not annotations:
@@ -61,7 +66,7 @@ def _mix(name: str, paths: Sequence[str], folder: Path) -> list[str]:
     lines = f"datasets:\n  - {{json_path: {_yaml(folder / annotations[0])}, sampling_strategy: all}}"
     return [
         f"printf '%s\\n' {shlex.quote(lines)} > {_quoted(recipe)}",
-        f"llavanext mix {_quoted(recipe)} --out {_quoted(folder / f'{name}.samples.jsonl')}",
+        f"llavanext mix {_quoted(recipe)} --out {_quoted(folder / f'{name}.samples.jsonl')}{more}",
     ]
 
 

@@ -239,7 +239,9 @@ def near_names(name: str, source: str = HUB) -> str:
             spelled = place.repo if place.kind == MODEL else f"{DATASET}:{place.repo}"
             known.setdefault(spelled.lower(), spelled)
             known.setdefault(place.repo.partition("/")[2].lower(), spelled)
-    found = get_close_matches(name.lower(), known, n=3, cutoff=0.6)
+    typed = name.lower()
+    found = get_close_matches(typed, known, n=3, cutoff=0.6)
+    found = found or [key for key in known if len(typed) >= 3 and typed in key][:3]
     names = list(dict.fromkeys(known[key] for key in found))
     return f"Did you mean {' or '.join(names)}?" if names else ""
 
