@@ -24,6 +24,9 @@ SIZES = (
 """(height, width) of twelve pictures: every grid of the tiny model, and paddings even and odd on either side."""
 
 FRAMES = 4
+QUESTIONS = ("60x40", "two pictures", "text only", "picture and clip")
+"""Cases that are also asked, for greedy answers of at most `ANSWER_TOKENS` tokens."""
+ANSWER_TOKENS = 32
 
 
 @dataclass(frozen=True)

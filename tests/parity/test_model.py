@@ -9,18 +9,11 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from llavanext_cli.records import EncodedSample
+from tests.parity.cases import ANSWER_TOKENS, QUESTIONS, build_cases, conversations
+from tests.parity.greedy import answer_without_cache
 from tests.parity.stages import TABLE, check_stages, gradient_errors, relative_error, tolerance
 
-TOKENS, EOS = 32, 2
-QUESTIONS = ("60x40", "two pictures", "text only", "picture and clip")
 MIXED = ("20x200", "two pictures", "text only", "clip")
-
-
-def case_names():
-    from tests.parity.cases import conversations
-
-    return list(conversations())
 
 
 def test_the_cases_are_those_that_matter(model):
@@ -31,7 +24,7 @@ def test_the_cases_are_those_that_matter(model):
     assert {(len(c.pictures), len(c.clips)) for c in model.cases} >= {(2, 0), (0, 0), (0, 1), (1, 1)}
 
 
-@pytest.mark.parametrize("name", case_names())
+@pytest.mark.parametrize("name", list(conversations()))
 def test_stages(name, model, reference, ours):
     """From pixels to logits. transformers computes each sample alone, we in a padded batch of four."""
     case = next(case for case in model.cases if case.name == name)
@@ -56,7 +49,7 @@ def test_mixed_padded_batch(model, reference, forward):
 # --- loss and gradients ---
 
 
-@pytest.mark.parametrize("name", case_names())
+@pytest.mark.parametrize("name", list(conversations()))
 def test_loss_and_gradients(name, model, reference, learning):
     from tests.parity.mindspore_side import hub_gradients
 
@@ -90,20 +83,18 @@ def test_loss_of_a_batch_is_the_mean_over_its_tokens(model, reference, learning)
 
 @pytest.fixture(scope="module")
 def questions(model):
-    from tests.parity.cases import build_cases
-
     return build_cases(model.processor, QUESTIONS, question=True)
 
 
 @pytest.fixture(scope="module")
 def answers(reference, questions):
     """What transformers answers, with its cache."""
-    return [reference.generate(case, TOKENS) for case in questions]
+    return [reference.generate(case, ANSWER_TOKENS) for case in questions]
 
 
 def test_answers_are_worth_comparing(answers):
     """Three of 32 tokens, one that the model ends itself, and none that repeats itself."""
-    assert [len(answer) for answer in answers] == [19, TOKENS, TOKENS, TOKENS]
+    assert [len(answer) for answer in answers] == [19, ANSWER_TOKENS, ANSWER_TOKENS, ANSWER_TOKENS]
     assert all(len(set(answer)) > 0.8 * len(answer) for answer in answers)
     assert len({tuple(answer) for answer in answers}) == len(answers)
 
@@ -118,34 +109,11 @@ def test_greedy_tokens_with_the_cache(model, mindspore_cpu, questions, answers, 
     monkeypatch.setattr(runtime, "load_libraries", lambda *args, **options: None)  # they are
     preset = load_preset("tiny-ask", [])
     session = Session(model.checkpoint, preset, mindspore_cpu, batch_size=len(questions), cache_tokens=model.length)
-    given = session.answer([case.encoded for case in questions], Sampling(max_new_tokens=TOKENS))
+    given = session.answer([case.encoded for case in questions], Sampling(max_new_tokens=ANSWER_TOKENS))
     assert [answer.finish for answer in given] == ["stop", "length", "length", "length"]
     assert [list(answer.tokens) for answer in given] == answers
 
 
-def test_greedy_tokens_without_a_cache(model, forward, questions, answers):
+def test_greedy_tokens_without_a_cache(model, forward, answers):
     """The whole sequence again for every token, through the network that training uses."""
-    samples = [case.encoded for case in questions]
-    wanted = [[*answer, EOS][:TOKENS] for answer in answers]
-    given: list[list[int]] = [[] for _ in questions]
-    for _ in range(TOKENS):
-        logits = forward.logits(samples)
-        for row, sample in enumerate(samples):
-            token = int(logits[row, sample.length - 1].argmax())
-            if EOS not in given[row]:
-                given[row].append(token)
-            samples[row] = extended(sample, token)
-    assert given == wanted
-
-
-def extended(sample: EncodedSample, token: int) -> EncodedSample:
-    """The sample with one more token of text."""
-    text_row = sample.feature_index[0]
-    return EncodedSample(
-        id=sample.id,
-        input_ids=np.append(sample.input_ids, np.int32(token)),
-        labels=np.append(sample.labels, np.int32(-100)),
-        tiles=sample.tiles,
-        frames=sample.frames,
-        feature_index=np.append(sample.feature_index, text_row),
-    )
+    assert answer_without_cache(model, forward) == answers

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,29 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import LlavaNextImageProcessor, LlavaNextVideoForConditionalGeneration, LlavaNextVideoImageProcessor
+from transformers import (
+    LlamaTokenizer,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextVideoForConditionalGeneration,
+    LlavaNextVideoImageProcessor,
+    LlavaNextVideoProcessor,
+)
 
 from llavanext_cli.weights.hf_names import LLAMA, TOWER
 from tests.parity.cases import Case
 
 transformers.logging.set_verbosity_error()  # it calls LlavaNextVideoImageProcessor deprecated, once a use
+torch.set_num_threads(1)  # matrices this small are computed faster than handed to another thread
 
+CLASSES = {
+    "llava_next_video": LlavaNextVideoForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+}
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. "
+)
 EOS = 2
 
 
@@ -27,7 +45,8 @@ class Reference:
     """
 
     def __init__(self, folder: Path):
-        self.model, info = LlavaNextVideoForConditionalGeneration.from_pretrained(
+        kind = json.loads((folder / "config.json").read_text())["model_type"]
+        self.model, info = CLASSES[kind].from_pretrained(
             folder, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
         )
         left = {key: sorted(value) for key, value in info.items() if value}
@@ -38,6 +57,11 @@ class Reference:
         sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
         self.images = LlavaNextImageProcessor(image_grid_pinpoints=config.image_grid_pinpoints, **sizes)
         self.videos = LlavaNextVideoImageProcessor(**sizes)
+        self.tokenizer = LlamaTokenizer.from_pretrained(folder)
+        # without its constructor, which wants torchvision; counting needs these attributes only
+        self.counter = object.__new__(LlavaNextVideoProcessor)
+        self.counter.image_processor, self.counter.patch_size = self.images, config.vision_config.patch_size
+        self.counter.num_additional_image_tokens = int(config.vision_feature_select_strategy == "full")
 
     def inputs(self, case: Case, *, labels: bool = True) -> dict[str, Any]:
         """The arguments of the model. Pixels are transformers' own; ids and labels are those of the case."""
@@ -60,6 +84,30 @@ class Reference:
             made["pixel_values_videos"] = self.videos(clips, return_tensors="pt")["pixel_values_videos"]
         return made
 
+    def ids_and_labels(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+        """The conversation as one text, tokenised whole; and labels from the lengths of its beginnings.
+
+        Placeholders are repeated as transformers' processor repeats them.
+        """
+        config, side = self.config, self.config.vision_config.image_size
+        # the processor's own formula; 4 is the square of the stride it takes for granted
+        frame = (side // config.vision_config.patch_size) ** 2 // 4
+        pictures = [self.counter._get_number_of_features(*size, side, side) for size in case.sizes]
+        counts = {"<image>": pictures, "<video>": [frame * len(frames) for frames in case.clips]}
+        text, spans = SYSTEM, []
+        for turn in case.sample.turns:
+            if turn.role == "user":
+                text += f"USER: {turn.text} ASSISTANT:"
+            else:
+                begin = len(self.tokenizer(_repeated(text, counts)).input_ids)
+                text += f" {turn.text}</s>"
+                spans.append((begin, len(self.tokenizer(_repeated(text, counts)).input_ids)))
+        ids = np.array(self.tokenizer(_repeated(text, counts)).input_ids, np.int32)
+        labels = np.full_like(ids, -100)
+        for begin, end in spans:
+            labels[begin:end] = ids[begin:end]
+        return ids, labels
+
     def tiles(self, case: Case) -> np.ndarray:
         """`float32[G + F, 3, R, R]`, what the two image processors make of the case."""
         side = self.config.vision_config.image_size
@@ -69,15 +117,18 @@ class Reference:
         return np.concatenate(parts)
 
     def stages(self, case: Case) -> dict[str, np.ndarray]:
-        """Everything from pixels to the loss, by the names of stages.py (ids and labels have their own tests)."""
+        """Everything from pixels to the loss, by the names of stages.py."""
         with torch.no_grad(), self.recording() as record:
             out = self.model(**self.inputs(case))
         width, vision = self.config.text_config.hidden_size, self.config.vision_config.hidden_size
         rows = lambda name, last: np.concatenate(  # noqa: E731
             [np.zeros((0, last), np.float32), *[value.reshape(-1, last) for value in record.pop(name, [])]]
         )
+        ids, labels = self.ids_and_labels(case)
         return {
             "pixels": self.tiles(case),
+            "ids": ids,
+            "labels": labels,
             "tower": rows("tower", vision),
             "pooled": rows("pooled", vision),
             "projected": rows("projected", width),
@@ -159,6 +210,12 @@ class Reference:
             )
         answer = out[0, case.encoded.length :].tolist()
         return answer[: answer.index(2)] if 2 in answer else answer
+
+
+def _repeated(text: str, counts: dict[str, list[int]]) -> str:
+    """Each placeholder as often as its medium has tokens."""
+    left = {name: list(numbers) for name, numbers in counts.items()}
+    return re.sub("<image>|<video>", lambda found: found[0] * left[found[0]].pop(0), text)
 
 
 def hub_name(parameter: str) -> str:
