@@ -63,6 +63,14 @@ def convert(
     seed: Annotated[
         int, typer.Option(min=0, help="Of the weights that such a base model begins with.", rich_help_panel=PARTS_PANEL)
     ] = 0,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="SRC holds the slices of several ranks; this is the checkpoint that their run began with.",
+            rich_help_panel=PARTS_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     weight_format: Annotated[
         Format, typer.Option("--format", help="ckpt is for MindSpore's own loaders.", rich_help_panel=FILES_PANEL)
     ] = Format.safetensors,
@@ -88,7 +96,9 @@ def convert(
     Next: llavanext train video-7b-stage2 --checkpoint checkpoints/base --data DATA.jsonl --out runs/stage2
     """
     together = vision is not None or language is not None
-    _check_usage(destination, together, vision, language, from_vision, from_language, to, weight_format)
+    if from_vision and from_language:
+        raise typer.BadParameter("--from-vision and --from-language exclude each other")
+    _check_usage(destination, together, vision, language, from_vision or from_language, like, to, weight_format)
 
     from llavanext_cli.weights.convert import run_convert
     from llavanext_cli.weights.folder import format_size, parse_size
@@ -102,6 +112,7 @@ def convert(
             part="vision" if from_vision else "language" if from_language else None,
             vision=vision,
             language=language,
+            like=like,
             seed=seed,
             weight_format=weight_format.value,
             dtype=dtype.value,
@@ -133,19 +144,19 @@ def _check_usage(
     together: bool,
     vision: Path | None,
     language: Path | None,
-    from_vision: bool,
-    from_language: bool,
+    part: bool,
+    like: Path | None,
     to: To,
     weight_format: Format,
 ) -> None:
     """Options that exclude or need each other; a wrong combination is a usage error."""
-    if from_vision and from_language:
-        raise typer.BadParameter("--from-vision and --from-language exclude each other")
     if together and (vision is None or language is None):
         raise typer.BadParameter("--vision and --language belong together")
-    if together and (destination is not None or from_vision or from_language):
+    if together and (destination is not None or part or like is not None):
         raise typer.BadParameter("with --vision and --language there is no SRC: name the folder to make, and no more")
     if not together and destination is None:
         raise typer.BadParameter("the folder to make is missing: llavanext convert SRC DST")
-    if to is To.hf and (together or from_vision or from_language or weight_format is Format.ckpt):
+    if part and like is not None:
+        raise typer.BadParameter("--like is for the slices of a whole model")
+    if to is To.hf and (together or part or weight_format is Format.ckpt):
         raise typer.BadParameter("--to hf takes one of our folders, and writes safetensors")

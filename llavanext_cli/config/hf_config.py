@@ -170,6 +170,8 @@ def parse_architecture(config: Any, where: str) -> Architecture:
     if model_type == "llava_next_video" and image_token == video_token:
         top.fault("video_token_index", f"is {video_token}, the same as image_token_index")
 
+    if config.get("spatial_pool_mode") == "conv" and config.get("pool_before_projector") is False:
+        top.fault("pool_before_projector", "is false, and a convolution pools what the tower gives, not the projector")
     stride = top.count("spatial_pool_stride", 2)
     if stride > vision.patches:
         top.fault("spatial_pool_stride", f"{stride} is more than the {vision.patches} patches along a tile")

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llavanext_cli.errors import CheckpointError
+from llavanext_cli.weights.protobuf import LENGTH_DELIMITED, write_delimited, write_varint
 from llavanext_cli.weights.stream import Extent, PlannedTensor, Stream, disk_error, write_to
 
 SLICE_BYTES = 512 << 20
 TYPE_NAMES = {"F32": "Float32", "F16": "Float16", "BF16": "BFloat16"}
-LENGTH_DELIMITED = 2
 
 
 def write_ckpt(path: Path, tensors: Sequence[PlannedTensor], stream: Stream) -> dict[str, str]:
@@ -68,25 +68,15 @@ class _Framer:
 
 def value_head(tensor: PlannedTensor, content: int) -> bytes:
     """Everything of a value that comes before its `content` bytes."""
-    inner = b"".join(varint(1 << 3) + varint(axis) for axis in tensor.shape)
-    inner += _delimited(2, TYPE_NAMES[tensor.dtype].encode()) + varint(3 << 3 | LENGTH_DELIMITED) + varint(content)
-    outer = _delimited(1, tensor.name.encode())
-    outer += varint(2 << 3 | LENGTH_DELIMITED) + varint(len(inner) + content) + inner
-    return varint(1 << 3 | LENGTH_DELIMITED) + varint(len(outer) + content) + outer
-
-
-def _delimited(field: int, data: bytes) -> bytes:
-    return varint(field << 3 | LENGTH_DELIMITED) + varint(len(data)) + data
-
-
-def varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    inner = b"".join(write_varint(1 << 3) + write_varint(axis) for axis in tensor.shape)
+    inner += (
+        write_delimited(2, TYPE_NAMES[tensor.dtype].encode())
+        + write_varint(3 << 3 | LENGTH_DELIMITED)
+        + write_varint(content)
+    )
+    outer = write_delimited(1, tensor.name.encode())
+    outer += write_varint(2 << 3 | LENGTH_DELIMITED) + write_varint(len(inner) + content) + inner
+    return write_varint(1 << 3 | LENGTH_DELIMITED) + write_varint(len(outer) + content) + outer
 
 
 def read_ckpt_header(path: Path) -> dict[str, tuple[Extent, ...]]:

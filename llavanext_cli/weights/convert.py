@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llavanext_cli.config.architecture import Architecture, parse_architecture
 from llavanext_cli.config.hf_config import read_config
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
-from llavanext_cli.weights.checkpoint import SHARD_BYTES, open_checkpoint, write_checkpoint
+from llavanext_cli.weights.checkpoint import SHARD_BYTES, write_checkpoint
 from llavanext_cli.weights.folder import (
-    MANIFEST,
     check_destination,
     check_space,
     copy_companions,
@@ -25,8 +23,9 @@ from llavanext_cli.weights.folder import (
     new_folder,
     write_json,
 )
-from llavanext_cli.weights.headers import read_folder, read_json, read_safetensors_header
-from llavanext_cli.weights.plan import Plan, extent, plan_export, plan_import
+from llavanext_cli.weights.headers import read_safetensors_header
+from llavanext_cli.weights.plan import Plan, extent
+from llavanext_cli.weights.sources import build_plan, check_vocabulary
 from llavanext_cli.weights.stream import Progress, Stream, digest_pieces, plan_shards, write_safetensors
 
 DIRECTIONS = ("mindspore", "hf")
@@ -77,6 +76,7 @@ def run_convert(
     part: str | None = None,
     vision: str | Path | None = None,
     language: str | Path | None = None,
+    like: str | Path | None = None,
     seed: int = 0,
     weight_format: str = "safetensors",
     dtype: str = "keep",
@@ -94,6 +94,7 @@ def run_convert(
         to: "mindspore" or "hf".
         part: "vision" or "language" when the source is CLIP or Llama alone.
         vision, language: both parts of a base model to put together.
+        like: when the source holds the slices of several ranks, the checkpoint that their run began with.
         seed: of the weights that such a base model begins with.
         weight_format: "safetensors", or "ckpt" for MindSpore's own (one file).
         dtype: "keep", "float32", "float16" or "bfloat16".
@@ -109,12 +110,13 @@ def run_convert(
     started = time.monotonic()
     destination = Path(destination)
     sources = tuple(Path(path) for path in (source, vision, language) if path is not None)
-    for path in sources:
+    base = (Path(like),) if like is not None else ()
+    for path in (*sources, *base):
         if not path.is_dir():
             what = "is a file; name the folder it is in" if path.exists() else "no such folder"
             raise CheckpointError(f"{path}: {what}", "`llavanext fetch --list` shows what can be fetched.")
-    check_destination(destination, sources, force)
-    plan, architecture, companions = _build_plan(sources, to, part, seed)
+    check_destination(destination, (*sources, *base), force)
+    plan, architecture, companions = build_plan(sources, to, part, seed, *base)
     if part is None:
         check_vocabulary(companions, plan.files, architecture)
     tally: dict[str, int] = {}
@@ -162,74 +164,6 @@ def run_convert(
         verified=verify and not dry_run,
         seconds=time.monotonic() - started,
     )
-
-
-def _build_plan(sources: tuple[Path, ...], to: str, part: str | None, seed: int) -> tuple[Plan, Architecture, Path]:
-    """The plan, the model, and the folder whose companions are copied."""
-    from llavanext_cli.weights import compose
-
-    if len(sources) == 2:
-        return *compose.plan_base(*sources, seed), sources[1]
-    (source,) = sources
-    ours = (source / MANIFEST).is_file()
-    if to == "hf":
-        if not ours and (source / "config.json").is_file():
-            raise CheckpointError(
-                f"{source}: is a Hugging Face folder already", "Leave out --to hf to convert it for train and ask."
-            )
-        checkpoint = open_checkpoint(source)
-        plan = plan_export(checkpoint.parameters, checkpoint.carried, checkpoint.architecture, str(source))
-        return plan, checkpoint.architecture, source
-    if ours:
-        raise CheckpointError(
-            f"{source}: is converted already", "`llavanext convert --to hf` turns it back into a Hugging Face folder."
-        )
-    if part is not None:
-        return *compose.plan_part(source, part), source
-    config = read_config(source)
-    if compose.is_original(config):
-        return *compose.plan_original(source, config), source
-    _hint_at_parts(source, config)
-    architecture = parse_architecture(config, str(source / "config.json"))
-    return plan_import(read_folder(source), architecture, str(source)), architecture, source
-
-
-def _hint_at_parts(source: Path, config: Mapping[str, Any]) -> None:
-    part = {"clip": "vision", "clip_vision_model": "vision", "llama": "language"}.get(str(config.get("model_type")))
-    if part:
-        raise CheckpointError(
-            f"{source}: holds only a {part} model, no LLaVA-NeXT",
-            f"Add --from-{part} to convert it alone, or use --vision DIR --language DIR to make a base model of two.",
-        )
-
-
-def check_vocabulary(folder: Path, files: Mapping[str, Any], architecture: Architecture) -> None:
-    """Compare the tokenizer's greatest id with the rows of the embedding.
-
-    Args:
-        folder: holds the tokenizer's files; without any, there is nothing to compare.
-        files: content of those that are written anew.
-
-    Raises:
-        CheckpointError: an id has no row.
-    """
-    from llavanext_cli.processing.tokens import load_tokenizer
-
-    ids = {}
-    if (folder / "tokenizer.model").is_file():
-        ids["tokenizer.model"] = load_tokenizer(folder).size - 1
-    added = files.get("added_tokens.json")
-    if added is None and (folder / "added_tokens.json").is_file():
-        added = read_json(folder / "added_tokens.json")
-    if isinstance(added, dict) and added:
-        ids["added_tokens.json"] = max((n for n in added.values() if isinstance(n, int)), default=0)
-    rows = architecture.text.vocab_size
-    for name, greatest in ids.items():
-        if greatest >= rows:
-            raise CheckpointError(
-                f"{folder}: the vocabulary has {rows} rows, and the tokenizer ({name}) uses id {greatest}",
-                "Tokenizer and weights come from different models; fetch both from the same place.",
-            )
 
 
 def _cast(plan: Plan, dtype: str, folder: Path, tally: dict[str, int]) -> Plan:

@@ -130,6 +130,19 @@ def find_leftovers(destination: Path) -> list[Path]:
     return sorted(path for path in found if path.name != own)
 
 
+_RANK = re.compile(r"rank_(\d+)\Z")
+
+
+def find_ranks(folder: Path) -> dict[int, Path]:
+    """Rank → its folder, when this is the folder of a distributed run; else nothing."""
+    for place in (folder, folder / "checkpoint"):
+        if place.is_dir():
+            found = {int(m[1]): path for path in place.iterdir() if path.is_dir() and (m := _RANK.match(path.name))}
+            if any(next(path.glob("*.safetensors"), None) for path in found.values()):
+                return found
+    return {}
+
+
 def copy_companions(source: Path, folder: Path) -> list[str]:
     """Copy the files that travel beside weights; returns their names."""
     copied = [name for name in COMPANIONS if (source / name).is_file()]

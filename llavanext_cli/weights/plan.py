@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.errors import CheckpointError
@@ -195,23 +195,52 @@ def compare_shapes(
     faults.raise_if_any(where, hint)
 
 
+class RowSource(Protocol):
+    """Our parameter, stored in one piece or in slices."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def rows(self, start: int, end: int) -> tuple[Extent | Made, ...]:
+        """The bytes of these rows along the first axis."""
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """A `RowSource` that lies in one piece."""
+
+    spec: TensorSpec
+
+    @property
+    def dtype(self) -> str:
+        return self.spec.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
+
+    def rows(self, start: int, end: int) -> tuple[Extent, ...]:
+        row = self.spec.nbytes // self.shape[0]
+        return (Extent(self.spec.path, self.spec.offset + start * row, (end - start) * row),)
+
+
 def plan_export(
-    specs: Mapping[str, TensorSpec], carried: Mapping[str, TensorSpec], architecture: Architecture, where: str
+    parameters: Mapping[str, RowSource], carried: Mapping[str, TensorSpec], architecture: Architecture, where: str
 ) -> Plan:
     """Plan a Hugging Face folder (hub names) from our parameters and the carried tensors.
 
     Raises:
         CheckpointError: a parameter or a carried tensor is missing, extra or mis-shaped.
     """
-    check_parameters({name: spec.shape for name, spec in specs.items()}, architecture, where)
+    check_parameters({name: source.shape for name, source in parameters.items()}, architecture, where)
     faults = _Faults()
     planned: dict[str, PlannedTensor] = {}
     for target in keymap.build_targets(architecture):
-        spec = specs[target.name]
-        share = spec.nbytes // len(target.sources)
-        for number, source in enumerate(target.sources):
-            piece = Extent(spec.path, spec.offset + number * share, share)
-            planned[source] = PlannedTensor(source, spec.dtype, target.source_shape, (piece,), target.name)
+        whole = parameters[target.name]
+        height = target.source_shape[0]
+        for number, hub in enumerate(target.sources):
+            pieces = whole.rows(number * height, (number + 1) * height)
+            planned[hub] = PlannedTensor(hub, whole.dtype, target.source_shape, pieces, target.name)
     for hub, shape in keymap.carried_tensors(architecture).items():
         if hub not in carried:
             faults.missing.append(hub)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import stream as stream_module
-from llavanext_cli.weights.ckpt_format import read_ckpt_header, varint, write_ckpt
+from llavanext_cli.weights.ckpt_format import read_ckpt_header, write_ckpt
 from llavanext_cli.weights.folder import (
     check_destination,
     check_space,
@@ -21,6 +21,7 @@ from llavanext_cli.weights.folder import (
     new_folder,
     parse_size,
 )
+from llavanext_cli.weights.protobuf import write_varint
 from llavanext_cli.weights.stream import (
     Extent,
     Made,
@@ -232,4 +233,4 @@ def test_a_truncated_ckpt_file_is_refused(cut: int, tmp_path: Path) -> None:
 
 
 def test_varints() -> None:
-    assert [varint(n) for n in (0, 127, 128, 300)] == [b"\0", b"\x7f", b"\x80\x01", b"\xac\x02"]
+    assert [write_varint(n) for n in (0, 127, 128, 300)] == [b"\0", b"\x7f", b"\x80\x01", b"\xac\x02"]

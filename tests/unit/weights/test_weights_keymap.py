@@ -12,7 +12,7 @@ from llavanext_cli.config.architecture import Architecture, TextArchitecture
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import hf_names, keymap
 from llavanext_cli.weights.headers import TensorSpec, count_elements
-from llavanext_cli.weights.plan import plan_export, plan_import
+from llavanext_cli.weights.plan import StoredRows, plan_export, plan_import
 
 ASSETS = Path(__file__).parents[2] / "assets" / "weights"
 LLAMA_13B = TextArchitecture(
@@ -66,7 +66,7 @@ def test_full_size_models_are_planned_completely(model: str) -> None:
 @pytest.mark.parametrize("model", [name for name, (_, part) in MODELS.items() if part is None])
 def test_full_size_export_has_every_name_and_shape(model: str) -> None:
     architecture, _ = MODELS[model]
-    ours = specs_of(keymap.expected_parameters(architecture))
+    ours = {n: StoredRows(s) for n, s in specs_of(keymap.expected_parameters(architecture)).items()}
     carried = specs_of(keymap.carried_tensors(architecture))
     plan = plan_export(ours, carried, architecture, model)
     assert {t.name: t.shape for t in plan.tensors} == read_list(model)
