@@ -12,6 +12,7 @@ from typing import Any
 from mindformers.models.configuration_utils import PretrainedConfig
 from mindformers.models.llama import LlamaConfig
 from mindformers.models.utils import convert_mstype
+from mindformers.modules.layers import SeqExtendMethod
 from mindformers.modules.transformer.transformer import default_transformer_config
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
@@ -105,8 +106,10 @@ class LlavaNextConfig(PretrainedConfig):
             vocab_size=text.vocab_size,
             rms_norm_eps=text.rms_norm_eps,
             theta=text.rope_theta,
-            extend_method="LINEAR" if scaling else "None",
-            scaling_factor={"factor": float(scaling["factor"])} if scaling else 1.0,
+            # Linear scaling is position interpolation (Chen et al. 2023). MindFormers 1.9.0 has a LINEAR too, whose
+            # check refuses every number.
+            extend_method=(SeqExtendMethod.PI if scaling else SeqExtendMethod.NONE).value,
+            scaling_factor=float(scaling["factor"]) if scaling else 1.0,
             tie_word_embeddings=text.tie_word_embeddings,
             bos_token_id=text.bos_token_id,
             eos_token_id=text.eos_token_id,

@@ -37,7 +37,9 @@ class Projector(nn.Cell):
 
 
 class Pooler(nn.Cell):
-    """Fewer features for a frame: its P x P grid pooled with `spatial_pool_stride`. `[T, P*P, C]` → `[T, Qv, C]`.
+    """Fewer features for a frame: its P x P grid pooled with `spatial_pool_stride`. `[T, Q, C]` → `[T, Qv, C]`.
+
+    A class token (the "full" select strategy) is no part of the grid, and is left out.
 
     Average pooling and interpolation are linear in the grid, so both are one product with a constant `[Qv, P*P]`
     matrix: the fastest form on every backend, and trivially differentiable.
@@ -49,6 +51,8 @@ class Pooler(nn.Cell):
         self.mode = arch.spatial_pool_mode
         self.side, self.out_side, self.width = arch.vision.patches, arch.frame_side, width
         stride = arch.spatial_pool_stride
+        self.class_tokens = arch.tile_features - self.side**2
+        self.slice = P.StridedSlice()
         self.reshape = P.Reshape()
         self.transpose = P.Transpose()
         self.transpose_back = P.Transpose()
@@ -68,7 +72,9 @@ class Pooler(nn.Cell):
             self.tile = P.Tile()
 
     def construct(self, features):
-        count = self.shape(features)[0]
+        count, length, width = self.shape(features)
+        if self.class_tokens:
+            features = self.slice(features, (0, self.class_tokens, 0), (count, length, width), (1, 1, 1))  # [T, P*P, C]
         if self.mode in ("average", "interpolate"):
             matrix = self.tile(self.reshape(self.matrix, (1, self.out_side**2, self.side**2)), (count, 1, 1))
             return self.matmul(matrix, features)  # [T, Qv, C]
@@ -80,6 +86,7 @@ class Pooler(nn.Cell):
 
     def shard(self, parallel_config):
         dp = parallel_config.data_parallel
+        self.slice.shard(((dp, 1, 1),))
         self.transpose.shard(((dp, 1, 1, 1),))
         self.transpose_back.shard(((dp, 1, 1, 1),))
         if self.mode == "max":
