@@ -105,6 +105,8 @@ def run_mix(
     report = MixReport(out, not dry_run, check, format, seed, [SourceReport(d) for d in data_sets], rejects)
     report.max_tokens = lengths.max_tokens if lengths else None
     plan = plan_chunks(data_sets, report, seed)
+    if not report.sampled:
+        raise DataError("the mix holds no records at all", "raise an amount in sampling_strategy, or add a data set")
     context = Context(tuple(_source(d) for d in data_sets), check, format, frames, lengths)
     with ExitStack() as stack:
         body = stack.enter_context(OutputFile(None if dry_run else out))
@@ -222,8 +224,6 @@ def _failure(report: MixReport, listed: list[str]) -> LlavaNextError:
 
 
 def _nothing_left(report: MixReport, listed: list[str]) -> LlavaNextError:
-    if not report.sampled:
-        return DataError("the mix holds no records at all", "raise an amount in sampling_strategy")
     return DataError(
         f"all {report.sampled} records are bad, and nothing was written",
         "is media_root the folder that the paths start from? " + ("" if report.rejects else "--rejects FILE lists all"),

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -54,7 +54,9 @@ class _Worker:
     connection: Connection
     task: _Task | None = None
     done: int = 0
-    since: float = field(default_factory=time.monotonic)
+    since: float = 0.0
+    is_ready: bool = False
+    """It has started and prepared itself; only then do time limits count."""
 
 
 class Pool:
@@ -89,7 +91,8 @@ class Pool:
         self, key: Any, function: str, items: Sequence[Any], time_limit: float | None = None, urgent: bool = False
     ) -> None:
         """Queue `function(prepared, item)` for every item, on one worker. `time_limit` is in seconds for each item."""
-        (self._urgent if urgent else self._queue).append(_Task(key, function, items, time_limit))
+        if len(items):
+            (self._urgent if urgent else self._queue).append(_Task(key, function, items, time_limit))
 
     def results(self) -> Iterator[tuple[Any, int, Any]]:
         """Yield (key, index of the item, result or `Lost`) as they come, until nothing is queued or running.
@@ -125,6 +128,9 @@ class Pool:
         except (EOFError, OSError):
             yield self._replace(worker, "crashed")
             return
+        if outcome == "ready":
+            worker.is_ready, worker.since = True, time.monotonic()
+            return
         task = worker.task
         if outcome == "fault":
             raise value[0](*value[1:])
@@ -153,12 +159,12 @@ class Pool:
 
     @staticmethod
     def _is_late(worker: _Worker) -> bool:
-        limit = worker.task.time_limit if worker.task else None
+        limit = worker.task.time_limit if worker.task and worker.is_ready else None
         return limit is not None and time.monotonic() - worker.since > limit
 
     @staticmethod
     def _patience(workers: Any) -> float | None:
-        limits = [w.since + w.task.time_limit for w in workers if w.task.time_limit is not None]
+        limits = [w.since + w.task.time_limit for w in workers if w.is_ready and w.task.time_limit is not None]
         return max(0.0, min(limits) - time.monotonic()) + 0.01 if limits else None
 
     def _start(self) -> _Worker:
@@ -192,6 +198,7 @@ def serve(fd: int) -> None:
         name, context = connection.recv()
         module = importlib.import_module(name)
         prepared = module.prepare(context)
+        connection.send(("ready", None))
         # Decoders complain on stderr in their own words; what matters comes back as a verdict.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         while True:

@@ -25,7 +25,7 @@ from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Medium, 
 MEDIA_TAGS = ("<|reserved_special_token_3|>", "<|reserved_special_token_4|>")
 TEXT_TAG = "<text>"
 OPENING = "["
-BETWEEN = ",\n"
+BETWEEN = ","
 CLOSING = "\n]"
 EMPTY = "[]"
 MIX_FIRST = "make samples of it first: llavanext mix --help"

@@ -106,6 +106,9 @@ class Prepared:
 
 def prepare(context: Context) -> Prepared:
     """Called once in a new worker."""
+    if context.check in ("header", "full"):  # loading the decoders is not the first file's fault
+        import llavanext_cli.mixing.clips
+        import llavanext_cli.processing.image  # noqa: F401
     return Prepared(context)
 
 

@@ -1,0 +1,237 @@
+"""Checks of pictures and clips at every level: good ones with their sizes, bad ones with their reason."""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llavanext_cli.mixing import clips
+from llavanext_cli.mixing.media import FileState, Verdict, check_file, stat_file
+
+IMAGE_LEVELS = ["header", "full"]
+
+
+def picture(path: Path, size: tuple[int, int] = (30, 20), **options) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def check(path: Path, level: str, kind: str = "image", frames: int = 4) -> Verdict:
+    return check_file(kind, str(path), level, frames)
+
+
+# --- exists
+
+
+def test_exists(tmp_path):
+    path = picture(tmp_path / "a.png")
+    assert stat_file(str(path)) == FileState(path.stat().st_size, path.stat().st_mtime_ns)
+    (tmp_path / "link.png").symlink_to(path)
+    assert isinstance(stat_file(str(tmp_path / "link.png")), FileState)
+
+
+def test_what_is_not_there(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    os.mkfifo(tmp_path / "pipe")
+    picture(tmp_path / "a.png")
+    reasons = {
+        "none.jpg": "missing",
+        "a.png/b.png": "missing",
+        "empty.jpg": "empty_file",
+        "": "not_a_file",
+        "pipe": "not_a_file",
+        "one": "link_loop",
+        "x" * 300: "bad_path",
+        "nul\0": "bad_path",
+    }
+    for name, reason in reasons.items():
+        verdict = stat_file(f"{tmp_path}/{name}")
+        assert isinstance(verdict, Verdict) and verdict.reason == reason, name
+        assert verdict.detail
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    path = picture(tmp_path / "a.png")
+    path.chmod(0)
+    monkeypatch.setattr(os, "access", lambda name, mode: name != str(path))  # root may read everything
+    assert stat_file(str(path)).reason == "unreadable"
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "stat", lambda name: (_ for _ in ()).throw(PermissionError(13, "Permission denied", name)))
+    assert stat_file(str(path)).reason == "unreadable"
+
+
+# --- pictures
+
+
+@pytest.mark.parametrize("level", IMAGE_LEVELS)
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.webp", "a.bmp"])
+def test_good_pictures(tmp_path, level, name):
+    assert check(picture(tmp_path / name), level) == Verdict(size=(20, 30))
+
+
+@pytest.mark.parametrize("level", IMAGE_LEVELS)
+def test_a_gif_named_jpg_is_a_picture(tmp_path, level):
+    picture(tmp_path / "a.gif").rename(tmp_path / "a.jpg")
+    assert check(tmp_path / "a.jpg", level).size == (20, 30)
+
+
+@pytest.mark.parametrize("level", IMAGE_LEVELS)
+def test_sizes_are_those_displayed(tmp_path, level):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert check(picture(tmp_path / "a.jpg", exif=exif), level).size == (30, 20)
+
+
+@pytest.mark.parametrize("level", IMAGE_LEVELS)
+def test_a_text_is_no_picture(tmp_path, level):
+    (tmp_path / "a.jpg").write_text("<html>404</html>")
+    verdict = check(tmp_path / "a.jpg", level)
+    assert verdict.reason == "corrupt" and "a.jpg" in verdict.detail
+
+
+def test_a_truncated_picture_has_a_header_and_does_not_decode(tmp_path):
+    path = picture(tmp_path / "a.jpg", (300, 200))
+    path.write_bytes(path.read_bytes()[:5000])
+    assert check(path, "header") == Verdict(size=(200, 300))
+    assert check(path, "full").reason == "corrupt"
+
+
+def test_a_file_that_goes_away(tmp_path):
+    assert check(tmp_path / "gone.jpg", "full").reason == "missing"
+    (tmp_path / "empty.jpg").touch()
+    assert check(tmp_path / "empty.jpg", "header").reason == "empty_file"
+
+
+def png_header(path: Path, width: int, height: int) -> Path:
+    def part(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = part(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    body = part(b"IDAT", zlib.compress(bytes(1000)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body + part(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("level", IMAGE_LEVELS)
+def test_no_decompression_bomb(tmp_path, level):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    verdict = check(png_header(tmp_path / "a.png", 60_000, 60_000), level)
+    assert verdict.reason == "too_large" and "pixels" in verdict.detail
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10, "KiB"
+
+
+# --- clips
+
+
+@pytest.mark.parametrize("level", IMAGE_LEVELS)
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("b.mp4", "mpeg4"), ("c.webm", "libvpx")]
+)
+@pytest.mark.parametrize("frames", [1, 4, 40])
+def test_good_clips(write_clip, level, name, codec, frames):
+    verdict = check(write_clip(name, 30, codec=codec), level, "video", frames)
+    assert verdict.reason == "" and verdict.size == (96, 128) and verdict.frames == 30
+    assert verdict.seconds == pytest.approx(3.0, abs=0.15)
+
+
+def test_the_quick_way_decides_without_the_slow_one(write_clip, monkeypatch):
+    monkeypatch.setattr(clips, "read_frames", None)
+    for key_every in (1, 12, 250):
+        assert check(write_clip(f"{key_every}.mp4", 60, key_every=key_every), "full", "video", 7).reason == ""
+
+
+def test_large_clips_are_not_held_in_memory(write_clip, monkeypatch):
+    path = write_clip("a.mp4", 30)
+    monkeypatch.setattr(clips, "MAX_HELD_BYTES", 10)
+    assert check(path, "full", "video") == Verdict(size=(96, 128), frames=30, seconds=3.0)
+    monkeypatch.setattr(clips, "_decode_wanted", None)
+    assert check(path, "full", "video").frames == 30
+
+
+def test_a_rotated_clip_has_the_size_displayed(write_clip):
+    path = write_clip("a.mp4", 10)
+    data = bytearray(path.read_bytes())
+    matrix = data.index(struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30), data.index(b"tkhd"))
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    for level in IMAGE_LEVELS:
+        assert check(path, level, "video").size == (128, 96)
+
+
+@pytest.mark.parametrize("level", IMAGE_LEVELS)
+@pytest.mark.parametrize(
+    "content", [b"this is no clip\n" * 100, b"\0" * 4096, b"\x00\x00\x00\x20ftypisom" + b"\0" * 500]
+)
+def test_a_text_is_no_clip(tmp_path, level, content):
+    (tmp_path / "a.mp4").write_bytes(content)
+    assert check(tmp_path / "a.mp4", level, "video").reason in ("corrupt", "no_frames")
+
+
+@pytest.mark.parametrize("level", IMAGE_LEVELS)
+def test_sound_alone_is_no_clip(tmp_path, level):
+    import av
+
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert check(tmp_path / "a.mp4", level, "video").reason == "no_frames"
+
+
+def patch_count(path: Path, frames: int) -> None:
+    """Let the tables of an MP4 claim so many frames: entries of stts and stsz."""
+    data = bytearray(path.read_bytes())
+    for table, place in ((b"stts", 12), (b"stsz", 12)):
+        at = data.index(table) + place
+        data[at : at + 4] = struct.pack(">I", frames)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("level", IMAGE_LEVELS)
+def test_a_clip_that_claims_a_million_frames(write_clip, level):
+    path = write_clip("a.mp4", 30)
+    patch_count(path, 1_000_000)
+    assert check(path, level, "video").reason in ("false_count", "corrupt", "no_frames")
+
+
+def test_a_clip_cut_off_has_a_header_and_too_few_frames(write_clip):
+    """With its index in front, as files for the web have it, a truncated download opens like a whole one."""
+    path = write_clip("a.mkv", 120)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    assert check(path, "header", "video").reason == ""
+    assert check(path, "full", "video").reason == "false_count"
+
+
+def test_a_clip_whose_end_does_not_decode(write_clip):
+    path = write_clip("a.mp4", 60, size=(192, 256), key_every=60)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat")
+    end = len(data) - 5000 if data.index(b"moov") < start else data.index(b"moov") - 4
+    for position in range(start + (end - start) // 2, end):
+        data[position] = 0xFF
+    path.write_bytes(data)
+    assert check(path, "header", "video").reason == ""
+    assert check(path, "full", "video", 8).reason in ("false_count", "corrupt")
+
+
+def test_what_passes_here_is_read_by_training(write_clip):
+    """The check and the reader agree on which frames there are."""
+    from llavanext_cli.processing.video import read_frames, sample_positions
+
+    path = write_clip("a.mp4", 50)
+    verdict = check(path, "full", "video", 16)
+    frames, times = read_frames(path, 16)
+    assert frames.shape == (16, *verdict.size, 3)
+    assert [round(time * 10) for time in times] == sample_positions(verdict.frames, 16)
