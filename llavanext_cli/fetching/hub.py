@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,7 +146,7 @@ class Hub:
         follower.follow(lambda: _open_partial(stage, origin.path))
         attempt = 0
         while True:
-            before, slow = _partial_size(stage, "st_size"), False
+            before, began = _partial_size(stage, "st_size"), time.monotonic()
             try:
                 with (
                     self._explained(Place(origin.repo, origin.kind), origin.revision),
@@ -165,19 +166,20 @@ class Hub:
                         )
                     )
             except TransferBrokenError as fault:
-                reason, slow = str(fault), fault.slow
+                reason = str(fault)
             except _InconsistentError as fault:
                 reason = str(fault)
                 shutil.rmtree(stage, ignore_errors=True)  # longer than it should be, or a range that was refused
                 stage.mkdir(parents=True, exist_ok=True)
-            attempt = 0 if _partial_size(stage, "st_size") > before and not slow else attempt + 1
+            brought = _partial_size(stage, "st_size") - before
+            attempt = 0 if self.net.limits.is_progress(brought, time.monotonic() - began) else attempt + 1
             if attempt > self.net.limits.retries:
                 raise FetchError(
                     f"{urlsplit(self.endpoint).hostname} does not deliver {origin.path}: {reason}",
                     "Run the same command again: what has arrived is kept. A slow line needs a larger --timeout.",
                 )
             if attempt:
-                self.net.wait(min(20.0, self.net.limits.pause * 2 ** (attempt - 1)))
+                self.net.wait(self.net.limits.pause_before(attempt - 1))
 
     # --------------------------------------------------------------------------------------------------- what it says
 

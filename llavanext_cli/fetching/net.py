@@ -45,7 +45,7 @@ class Limits:
         connect: seconds to wait for a connection.
         stall: seconds without a byte, or below `least_rate`, after which a connection counts as dead.
         least_rate: bytes a second.
-        retries: further attempts after one that brought nothing; any progress starts the count again.
+        retries: further attempts after one that brought (almost) nothing; progress starts the count again.
         pause: seconds before the first retry; doubled for each further one.
         longest_wait: the most seconds of a Retry-After that are waited out.
     """
@@ -57,13 +57,17 @@ class Limits:
     pause: float = 0.5
     longest_wait: float = 300.0
 
+    def is_progress(self, count: int, seconds: float) -> bool:
+        """Whether an attempt that brought so many bytes in so many seconds is worth another one."""
+        return count > 0 and count >= self.least_rate * seconds
+
+    def pause_before(self, attempt: int) -> float:
+        """Seconds to wait before attempt 0, 1, 2, … of those that brought nothing."""
+        return min(LONGEST_PAUSE, self.pause * 2**attempt)
+
 
 class TransferBrokenError(requests.RequestException):
-    """A body ended too early, or came too slowly (`slow`: what little came is no progress)."""
-
-    def __init__(self, what: str, slow: bool = False):
-        super().__init__(what)
-        self.slow = slow
+    """A body ended too early, or came too slowly."""
 
 
 class StoppedError(Exception):
@@ -170,7 +174,7 @@ class GuardedAdapter(HTTPAdapter):
             except requests.RequestException as fault:
                 if attempt >= (0 if is_lasting(fault) else min(2, limits.retries)):
                     raise explain_no_answer(fault, request.url) from cause_of(fault)
-                pause = self._pause(attempt)
+                pause = limits.pause_before(attempt)
             else:
                 if response.status_code not in BUSY:
                     return self._guarded(response, stream)
@@ -178,9 +182,6 @@ class GuardedAdapter(HTTPAdapter):
                 response.close()
             attempt += 1
             self.net.wait(pause)
-
-    def _pause(self, attempt: int) -> float:
-        return min(LONGEST_PAUSE, self.net.limits.pause * 2**attempt)
 
     def _busy_pause(self, response: requests.Response, url: str, attempt: int) -> float:
         """Seconds to wait after a 429 or 5xx; an error when that is too long or was tried often enough."""
@@ -198,7 +199,7 @@ class GuardedAdapter(HTTPAdapter):
                 "Run the same command later: what has arrived is kept."
                 + (" A token (HF_TOKEN) raises the limit; so does a smaller --jobs." if status == 429 else ""),
             )
-        pause = self._pause(attempt) if asked is None else max(asked, 0.05)
+        pause = self.net.limits.pause_before(attempt) if asked is None else max(asked, 0.05)
         if pause >= 2:
             self.net.note(f"{what}; waiting {_duration(pause)}")
         return pause
@@ -248,7 +249,7 @@ class GuardedAdapter(HTTPAdapter):
             if now - window_start >= limits.stall:
                 if window_bytes < limits.least_rate * (now - window_start):
                     response.close()
-                    raise TransferBrokenError(f"less than {limits.least_rate:.0f} bytes a second", slow=True)
+                    raise TransferBrokenError(f"less than {limits.least_rate:.0f} bytes a second")
                 window_start, window_bytes = now, 0
         self.net.report(start + received)
         if announced is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,7 @@ class _Transfer:
                 whole = self._receive_whole(response, last=attempt == self.limits.retries)
                 if whole:
                     return
-                self.net.wait(min(20.0, self.limits.pause * 2**attempt))
+                self.net.wait(self.limits.pause_before(attempt))
                 continue
             size = self._size_of(response)
             self.validator = _validator(response)
@@ -166,7 +167,7 @@ class _Transfer:
         attempt = 0
         while start < end:
             before = recorded = start
-            slow = False
+            began = time.monotonic()
             reason = "the answer is shorter than its range"
             try:
                 response = self._ask({"Range": f"bytes={start}-{end - 1}"})
@@ -184,17 +185,17 @@ class _Transfer:
                         recorded = start
                 response.close()
             except TransferBrokenError as fault:
-                reason, slow = str(fault), fault.slow
+                reason = str(fault)
             finally:
                 self._record(recorded, start)
-            attempt = 0 if start > before and not slow else attempt + 1
+            attempt = 0 if self.limits.is_progress(start - before, time.monotonic() - began) else attempt + 1
             if attempt > self.limits.retries and start < end:
                 raise FetchError(
                     f"{urlsplit(self.url).hostname} does not deliver {_name(self.url)}: {reason}",
                     "Run the same command again: what has arrived is kept. A slow line needs a larger --timeout.",
                 )
             if attempt:
-                self.net.wait(min(20.0, self.limits.pause * 2 ** (attempt - 1)))
+                self.net.wait(self.limits.pause_before(attempt - 1))
 
     def _check_piece(self, response: requests.Response, start: int) -> None:
         first, total = content_range(response)
