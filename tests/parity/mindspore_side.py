@@ -29,6 +29,19 @@ ROOM = 32
 """Positions beyond the longest case, for tokens that are generated without a cache."""
 
 
+_kept: list[nn.Cell] = []
+
+
+def keep_alive(network: nn.Cell) -> nn.Cell:
+    """Hold on to a network until the process ends.
+
+    MindSpore remembers what it has parsed by the `id` of the object. That of a network that is gone may be given to the
+    next, whose compiling then fails ("the parameters number of the function is 1 ...").
+    """
+    _kept.append(network)
+    return network
+
+
 class Tap(nn.Cell):
     """A cell, and a copy of what it returns; with `features`, also of its second argument."""
 
@@ -100,7 +113,7 @@ class Model:
         )
         load_into(network, self.checkpoint)
         network.set_train(train)
-        return network
+        return keep_alive(network)
 
     def collate(self, samples: Sequence[EncodedSample], batch: int = BATCH) -> Batch:
         """Pad to the static shape; the last sample fills what is left of the batch."""

@@ -105,10 +105,12 @@ def test_greedy_tokens_with_the_cache(model, mindspore_cpu, questions, answers, 
     from llavanext_cli.inference.sampling import Sampling
     from llavanext_cli.inference.session import Session
     from llavanext_cli.model import runtime
+    from tests.parity.mindspore_side import keep_alive
 
     monkeypatch.setattr(runtime, "load_libraries", lambda *args, **options: None)  # they are
     preset = load_preset("tiny-ask", [])
     session = Session(model.checkpoint, preset, mindspore_cpu, batch_size=len(questions), cache_tokens=model.length)
+    keep_alive(session.network)
     given = session.answer([case.encoded for case in questions], Sampling(max_new_tokens=ANSWER_TOKENS))
     assert [answer.finish for answer in given] == ["stop", "length", "length", "length"]
     assert [list(answer.tokens) for answer in given] == answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,10 +54,15 @@ class Reference:
         assert not left, f"transformers and {folder} do not agree: {left}"
         self.model.eval()
         config = self.config = self.model.config
+        if config.vision_feature_select_strategy == "full":
+            leave_class_tokens_out_of_grids(self.model.model)
         side = config.vision_config.image_size
         sizes = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
         self.images = LlavaNextImageProcessor(image_grid_pinpoints=config.image_grid_pinpoints, **sizes)
         self.videos = LlavaNextVideoImageProcessor(**sizes)
+        # the processor divides by 4, the square of stride 2, and is wrong about its own pooler on odd sides
+        patches = side // config.vision_config.patch_size
+        self.frame_tokens = (patches // getattr(config, "spatial_pool_stride", 1)) ** 2
         self.tokenizer = LlamaTokenizer.from_pretrained(folder)
         # without its constructor, which wants torchvision; counting needs these attributes only
         self.counter = object.__new__(LlavaNextVideoProcessor)
@@ -89,11 +95,9 @@ class Reference:
 
         Placeholders are repeated as transformers' processor repeats them.
         """
-        config, side = self.config, self.config.vision_config.image_size
-        # the processor's own formula; 4 is the square of the stride it takes for granted
-        frame = (side // config.vision_config.patch_size) ** 2 // 4
+        side = self.config.vision_config.image_size
         pictures = [self.counter._get_number_of_features(*size, side, side) for size in case.sizes]
-        counts = {"<image>": pictures, "<video>": [frame * len(frames) for frames in case.clips]}
+        counts = {"<image>": pictures, "<video>": [self.frame_tokens * len(frames) for frames in case.clips]}
         text, spans = SYSTEM, []
         for turn in case.sample.turns:
             if turn.role == "user":
@@ -159,7 +163,11 @@ class Reference:
         first = lambda out: out[0] if isinstance(out, tuple) else out  # noqa: E731
         handles = [
             inner.vision_tower.register_forward_hook(keep("tower", features)),
-            inner.vision_resampler.register_forward_hook(keep("pooled")),
+            *[
+                pool.register_forward_hook(keep("pooled"))
+                for pool in [getattr(inner, "vision_resampler", None)]
+                if pool
+            ],
             inner.multi_modal_projector.register_forward_hook(keep("projected")),
             inner.language_model.register_forward_pre_hook(embeddings, with_kwargs=True),
             *[
@@ -212,6 +220,52 @@ class Reference:
         return answer[: answer.index(2)] if 2 in answer else answer
 
 
+def leave_class_tokens_out_of_grids(model: torch.nn.Module) -> None:
+    """Make the "full" strategy computable, which it is not in transformers: the class token of CLIP's tiles fits into
+    no grid of patches, and `view` fails. As its processor counts it, the token leads the base tile and nothing else.
+    """
+    pack = model.pack_image_features
+
+    def packed(image_features, *args, **kwargs):
+        patches, lengths = pack([tiles[:, 1:] for tiles in image_features], *args, **kwargs)
+        with_class = [torch.cat([tiles[0, :1], rows]) for tiles, rows in zip(image_features, patches, strict=True)]
+        return with_class, lengths + 1
+
+    model.pack_image_features = packed
+    model.vision_resampler.register_forward_pre_hook(lambda module, args: (args[0][:, 1:],))
+
+
+def project_first(reference: Reference) -> None:
+    """The order of the original training code: frames are projected, then pooled."""
+    model = reference.model.model
+    pool, project = model.vision_resampler, model.multi_modal_projector
+    pooling, projecting = pool.forward, project.forward
+    of_frames: list[bool] = []
+
+    def not_yet(features):
+        of_frames.append(True)
+        return features
+
+    pool.forward = not_yet
+    project.forward = lambda features: (
+        pooling(projecting(features)) if of_frames and of_frames.pop() else projecting(features)
+    )
+
+
+def interpolate(reference: Reference) -> None:
+    """The original's bilinear pooling: each side of the grid becomes ceil(side / stride)."""
+
+    class Interpolate(torch.nn.Module):
+        def forward(self, grid):
+            size = [math.ceil(side / stride) for side in grid.shape[2:]]
+            return torch.nn.functional.interpolate(grid, size=size, mode="bilinear")
+
+    config = reference.config
+    stride = config.spatial_pool_stride
+    reference.model.model.vision_resampler.pool = Interpolate()
+    reference.frame_tokens = math.ceil(config.vision_config.image_size / config.vision_config.patch_size / stride) ** 2
+
+
 def _repeated(text: str, counts: dict[str, list[int]]) -> str:
     """Each placeholder as often as its medium has tokens."""
     left = {name: list(numbers) for name, numbers in counts.items()}
@@ -220,6 +274,8 @@ def _repeated(text: str, counts: dict[str, list[int]]) -> str:
 
 def hub_name(parameter: str) -> str:
     """A parameter of the module by its name in the hub's files."""
+    if parameter.startswith("model.vision_resampler."):
+        return parameter  # the one part that the hub's older layout never had
     name = parameter.removeprefix("model.")
     if name == "lm_head.weight":
         return "language_model.lm_head.weight"

@@ -1,0 +1,159 @@
+"""Models beyond the 7B, each against transformers; what cannot be computed is refused when the checkpoint is opened."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from llavanext_cli.errors import CheckpointError
+from llavanext_cli.weights.checkpoint import open_checkpoint
+from llavanext_cli.weights.convert import run_convert
+from tests.parity.cases import ANSWER_TOKENS, QUESTIONS, build_cases
+from tests.parity.models import tiny_config, write_hf_folder
+from tests.parity.stages import TABLE, check_stages, gradient_errors, tolerance
+from tests.parity.variants import CACHED, GRADIENT_VARIANTS, MEDIA_CASES, ODD_GRID, SMALLER, VARIANTS
+
+
+@pytest.fixture
+def both_sides(mindspore_cpu, tmp_path):
+    """`make(changes, cases)` gives our converted model and transformers' of the same weights."""
+
+    def make(changes, cases=MEDIA_CASES, *, changes_there=None):
+        from tests.parity.mindspore_side import Model
+        from tests.parity.torch_side import Reference
+
+        source = write_hf_folder(tmp_path / "hub", tiny_config(SMALLER | changes))
+        theirs = source
+        if changes_there:
+            theirs = write_hf_folder(tmp_path / "theirs", tiny_config(SMALLER | changes | changes_there))
+        return Model(source, tmp_path / "converted", cases), Reference(theirs)
+
+    return make
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_stages(name, both_sides):
+    from tests.parity.mindspore_side import Forward
+
+    model, reference = both_sides(VARIANTS[name].changes, VARIANTS[name].cases)
+    assert [case.name for case in model.cases] == sorted(VARIANTS[name].cases, key=[c.name for c in model.cases].index)
+    for case, stages in zip(model.cases, Forward(model).stages(model.cases), strict=True):
+        theirs = reference.stages(case)
+        assert set(theirs) - {"loss"} <= set(stages)
+        check_stages(name, stages, theirs)
+
+
+@pytest.mark.parametrize("name", list(GRADIENT_VARIANTS))
+def test_loss_and_gradients(name, both_sides):
+    from tests.parity.mindspore_side import Learning, hub_gradients
+
+    model, reference = both_sides(GRADIENT_VARIANTS[name].changes, GRADIENT_VARIANTS[name].cases)
+    learning = Learning(model)
+    for case in model.cases:
+        loss, gradients = learning([case.encoded])
+        their_loss, theirs = reference.gradients(case)
+        gradients = hub_gradients(model, gradients)
+        assert all(not theirs[weight].any() for weight in set(theirs) - set(gradients))
+        errors = gradient_errors(gradients, theirs)
+        TABLE.add(name, "loss", abs(loss - their_loss) / their_loss)
+        TABLE.add(name, "gradients", max(errors.values()))
+        assert loss == pytest.approx(their_loss, rel=tolerance("loss"))
+        assert {weight: error for weight, error in errors.items() if error > tolerance("gradients")} == {}
+
+
+def test_full_strategy_is_beyond_transformers(both_sides):
+    """Why its row is computed with a small repair: by itself transformers cannot, neither pictures nor clips."""
+    from transformers import LlavaNextVideoForConditionalGeneration
+
+    model, reference = both_sides(VARIANTS["feature strategy full"].changes, ("100x99", "clip"))
+    untouched = LlavaNextVideoForConditionalGeneration(reference.config).eval()
+    for case in model.cases:
+        with pytest.raises(RuntimeError, match="size"):
+            untouched(**reference.inputs(case))
+
+
+def test_greedy_tokens_with_the_cache(both_sides, mindspore_cpu, monkeypatch):
+    """Grouped queries and scaled positions, in the cell that has a cache."""
+    from llavanext_cli.config.presets import load_preset
+    from llavanext_cli.inference.sampling import Sampling
+    from llavanext_cli.inference.session import Session
+    from llavanext_cli.model import runtime
+    from tests.parity.mindspore_side import keep_alive
+
+    monkeypatch.setattr(runtime, "load_libraries", lambda *args, **options: None)  # they are
+    model, reference = both_sides(CACHED, QUESTIONS)
+    questions = build_cases(model.processor, QUESTIONS, question=True)
+    answers = [reference.generate(case, ANSWER_TOKENS) for case in questions]
+    assert max(map(len, answers)) == ANSWER_TOKENS and len(set(map(tuple, answers))) == len(answers)
+    session = Session(
+        model.checkpoint, load_preset("tiny-ask", []), mindspore_cpu, batch_size=4, cache_tokens=model.length
+    )
+    keep_alive(session.network)
+    given = session.answer([case.encoded for case in questions], Sampling(max_new_tokens=ANSWER_TOKENS))
+    assert [list(answer.tokens) for answer in given] == answers
+
+
+# --- numerics of the original training code, which transformers does not have ---
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("original: project, then pool", {"pool_before_projector": False}),
+        ("original: bilinear pooling", {"spatial_pool_mode": "interpolate", **ODD_GRID}),
+    ],
+)
+def test_original_numerics(name, changes, both_sides):
+    from tests.parity import torch_side
+    from tests.parity.mindspore_side import Forward
+
+    cases = ("clip", "picture and clip")
+    model, reference = both_sides(changes, cases, changes_there={"spatial_pool_mode": "average"})
+    plain = [reference.stages(case)["logits"] for case in model.cases] if "project" in name else []
+    (torch_side.project_first if "project" in name else torch_side.interpolate)(reference)
+    for number, (case, stages) in enumerate(zip(model.cases, Forward(model).stages(model.cases), strict=True)):
+        theirs = reference.stages(case)
+        if plain:
+            del theirs["pooled"]  # recorded before it is pooled
+            assert np.abs(theirs["logits"] - plain[number]).max() > 0.1, "the order makes no difference here"
+        check_stages(name, stages, theirs)
+
+
+# --- what is refused ---
+
+REFUSED = {
+    "text_config.model_type": ("qwen2", "llama, mistral"),
+    "text_config.attention_bias": (True, "False"),
+    "text_config.mlp_bias": (True, "False"),
+    "text_config.hidden_act": ("gelu", "silu"),
+    "text_config.rope_scaling": ({"type": "dynamic", "factor": 2.0}, "linear, default"),
+    "text_config.num_key_value_heads": (3, "4 attention heads"),
+    "vision_config.model_type": ("siglip_vision_model", "clip_vision_model"),
+    "vision_config.hidden_act": ("gelu_pytorch_tanh", "quick_gelu, gelu"),
+    "projector_hidden_act": ("relu", "quick_gelu, gelu"),
+    "spatial_pool_mode": ("median", "average, max, conv, interpolate"),
+    "vision_feature_select_strategy": ("cls", "default, full"),
+    "vision_feature_layer": ([-2, -1], "one layer"),
+    "use_image_newline_parameter": (False, "True"),
+    "image_grid_pinpoints": ([[28, 50]], "28 pixels"),
+    "model_type": ("llava_onevision", "llava_next_video, llava_next"),
+}
+
+
+@pytest.mark.parametrize("key", list(REFUSED))
+def test_refused_by_name(key, tmp_path):
+    """When it is converted, and when the config.json of a converted checkpoint was changed by hand."""
+    value, supported = REFUSED[key]
+    hub = write_hf_folder(tmp_path / "hub", tiny_config())
+    run_convert(hub, tmp_path / "converted")
+    for folder in (hub, tmp_path / "converted"):
+        (folder / "config.json").write_text(json.dumps(tiny_config({key: value})))
+    name = "rope_scaling.type" if key == "text_config.rope_scaling" else key
+    for act in (lambda: run_convert(hub, tmp_path / "again"), lambda: open_checkpoint(tmp_path / "converted")):
+        with pytest.raises(CheckpointError) as caught:
+            act()
+        assert [line for line in caught.value.details if name in line and supported in line], caught.value.details
+    assert not (tmp_path / "again").exists()

@@ -1,0 +1,84 @@
+"""Models beyond the 7B: what a config.json may say otherwise, one row each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+MEDIA_CASES = ("100x99", "two pictures", "text only", "picture and clip")
+PICTURE_CASES = ("100x99", "57x113", "two pictures", "text only")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A configuration that has a parity row: what it changes in the tiny model's config.json, by dotted key, and the
+    cases that are computed with it."""
+
+    changes: dict[str, Any]
+    cases: tuple[str, ...] = MEDIA_CASES
+
+
+NINE_GRIDS = [[28 * rows, 28 * columns] for rows in range(1, 4) for columns in range(1, 4)]
+ODD_GRID = {  # 5 x 5 patches: pooling leaves a row and a column over
+    "vision_config.image_size": 30,
+    "vision_config.patch_size": 6,
+    "image_grid_pinpoints": [[30, 60], [60, 30], [60, 60]],
+}
+MISTRAL = {
+    "text_config.model_type": "mistral",
+    "text_config.architectures": ["MistralForCausalLM"],
+    "text_config.num_key_value_heads": 2,
+    "text_config.rope_theta": 1000000.0,
+    "text_config.sliding_window": None,
+}
+VARIANTS: dict[str, Variant] = {
+    "grouped queries": Variant({"text_config.num_key_value_heads": 2}),
+    "one key head": Variant({"text_config.num_key_value_heads": 1}),
+    "llava-v1.6-mistral": Variant(
+        {"model_type": "llava_next", "architectures": ["LlavaNextForConditionalGeneration"], **MISTRAL}, PICTURE_CASES
+    ),
+    "llava-v1.6-vicuna": Variant(
+        {"model_type": "llava_next", "architectures": ["LlavaNextForConditionalGeneration"]}, PICTURE_CASES
+    ),
+    # 40 layers, 40 heads of 128, 5120 wide, 13824 in between: the same proportions, an odd number of heads, deeper
+    "13B shapes": Variant(
+        {
+            "text_config.hidden_size": 80,
+            "text_config.intermediate_size": 216,
+            "text_config.num_attention_heads": 5,
+            "text_config.num_key_value_heads": 5,
+            "text_config.num_hidden_layers": 3,
+        }
+    ),
+    "rope_scaling linear": Variant({"text_config.rope_scaling": {"type": "linear", "factor": 2.5}}),
+    "feature strategy full": Variant({"vision_feature_select_strategy": "full"}),
+    "pooling max": Variant({"spatial_pool_mode": "max"}),
+    "pooling conv": Variant({"spatial_pool_mode": "conv"}),
+    "tied embeddings": Variant({"tie_word_embeddings": True, "text_config.tie_word_embeddings": True}),
+    "nine grids": Variant({"image_grid_pinpoints": NINE_GRIDS}),
+    "tiles of 30 pixels": Variant(ODD_GRID),
+    "stride 3": Variant({"spatial_pool_stride": 3}),
+    "other activations": Variant(
+        {
+            "vision_config.hidden_act": "gelu",
+            "projector_hidden_act": "quick_gelu",
+            "multimodal_projector_bias": False,  # and no biases there
+        }
+    ),
+    "features of the last layer": Variant({"vision_feature_layer": -1}),
+    "features of layer 1": Variant({"vision_feature_layer": 1}),
+}
+GRADIENT_VARIANTS: dict[str, Variant] = {
+    "conv, tied, grouped: gradients": Variant(
+        {"spatial_pool_mode": "conv", "text_config.num_key_value_heads": 2}
+        | {"tie_word_embeddings": True, "text_config.tie_word_embeddings": True}
+    ),
+    "max, full: gradients": Variant({"spatial_pool_mode": "max", "vision_feature_select_strategy": "full"}),
+}
+CACHED = {
+    "text_config.num_key_value_heads": 2,
+    "text_config.rope_scaling": {"rope_type": "linear", "factor": 4.0},
+}
+"""What the cells that keep a cache do on their own: heads that share keys, and positions."""
+SMALLER = {"text_config.num_hidden_layers": 1, "vision_config.num_hidden_layers": 2}
+"""Fewer layers than the model that the rest of the suite shares: the graph of each row is compiled anew."""
