@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,9 @@ from llavanext_cli.mixing.media import LEVELS
 from llavanext_cli.mixing.mixfile import DataSet, load_mix_file
 from llavanext_cli.mixing.output import OutputFile, check_output_folder
 from llavanext_cli.mixing.pipeline import Pipeline, Progress
+from llavanext_cli.mixing.plan import Plan
 from llavanext_cli.mixing.pool import Pool
 from llavanext_cli.mixing.report import MixReport, SourceReport
-from llavanext_cli.mixing.sampling import within
-from llavanext_cli.mixing.splitter import index_chunks
 from llavanext_cli.mixing.worker import ChunkJob, ChunkResult, Context, Source
 
 FORMATS = ("llavanext", "mindformers")
@@ -104,14 +103,14 @@ def run_mix(
             )
     report = MixReport(out, not dry_run, check, format, seed, [SourceReport(d) for d in data_sets], rejects)
     report.max_tokens = lengths.max_tokens if lengths else None
-    plan = plan_chunks(data_sets, report, seed)
-    if not report.sampled:
-        raise DataError("the mix holds no records at all", "raise an amount in sampling_strategy, or add a data set")
+    plan = Plan(data_sets, report.sources, seed)
+    needs_cache = check in ("header", "full")
+    if needs_cache and not plan.walk_now():  # what is wrong with a data set must not come out after hours of checks
+        raise _no_records()
     context = Context(tuple(_source(d) for d in data_sets), check, format, frames, lengths)
     with ExitStack() as stack:
         body = stack.enter_context(OutputFile(None if dry_run else out))
         listing = stack.enter_context(OutputFile(None if dry_run else rejects))
-        needs_cache = check in ("header", "full")
         cache = VerdictCache(_cache_path(out) if needs_cache and out.parent.is_dir() else None)
         stack.callback(cache.close)
         pool = stack.enter_context(Pool("llavanext_cli.mixing.worker", context, workers))
@@ -119,6 +118,8 @@ def run_mix(
         problems = _write(run.results(), report, body, listing)
         if needs_cache and not cache.is_kept:
             report.notes.append(f"{_cache_path(out)} could not be used: the checks of this run are not remembered")
+        if not report.sampled:
+            raise _no_records()
         if on_bad == "fail" and report.dropped:
             listing.commit()
             raise _failure(report, problems)
@@ -129,21 +130,6 @@ def run_mix(
         listing.commit()
     report.seconds = time.monotonic() - started
     return report
-
-
-def plan_chunks(data_sets: Sequence[DataSet], report: MixReport, seed: int) -> list[ChunkJob]:
-    """Walk every data set once and choose its records; fills `records` and `sampled` of the report."""
-    jobs = []
-    for number, data_set in enumerate(data_sets):
-        chunks = list(index_chunks(data_set.json_path))
-        total = sum(chunk.count for chunk in chunks)
-        selected = data_set.strategy.select(total, f"{seed}/{data_set.name}")
-        report.sources[number].records, report.sources[number].sampled = total, len(selected)
-        for chunk in chunks:
-            chosen = within(selected, chunk.first, chunk.count)
-            if len(chosen):
-                jobs.append(ChunkJob(number, chunk, chosen))
-    return jobs
 
 
 def _write(
@@ -192,15 +178,7 @@ def _header(report: MixReport) -> str:
         inside = root.is_relative_to(report.out.parent)
         roots[source.data_set.name] = str(root.relative_to(report.out.parent)) if inside else str(root)
     head: dict[str, Any] = {"llavanext_mix": 1, "roots": roots, "seed": report.seed, "check": report.check}
-    head["datasets"] = [
-        {
-            "name": s.data_set.name,
-            "sampling_strategy": s.data_set.strategy_text,
-            "records": s.records,
-            "sampled": s.sampled,
-        }
-        for s in report.sources
-    ]
+    head["strategies"] = {source.data_set.name: source.data_set.strategy_text for source in report.sources}
     return msgspec.json.encode(head).decode()
 
 
@@ -211,6 +189,10 @@ def _source(data_set: DataSet) -> Source:
 
 def _cache_path(out: Path) -> Path:
     return out.with_name(out.name + ".cache")
+
+
+def _no_records() -> LlavaNextError:
+    return DataError("the mix holds no records at all", "raise an amount in sampling_strategy, or add a data set")
 
 
 def _failure(report: MixReport, listed: list[str]) -> LlavaNextError:

@@ -10,11 +10,12 @@ is being checked wait for the same answer, and later ones find it in the cache.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from llavanext_cli.mixing.cache import VerdictCache
 from llavanext_cli.mixing.media import FileState, Verdict
+from llavanext_cli.mixing.plan import Plan
 from llavanext_cli.mixing.pool import Lost, Pool
 from llavanext_cli.mixing.report import MixReport
 from llavanext_cli.mixing.worker import ChunkJob, ChunkResult, Context
@@ -42,18 +43,18 @@ class Pipeline:
     def __init__(
         self,
         context: Context,
-        jobs: Sequence[ChunkJob],
+        plan: Plan,
         pool: Pool,
         cache: VerdictCache,
         time_limit: float,
         report: MixReport,
         progress: Progress | None,
     ):
-        self.context, self.jobs, self.pool, self.cache = context, jobs, pool, cache
+        self.context, self.plan, self.pool, self.cache = context, plan, pool, cache
+        self.jobs = iter(plan)
         self.time_limit, self.report, self.progress = time_limit, report, progress
         self.reads_files = context.check in ("header", "full")
         self.line: deque[_Underway] = deque()
-        self.next = 0
         self.finished = 0
         self.window = 2 * pool.count + 2
         # Files being checked: (kind, absolute path) → state, and the chunks that wait for it.
@@ -79,9 +80,8 @@ class Pipeline:
             self._tell()
 
     def _advance(self) -> None:
-        while len(self.line) < self.window and self.next < len(self.jobs):
-            chunk = _Underway(self.jobs[self.next])
-            self.next += 1
+        while len(self.line) < self.window and (job := next(self.jobs, None)):
+            chunk = _Underway(job)
             self.line.append(chunk)
             if self.reads_files:
                 self.pool.submit(("inspect", chunk), "inspect", [chunk.job])
@@ -144,4 +144,5 @@ class Pipeline:
             partly = sum(
                 len(c.job.chosen) * (1 - len(c.waiting) / c.files) for c in self.line if c.files and not c.result
             )
-            self.progress(self.finished + int(partly), self.report.sampled)
+            done = self.finished + int(partly)
+            self.progress(done, max(done, self.plan.expected))

@@ -15,16 +15,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from posixpath import normpath
 
 import msgspec
 
 from llavanext_cli.mixing.splitter import record_lines, split_records
 from llavanext_cli.processing.prompt import check_placeholders
-from llavanext_cli.records import IMAGE_PLACEHOLDER, ROLES, VIDEO_PLACEHOLDER, Medium, Sample, Turn
+from llavanext_cli.records import IMAGE_PLACEHOLDER, ROLES, VIDEO_PLACEHOLDER, Medium, Sample
+from llavanext_cli.records import Turn as SampleTurn
 
 _PLACEHOLDERS = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
-_ORIGINAL_NAMES = ("human", "gpt")
 
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
@@ -72,30 +73,29 @@ class Media(msgspec.Struct, gc=False, omit_defaults=True):
     size: tuple[int, int] | None = None
 
 
+class Turn(msgspec.Struct, gc=False):
+    """One turn of a sample, as `records.Turn` is written."""
+
+    role: str
+    text: str
+
+
 class Converted(msgspec.Struct, gc=False):
-    """A sample in the key order of `records.Sample.to_dict`; its turns are still the record's own."""
+    """A sample in the form and key order of `records.Sample.to_dict`, ready to be written."""
 
     id: str
     source: str
     media: list[Media]
-    turns: list[Said]
+    turns: list[Turn]
 
 
-def encode_samples(samples: Sequence[Converted]) -> bytes:
-    """JSON Lines of samples, each as `records.Sample.to_dict` gives it.
-
-    Turns are renamed in the finished text, which spares an object for each. That is safe because quotes inside a JSON
-    string are escaped: the bytes that are replaced can only be the keys and speakers that msgspec wrote.
-    """
-    lines = _encoder.encode_lines(samples)
-    for name, role in zip(_ORIGINAL_NAMES, ROLES, strict=True):
-        lines = lines.replace(f'{{"from":"{name}","value":"'.encode(), f'{{"role":"{role}","text":"'.encode())
-    return lines
+def build_converted(name: str, source: str, media: list[Media], texts: Sequence[str]) -> Converted:
+    """What is written of one sample; `texts` are question and answer in turn."""
+    return Converted(name, source, media, list(map(Turn, cycle(ROLES), texts)))
 
 
 _records = msgspec.json.Decoder(list[Record])
 _record_line = msgspec.json.Decoder(Record)
-_encoder = msgspec.json.Encoder()
 _anything = msgspec.json.Decoder()
 
 
@@ -184,8 +184,8 @@ def _inside(path: str, root: str) -> str:
     return clean
 
 
-def turns_of(record: Record, media: list[Media]) -> list[Said]:
-    """The conversation from its first question on, said by "human" and "gpt", with a placeholder for each medium.
+def texts_of(record: Record, media: list[Media]) -> list[str]:
+    """What is said from the first question on: question and answer in turn, with a placeholder for each medium.
 
     An answer that opens the conversation, as in ShareGPT texts, has no question and is left out, as LLaVA's training
     does. `media` is brought into the order of the placeholders.
@@ -196,37 +196,36 @@ def turns_of(record: Record, media: list[Media]) -> list[Said]:
     said = record.conversations
     if said and SPEAKERS.get(said[0].speaker) == "assistant":
         said = said[1:]
-    if [turn.speaker for turn in said] != _ALTERNATING[: len(said)] or len(said) < 2 or len(said) % 2:
-        said = _alternating(said, len(record.conversations) - len(said))
+    turns = len(said)
+    if turns < 2 or turns % 2 or [turn.speaker for turn in said] != _SPEAKERS_IN_TURN[:turns]:
+        _check_speakers(said, len(record.conversations) - turns)
     texts = [turn.value for turn in said]
     if not all(texts) or any(map(str.isspace, texts)):
-        raise _empty_turn(texts, len(record.conversations) - len(said))
-    questions = texts[0] if len(texts) == 2 else "\n".join(texts[::2])
+        raise _empty_turn(texts, len(record.conversations) - turns)
+    questions = texts[0] if turns == 2 else "\n".join(texts[::2])
     if media or "<" in questions:
         pictures = questions.count(IMAGE_PLACEHOLDER)
         if record.video or pictures != len(media) or VIDEO_PLACEHOLDER in questions:
-            return _fit_placeholders(said, media)
-    return said
+            return _fit_placeholders(texts, media)
+    return texts
 
 
-_ALTERNATING = ["human", "gpt"] * 2000
+_SPEAKERS_IN_TURN = ["human", "gpt"] * 200
+"""Longer talks are looked at turn by turn."""
 
 
-def _alternating(said: Sequence[Said], skipped: int) -> list[Said]:
-    """The same turns under the usual names of the speakers, or the fault in their order."""
-    for number, turn in enumerate(said):
+def _check_speakers(said: Sequence[Said], skipped: int) -> None:
+    """Raise unless known speakers take turns and the last word is an answer."""
+    for number, turn in enumerate(said, skipped):
         role = SPEAKERS.get(turn.speaker)
         if role is None:
-            raise BadRecordError("speakers", f"turn {number + skipped + 1}: unknown speaker {turn.speaker!r}")
-        if role != ROLES[number % 2]:
-            raise BadRecordError(
-                "speakers", f"turn {number + skipped + 1} is the {role}'s again: speakers must alternate"
-            )
+            raise BadRecordError("speakers", f"turn {number + 1}: unknown speaker {turn.speaker!r}")
+        if role != ROLES[(number - skipped) % 2]:
+            raise BadRecordError("speakers", f"turn {number + 1} is the {role}'s again: speakers must alternate")
     if len(said) < 2:
         raise BadRecordError("no_answer", "the conversation has no question with an answer")
     if len(said) % 2:
         raise BadRecordError("no_answer", "the last question has no answer")
-    return [Said(_ORIGINAL_NAMES[number % 2], turn.value) for number, turn in enumerate(said)]
 
 
 def _empty_turn(texts: Sequence[str], skipped: int) -> BadRecordError:
@@ -236,44 +235,43 @@ def _empty_turn(texts: Sequence[str], skipped: int) -> BadRecordError:
     return BadRecordError("empty_question", f"turn {number + skipped + 1}, a question, is empty")
 
 
-def _fit_placeholders(said: list[Said], media: list[Media]) -> list[Said]:
+def _fit_placeholders(texts: list[str], media: list[Media]) -> list[str]:
     """What to do where not every placeholder is a picture's `<image>`."""
     kinds = {medium.kind for medium in media}
-    marks = sum(turn.value.count(mark) for turn in said[::2] for mark in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER))
+    marks = [mark for question in texts[::2] for mark in _PLACEHOLDERS.findall(question)]
     if len(kinds) > 1:
-        _order_media(said, media)
-        return said
-    if kinds == {"video"} and marks == len(media):
+        _order_media(marks, media)
+        return texts
+    if kinds == {"video"} and len(marks) == len(media):
         # Public records write <image> for a clip too; an answer may speak of either word.
         return [
-            turn if number % 2 else Said(turn.speaker, turn.value.replace(IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER))
-            for number, turn in enumerate(said)
+            text if number % 2 else text.replace(IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER)
+            for number, text in enumerate(texts)
         ]
     # Words that look like placeholders need not be any; processing, which will read them, has the last word.
-    problem = check_placeholders(build_sample(said, media))
+    problem = check_placeholders(build_sample(texts, media))
     if problem:
         raise BadRecordError("placeholders", problem.partition(": ")[2])
-    return said
+    return texts
 
 
-def build_sample(said: Sequence[Said], media: Sequence[Media]) -> Sample:
-    """What was said and shown as a `records.Sample`, without id and source."""
-    return Sample(
-        id="",
-        source="",
-        media=tuple(Medium(medium.kind, medium.path, medium.size) for medium in media),
-        turns=tuple(Turn(ROLES[number % 2], turn.value) for number, turn in enumerate(said)),
-    )
-
-
-def _order_media(said: Sequence[Said], media: list[Media]) -> None:
+def _order_media(marks: Sequence[str], media: list[Media]) -> None:
     """Bring pictures and clips of one record into the order of their placeholders, which must tell them apart."""
-    marks = [mark for turn in said[::2] for mark in _PLACEHOLDERS.findall(turn.value)]
     pictures = [medium for medium in media if medium.kind == "image"]
     clips = [medium for medium in media if medium.kind == "video"]
     if marks.count(IMAGE_PLACEHOLDER) != len(pictures) or marks.count(VIDEO_PLACEHOLDER) != len(clips):
         raise BadRecordError("placeholders", "pictures and clips in one record need <image> and <video> placeholders")
     media[:] = [(pictures if mark == IMAGE_PLACEHOLDER else clips).pop(0) for mark in marks]
+
+
+def build_sample(texts: Sequence[str], media: Sequence[Media]) -> Sample:
+    """What was said and shown as a `records.Sample`, without id and source."""
+    return Sample(
+        id="",
+        source="",
+        media=tuple(Medium(medium.kind, medium.path, medium.size) for medium in media),
+        turns=tuple(map(SampleTurn, cycle(ROLES), texts)),
+    )
 
 
 def sample_id(record: Record, number: int) -> str:

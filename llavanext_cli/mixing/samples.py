@@ -20,7 +20,7 @@ import msgspec
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing import tagged
-from llavanext_cli.mixing.splitter import index_chunks, record_lines, split_records
+from llavanext_cli.mixing.splitter import Chunk, index_chunks, record_lines, split_records
 from llavanext_cli.records import ROLES, Medium, Sample
 
 HEADER_KEY = "llavanext_mix"
@@ -29,7 +29,7 @@ _MIX_AGAIN = "make the file again: llavanext mix --help"
 
 
 class _Turn(msgspec.Struct, gc=False):
-    role: Literal["user", "assistant"]
+    role: str
     text: str
 
 
@@ -40,7 +40,7 @@ class _Medium(msgspec.Struct, gc=False):
 
 
 class _Line(msgspec.Struct, gc=False):
-    """A sample without doubt: `Sample.from_dict` has the last word on every line that is not one of these."""
+    """What most lines are; `Sample.from_dict` has the last word on those that are not."""
 
     turns: list[_Turn]
     media: list[_Medium] = msgspec.field(default_factory=list)
@@ -67,30 +67,85 @@ def read_samples(path: Path) -> SampleFile:
         for chunk in index_chunks(path):
             is_tagged = not chunk.lines
             data = chunk.read(file)
-            records = split_records(data, chunk.lines)
-            starts = record_lines(data, records, chunk.line)
-            skipped = 0
+            places = _places(data, chunk)
             if chunk.first == 0 and chunk.lines:
-                header = _read_header(path, records[0], starts[0])
+                header = _read_header(path, _cut(data, chunk, places[0]), places[0].line)
                 roots = _roots(path, header)
-                skipped = 1 if header else 0
-            position = 0
-            for number, (record, line) in enumerate(zip(records, starts, strict=True)):
-                text = bytes(record)
-                position = data.find(text, position)
-                if number >= skipped:
-                    source = _check(path, text, line, is_tagged, len(index.lines))
-                    if source is not None and source not in roots:
-                        if header:
-                            raise DataError(
-                                f"{path}, line {line}: source {source!r} is not among the roots", _MIX_AGAIN
-                            )
-                        roots[source] = path.parent
-                    index.add(chunk.offset + position, len(text), line)
-                position += len(text)
+                places = places[1:] if header else places
+            for place, quick in zip(places, _decode_quickly(data, chunk, places), strict=True):
+                source = _source_of(quick)
+                if source is _DOUBTFUL:
+                    sample = _parse(path, _cut(data, chunk, place), place.line, is_tagged, len(index.lines))
+                    source = sample.source if _needs_root(sample.media) else None
+                if source is not None and source not in roots:
+                    if header:
+                        raise DataError(
+                            f"{path}, line {place.line}: source {source!r} is not among the roots", _MIX_AGAIN
+                        )
+                    roots[source] = path.parent
+                index.add(place)
     if not index.lines:
         raise DataError(f"{path}: the file holds no samples", _MIX_AGAIN)
     return SampleFile(path, header, roots, is_tagged, index)
+
+
+class _Place(NamedTuple):
+    """Where one record lies: offset and length in bytes, and its line from 1."""
+
+    offset: int
+    length: int
+    line: int
+
+
+def _places(data: bytes, chunk: Chunk) -> list[_Place]:
+    places, offset, line = [], chunk.offset, chunk.line
+    if chunk.lines:
+        for text in data.split(b"\n"):
+            if text and not text.isspace():
+                places.append(_Place(offset, len(text), line))
+            offset += len(text) + 1
+            line += 1
+        return places
+    records = split_records(data, lines=False)
+    position = 0
+    for record, start in zip(records, record_lines(data, records, line), strict=True):
+        text = bytes(record)
+        position = data.find(text, position)
+        places.append(_Place(offset + position, len(text), start))
+        position += len(text)
+    return places
+
+
+def _cut(data: bytes, chunk: Chunk, place: _Place) -> bytes:
+    start = place.offset - chunk.offset
+    return data[start : start + place.length]
+
+
+def _decode_quickly(data: bytes, chunk: Chunk, places: list[_Place]) -> list[_Line | None]:
+    """The records at `places` at once, where all of them are what they should be; else None for each."""
+    if places and chunk.lines:
+        try:
+            found = _lines.decode_lines(data[places[0].offset - chunk.offset :])
+            if len(found) == len(places):
+                return found
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass
+    return [None] * len(places)
+
+
+_DOUBTFUL = object()
+_ALTERNATING = list(ROLES) * 2000
+
+
+def _source_of(quick: _Line | None) -> Any:
+    """The source whose root a record needs, None where it needs none, `_DOUBTFUL` where the full test must look."""
+    if quick is None or not quick.turns or [t.role for t in quick.turns] != _ALTERNATING[: len(quick.turns)]:
+        return _DOUBTFUL
+    return quick.source if _needs_root(quick.media) else None
+
+
+def _needs_root(media: Sequence[_Medium | Medium]) -> bool:
+    return any(not medium.path.startswith("/") for medium in media)
 
 
 class _Index(NamedTuple):
@@ -100,10 +155,9 @@ class _Index(NamedTuple):
     lengths: array
     lines: array
 
-    def add(self, offset: int, length: int, line: int) -> None:
-        self.offsets.append(offset)
-        self.lengths.append(length)
-        self.lines.append(line)
+    def add(self, place: _Place) -> None:
+        for column, value in zip(self, place, strict=True):
+            column.append(value)
 
 
 class SampleFile(Sequence):
@@ -191,23 +245,6 @@ def _read_header(path: Path, record: bytes | msgspec.Raw, line: int) -> dict[str
 
 def _roots(path: Path, header: dict[str, Any]) -> dict[str, Path]:
     return {name: Path(os.path.abspath(path.parent / root)) for name, root in header.get("roots", {}).items()}
-
-
-def _check(path: Path, text: bytes, line: int, is_tagged: bool, number: int) -> str | None:
-    """Raise if a record is no sample. Nearly all pass the quick test; the full one finds the words for the others.
-
-    Returns:
-        The source whose root the record needs, or None where it has no media with relative paths.
-    """
-    if not is_tagged:
-        try:
-            quick = _lines.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            quick = None
-        if quick and quick.turns and all(turn.role == ROLES[n % 2] for n, turn in enumerate(quick.turns)):
-            return quick.source if any(not medium.path.startswith("/") for medium in quick.media) else None
-    sample = _parse(path, text, line, is_tagged, number)
-    return sample.source if any(not medium.path.startswith("/") for medium in sample.media) else None
 
 
 def _parse(path: Path, text: bytes, line: int, is_tagged: bool, number: int) -> Sample:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from llavanext_cli.mixing import tagged
 from llavanext_cli.mixing.lengths import LengthRule, build_counter, check_length, count_tokens
 from llavanext_cli.mixing.media import FileState, Verdict, check_file, stat_file
@@ -23,14 +25,13 @@ from llavanext_cli.mixing.readers import (
     Converted,
     Fault,
     Media,
-    Said,
+    build_converted,
     build_sample,
     decode_records,
     describe_faults,
-    encode_samples,
     media_of,
     sample_id,
-    turns_of,
+    texts_of,
 )
 from llavanext_cli.mixing.splitter import Chunk, split_records
 
@@ -38,6 +39,7 @@ Verdicts = dict[tuple[str, str], Verdict]
 """What is known of files, by (kind, path below the root)."""
 
 GOOD = Verdict()
+_encoder = msgspec.json.Encoder()
 
 MEMO_FILES = 200_000
 """Verdicts of the level "exists" that one worker remembers; with more files than that it looks again now and then."""
@@ -132,7 +134,7 @@ def inspect(prepared: Prepared, job: ChunkJob) -> dict[tuple[str, str], FileStat
                 continue
             try:
                 media = media_of(record, root)
-                turns_of(record, media)
+                texts_of(record, media)
             except BadRecordError:
                 continue
             for medium in media:
@@ -163,26 +165,27 @@ def _convert(prepared: Prepared, job: ChunkJob) -> ChunkResult:
     for position, record in zip(job.chosen, decode_records(data, job.chunk.lines, job.chosen), strict=True):
         try:
             media = media_of(record, source.root)
-            said = turns_of(record, media)
+            texts = texts_of(record, media)
             if media:
                 _judge(prepared, source, media, job.verdicts)
             if prepared.counter:
-                _measure(prepared, said, media, result)
+                _measure(prepared, texts, media, result)
         except BadRecordError as error:
             # The error itself would hold this frame, and all of the chunk with it.
             bad.append((position, error.reason, error.detail))
             continue
-        samples.append(Converted(sample_id(record, job.chunk.first + position), source.name, media, said))
+        name = sample_id(record, job.chunk.first + position)
+        samples.append(build_converted(name, source.name, media, texts))
         kept.append(position)
         result.contents[_content(media)] += 1
         for medium in media:
             if medium.size:
                 result.sizes[medium.kind, max(medium.size)] += 1
     if prepared.context.format == "mindformers":
-        texts = split_records(data, job.chunk.lines)
-        result.body = tagged.encode([texts[position] for position in kept], [s.media for s in samples], source.root)
+        records = split_records(data, job.chunk.lines)
+        result.body = tagged.encode([records[position] for position in kept], [s.media for s in samples], source.root)
     else:
-        result.body = encode_samples(samples)
+        result.body = _encoder.encode_lines(samples)
     result.kept = len(samples)
     result.faults = describe_faults(data, job.chunk.lines, job.chunk.first, job.chunk.line, bad)
     return result
@@ -208,9 +211,9 @@ def _judge(prepared: Prepared, source: Source, media: Sequence[Media], verdicts:
             raise BadRecordError(verdict.reason, verdict.detail)
 
 
-def _measure(prepared: Prepared, said: Sequence[Said], media: Sequence[Media], result: ChunkResult) -> None:
+def _measure(prepared: Prepared, texts: Sequence[str], media: Sequence[Media], result: ChunkResult) -> None:
     """Count the tokens of a sample, and raise if they are too many."""
-    tokens = count_tokens(prepared.counter, build_sample(said, media))
+    tokens = count_tokens(prepared.counter, build_sample(texts, media))
     result.tokens[tokens] += 1
     check_length(tokens, prepared.context.lengths)
 

@@ -4,10 +4,10 @@
     python tests/benchmarks/bench_mix.py --records 20000 --clips 20
 
 1. 665 298 records (as many as LLaVA's instruction mix), 4 turns each, one in sixteen without a picture, over 2 000
-   pictures: `mix --check exists` against the original's loop: json.load, isfile for every record, json.dump with indent.
+   pictures: `mix --check exists` against the original's loop: json.load, isfile a record, json.dump with indent.
    Expected: at least 6 times as fast, in less than a quarter of the memory.
-2. 300 clips of 5 seconds: `mix --check full`, which decodes 16 frames of each, against the original's check: seek to the
-   first and the last frame with OpenCV, one clip after the other. Expected: at least 3 times as fast.
+2. 300 clips of 5 seconds: `mix --check full`, which decodes 16 frames of each, against the original's check: seek to
+   the first and the last frame with OpenCV, one clip after the other. Expected: at least 3 times as fast.
 3. Records a second and clips a second against the number of workers.
 
 Each side runs in processes of its own, one after the other. Memory is the greatest sum of the resident sizes of all
@@ -28,10 +28,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-WORDS = (
-    "the a man woman dog cat bicycle red blue small large table window street tree standing holding near behind with "
-    "and of in on at looks appears image shows several people background visible scene"
-).split()
+WORDS = """the a man woman dog cat bicycle red blue small large table window street tree standing holding near behind
+with and of in on at looks appears image shows several people background visible scene""".split()
 PICTURES = 2000
 TURNS = 4
 
@@ -84,7 +82,7 @@ def write_records(folder: Path, count: int) -> Path:
 
 
 def write_clips(folder: Path, count: int) -> Path:
-    """`count` H.264 clips of 5 s, 30 frames a second, 320 x 240, with the encoder's own settings; each moves its own way."""
+    """`count` H.264 clips of 5 s, 30 frames a second, 320 x 240, with the encoder's own settings."""
     import av
     import numpy as np
 

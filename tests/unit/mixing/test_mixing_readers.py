@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llavanext_cli.mixing.readers import (
     BadRecordError,
-    Converted,
     Record,
+    build_converted,
     decode_records,
     describe_faults,
-    encode_samples,
     media_of,
     sample_id,
-    turns_of,
+    texts_of,
 )
 from llavanext_cli.processing.prompt import check_placeholders
 from llavanext_cli.records import Sample
@@ -33,8 +33,8 @@ def convert(record: object, root: str = "/data/") -> dict:
     data = json.dumps(record).encode()
     (found,) = decode_records(data, False, range(1))
     media = media_of(found, root)
-    said = turns_of(found, media)
-    return json.loads(encode_samples([Converted(sample_id(found, 7), "s", media, said)]))
+    texts = texts_of(found, media)
+    return json.loads(msgspec.json.encode(build_converted(sample_id(found, 7), "s", media, texts)))
 
 
 def reason_of(record: object, root: str = "/data/") -> str:
@@ -74,6 +74,11 @@ def test_text_only_and_a_leading_answer():
 def test_other_names_of_the_speakers():
     said = [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]
     assert [turn["role"] for turn in convert({"conversations": said})["turns"]] == ["user", "assistant"]
+
+
+def test_a_very_long_talk():
+    texts = [f"turn {number}" for number in range(1000)]
+    assert [turn["text"] for turn in convert({"conversations": talk(*texts)})["turns"]] == texts
 
 
 def test_several_pictures():
