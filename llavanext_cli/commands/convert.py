@@ -88,7 +88,7 @@ def convert(
     Bytes are copied, not loaded: memory stays small for any model. Every tensor is accounted for, or nothing
     is written.
 
-    Examples:
+    Example:
       llavanext convert LLaVA-NeXT-Video-7B-hf checkpoints/base
       llavanext convert runs/stage3/model LLaVA-NeXT-mine-hf --to hf
       llavanext convert --vision clip-vit-large-patch14-336 --language vicuna-7b-v1.5 checkpoints/scratch

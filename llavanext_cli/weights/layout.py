@@ -20,7 +20,7 @@ from llavanext_cli.weights.stream import Extent, Made, PlannedTensor
 if TYPE_CHECKING:
     from collections.abc import Buffer
 
-CHUNK_BYTES = 2 << 20
+CHUNK_BYTES = 1 << 20
 NUMPY_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SAFETENSORS_NAMES = {name: dtype for dtype, name in NUMPY_NAMES.items()}
 RAW_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
