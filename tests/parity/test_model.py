@@ -119,3 +119,17 @@ def test_greedy_tokens_with_the_cache(model, mindspore_cpu, questions, answers, 
 def test_greedy_tokens_without_a_cache(model, forward, answers):
     """The whole sequence again for every token, through the network that training uses."""
     assert answer_without_cache(model, forward) == answers
+
+
+# --- half precision ---
+
+
+def test_stages_in_float16(model, reference):
+    """Products in float16 on float32 weights: as far off as ten bits of mantissa are, and no further."""
+    from tests.parity.mindspore_side import Forward
+
+    cases = [case for case in model.cases if case.name in QUESTIONS]
+    for case, stages in zip(cases, Forward(model, "float16").stages(cases), strict=True):
+        theirs = reference.stages(case)
+        check_stages(f"{case.name}, float16", stages, theirs, "float16")
+        assert relative_error(stages["logits"], theirs["logits"]) > 1e-5, "this was not computed in float16"
