@@ -90,7 +90,7 @@ def run_mix(
             raise ValueError(f"{name} is one of {known}, not {value!r}")
     out, rejects = out.absolute(), rejects.absolute() if rejects else None
     format = format or ("mindformers" if out.suffix == ".json" else "llavanext")
-    workers = max(1, workers or len(os.sched_getaffinity(0)))
+    workers = max(1, workers or usable_cores())
     data_sets = load_mix_file(mix_file)
     lengths, frames = plan_lengths(tokenizer, max_tokens, preset, frames, check)
     if not dry_run:
@@ -130,6 +130,13 @@ def run_mix(
         listing.commit()
     report.seconds = time.monotonic() - started
     return report
+
+
+def usable_cores() -> int:
+    """Cores this process may use: fewer than there are where a scheduler or `taskset` says so."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _write(

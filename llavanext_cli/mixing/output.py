@@ -60,8 +60,6 @@ class OutputFile:
         if not self._file:
             return
         try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._temporary, self.path)
         except OSError as error:

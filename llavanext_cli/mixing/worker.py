@@ -111,6 +111,7 @@ def prepare(context: Context) -> Prepared:
     if context.check in ("header", "full"):  # loading the decoders is not the first file's fault
         import llavanext_cli.mixing.clips
         import llavanext_cli.processing.image  # noqa: F401
+    gc.freeze()  # what is loaded stays; no later collection need walk through it
     return Prepared(context)
 
 

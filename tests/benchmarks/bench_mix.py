@@ -28,8 +28,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-WORDS = """the a man woman dog cat bicycle red blue small large table window street tree standing holding near behind
-with and of in on at looks appears image shows several people background visible scene""".split()
+TALK = (
+    "the a man woman dog cat bicycle red blue small large table window street tree standing holding near behind with "
+    "and of in on at looks appears image shows several people background visible scene"
+)
+WORDS = TALK.split()
 PICTURES = 2000
 TURNS = 4
 

@@ -426,3 +426,28 @@ def test_the_plain_function_refuses_words_it_does_not_know(tmp_path):
     write_data(tmp_path / "data.json", [record(1, "../a.jpg")])
     with pytest.raises(DataError, match="all 1 records are bad"):
         run_mix(write_mix(tmp_path, {"json_path": "data.json"}), tmp_path / "s.jsonl", check="none")
+
+
+def test_the_benchmark_runs(tmp_path):
+    """At a size where its ratios mean nothing; that it measures both sides and finds all records is what counts."""
+    pytest.importorskip("cv2")
+    script = Path(__file__).parents[1] / "benchmarks" / "bench_mix.py"
+    command = [
+        sys.executable,
+        str(script),
+        "--records",
+        "320",
+        "--clips",
+        "2",
+        "--workers",
+        "1",
+        "--folder",
+        str(tmp_path),
+    ]
+    done = subprocess.run([*command, "--json", str(tmp_path / "b.json")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "b.json").read_text())
+    assert numbers["records_faster"] > 0 and numbers["clips_faster"] > 0
+    assert numbers["original_records"]["mebibytes"] > 5 and numbers["workers"]["1"]["records"]["mebibytes"] > 20
+    assert "of the memory" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -79,6 +80,27 @@ def test_chunks_are_small_and_lines_are_counted(tmp_path):
             data = chunk.read(file)
             starts += record_lines(data, split_records(data, False), chunk.line)
     assert starts == [2 + 4 * number for number in range(500)]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_memory_does_not_grow_with_the_file(tmp_path, name):
+    one = json.dumps({"id": 7, "conversations": [{"from": "human", "value": "word " * 150}] * 3})
+    lines = name == "a.jsonl"
+    path = tmp_path / name
+    with path.open("w") as file:
+        file.write("" if lines else "[")
+        for number in range(8000):
+            file.write((one + "\n") if lines else ("," if number else "") + one)
+        file.write("" if lines else "]")
+    assert path.stat().st_size > 18e6
+    tracemalloc.start()
+    try:
+        total = sum(chunk.count for chunk in index_chunks(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert total == 8000
+    assert peak < 3e6
 
 
 def test_a_record_longer_than_a_chunk(tmp_path):
