@@ -102,7 +102,7 @@ def run_convert(
         force: replace a checkpoint that is at the destination.
         dry_run: plan and check, write nothing.
         verify: read the result back and compare digests.
-        progress: called with (bytes done, bytes in all).
+        progress: called with (bytes done, bytes in all); with `verify` every byte counts twice.
 
     Raises:
         CheckpointError: nothing is left at the destination, and what was there before is still there.
@@ -124,15 +124,21 @@ def run_convert(
         plan = _cast(plan, DTYPES[dtype], companions, tally)
     check_space(destination, plan.nbytes)
     files: tuple[str, ...] = ()
+    passes = 2 if verify else 1  # writing, and reading back
+    writing, reading = (_one_pass(progress, number, passes, plan.nbytes) for number in range(2))
     if not dry_run:
         with new_folder(destination) as temporary:
             copy_companions(companions, temporary)
             for name, content in plan.files.items():
                 write_json(temporary / name, content)
             if to == "hf":
-                written = _write_hf(temporary, plan, shard_bytes, progress)
+                written = _write_hf(temporary, plan, shard_bytes, writing)
             else:
-                origin = {"kind": "hf", "name": [p.resolve().name for p in sources], "layout": plan.layout}
+                origin = {
+                    "kind": "hf" if like is None else "ranks",
+                    "name": [p.resolve().name for p in sources],
+                    "layout": plan.layout,
+                }
                 manifest = write_checkpoint(
                     temporary,
                     plan.tensors,
@@ -142,11 +148,11 @@ def run_convert(
                     part=part,
                     weight_format=weight_format,
                     shard_bytes=shard_bytes,
-                    progress=progress,
+                    progress=writing,
                 )
                 written = manifest["tensors"] | manifest["carried"]
             if verify:
-                _verify(temporary, written)
+                _verify(temporary, written, plan.nbytes, reading)
             files = tuple(sorted({entry["file"] for entry in written.values()}))
     return ConvertReport(
         sources=sources,
@@ -206,11 +212,18 @@ def _write_hf(folder: Path, plan: Plan, shard_bytes: int, progress: Progress | N
     return written
 
 
-def _verify(folder: Path, written: dict[str, dict[str, Any]]) -> None:
+def _one_pass(progress: Progress | None, number: int, passes: int, nbytes: int) -> Progress | None:
+    """The progress of one of several passes over the same bytes, as a share of all of them."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(number * nbytes + done, passes * nbytes)
+
+
+def _verify(folder: Path, written: dict[str, dict[str, Any]], nbytes: int, progress: Progress | None) -> None:
     """Read the files back and compare each tensor's digest with the one taken while it was written."""
     from llavanext_cli.weights.ckpt_format import read_ckpt_header
 
-    with Stream(0) as stream:
+    with Stream(nbytes, progress) as stream:
         for file in sorted({entry["file"] for entry in written.values()}):
             path = folder / file
             if path.suffix == ".ckpt":

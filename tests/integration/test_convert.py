@@ -131,6 +131,34 @@ def test_a_convolving_pooler_and_tied_embeddings(tiny_model, tmp_path: Path) -> 
     assert bytes_of(tmp_path / "back") == bytes_of(tmp_path / "hf") and not any(info.values()), info
 
 
+@pytest.mark.parametrize("text", ["llama", "mistral"])
+def test_a_picture_model_goes_both_ways(text: str, tiny_model, tmp_path: Path) -> None:
+    """llava-v1.6-vicuna and llava-v1.6-mistral: model type llava_next, one media token."""
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, MistralConfig
+
+    from llavanext_cli.config.architecture import load_architecture
+
+    fields = tiny_model.config.text_config.to_dict()
+    mistral = MistralConfig(
+        **{k: v for k, v in fields.items() if k not in ("model_type", "architectures")}, sliding_window=None
+    )
+    config = LlavaNextConfig(
+        tiny_model.config.vision_config,
+        mistral if text == "mistral" else tiny_model.config.text_config,
+        image_token_index=60,
+        image_grid_pinpoints=[[28, 56], [56, 28]],
+    )
+    LlavaNextForConditionalGeneration(config).save_pretrained(tmp_path / "hf")
+    run_convert(tmp_path / "hf", tmp_path / "ours")
+    architecture = open_checkpoint(tmp_path / "ours").architecture
+    assert (architecture.image_token_index, architecture.video_token_index) == (60, 60)
+    assert architecture.text == load_architecture(tmp_path / "hf").text
+    run_convert(tmp_path / "ours", tmp_path / "back", to="hf")
+    assert bytes_of(tmp_path / "back") == bytes_of(tmp_path / "hf")
+    _, info = LlavaNextForConditionalGeneration.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info.values()), info
+
+
 # ------------------------------------------------------------------------------------------------------------ MindSpore
 
 
@@ -193,12 +221,22 @@ def test_another_network_is_refused_before_it_is_changed(converted: Path, networ
     assert not any(parameter.asnumpy().any() for parameter in network.get_parameters())
 
 
-def test_the_real_network_takes_every_weight(converted: Path) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("pooling", ["average", "conv"])
+def test_the_real_network_takes_every_weight(tied: bool, pooling: str, tmp_path: Path) -> None:
     """Names and shapes of `keymap` are those of the model that train and ask build."""
+    from dataclasses import replace
+
+    from llavanext_cli.config.architecture import architecture_to_hf
     from llavanext_cli.model.config import LlavaNextConfig
     from llavanext_cli.model.registry import LlavaNext
+    from tests.unit.weights.tiny import TINY, random_tensors, write_hf
 
-    checkpoint = open_checkpoint(converted)
+    architecture = replace(TINY, text=replace(TINY.text, tie_word_embeddings=tied), spatial_pool_mode=pooling)
+    tensors = random_tensors(keymap.hub_tensors(architecture))
+    write_hf(tmp_path / "hf", tensors, architecture_to_hf(architecture))
+    run_convert(tmp_path / "hf", tmp_path / "ours")
+    checkpoint = open_checkpoint(tmp_path / "ours")
     network = LlavaNext(
         LlavaNextConfig(
             architecture=checkpoint.architecture,

@@ -107,6 +107,9 @@ def test_progress_ends_at_the_total(hf_folder: Path, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     report = run_convert(hf_folder, tmp_path / "out", progress=lambda done, total: calls.append((done, total)))
     assert calls[-1] == (report.nbytes, report.nbytes)
+    calls.clear()
+    run_convert(hf_folder, tmp_path / "again", verify=True, progress=lambda done, total: calls.append((done, total)))
+    assert calls == sorted(calls) and calls[-1] == (2 * report.nbytes, 2 * report.nbytes)
 
 
 # ---------------------------------------------------------------------------------------------------------------- types
