@@ -193,18 +193,25 @@ class Reference:
         }
         return float(loss.detach()), found
 
-    def padded(self, cases: list[Case]) -> np.ndarray:
-        """`float32[B, S, V]`: logits of several samples in one batch, padded on the right and masked."""
+    def batch(self, cases: list[Case]) -> dict[str, Any]:
+        """Several samples as one batch, padded on the right and masked."""
         length = max(case.encoded.length for case in cases)
-        ids = np.full((len(cases), length), self.config.text_config.pad_token_id, np.int64)
-        mask = np.zeros((len(cases), length), np.int64)
+        ids = torch.full((len(cases), length), self.config.text_config.pad_token_id)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
         for row, case in enumerate(cases):
-            ids[row, : case.encoded.length] = case.encoded.input_ids
+            ids[row, : case.encoded.length] = torch.tensor(case.encoded.input_ids)
+            labels[row, : case.encoded.length] = torch.tensor(case.encoded.labels)
             mask[row, : case.encoded.length] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, **self.media(cases)}
+
+    def padded(self, cases: list[Case]) -> np.ndarray:
+        """`float32[B, S, V]`: logits of several samples in one batch."""
         with torch.no_grad():
-            return self.model(
-                input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), **self.media(cases)
-            ).logits.numpy()
+            return self.model(**self.batch(cases)).logits.numpy()
+
+    def loss(self, cases: list[Case]) -> torch.Tensor:
+        """Of several samples in one batch, averaged over their supervised tokens; with its graph."""
+        return self.model(**self.batch(cases)).loss
 
     def generate(self, case: Case, tokens: int) -> list[int]:
         """The answer's ids, greedy; as long as asked, or up to and without the end."""

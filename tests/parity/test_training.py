@@ -1,0 +1,196 @@
+"""Training against a torch loop: the same weights, the same batches, 20 steps of AdamW, clipped, warmed up, cosine.
+
+Ours is what `llavanext train` runs in a worker: the preset expanded to MindFormers' configuration, its `Trainer`, and
+our callback, whose metrics.jsonl is what is compared. The other side is transformers' model and torch's own optimizer.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from llavanext_cli.training.freeze import part_of
+from llavanext_cli.weights.keymap import build_targets
+from tests.parity.models import tiny_config, write_hf_folder
+from tests.parity.stages import TABLE
+from tests.parity.variants import SMALLER
+
+STEPS, BATCH = 20, 4
+LOSS, CHANGE = 1e-3, 0.05
+"""Greatest relative difference of any step's loss, and of what the steps made of a weight."""
+PICTURES = ("40x60", "text only", "20x200", "two pictures", "57x113", "64x48")
+CLIPS = ("clip", "text only", "40x60", "picture and clip", "57x113", "two pictures")
+EVERYTHING = ("vision", "projector", "newline", "language")
+
+PLANS = {
+    "stage 2, projector": (PICTURES, ("projector",), []),
+    "stage 2, projector and language": (PICTURES, ("projector", "newline", "language"), []),
+    "stage 2, all": (PICTURES, EVERYTHING, ["train.weight_decay=0.1"]),
+    "stage 3, all": (CLIPS, EVERYTHING, []),
+    "stage 3, language": (CLIPS, ("language",), []),
+    "stage 3, vision": (CLIPS, ("vision",), ["train.clip_norm=null", "train.schedule=constant"]),
+    "stage 3, all, accumulated": (CLIPS, EVERYTHING, ["train.batch_size=2", "train.accumulate=2"]),
+}
+"""name: (cases, parts that learn, changes to the preset)."""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    return write_hf_folder(tmp_path_factory.mktemp("training") / "hub", tiny_config(SMALLER))
+
+
+def cases_of(model, names):
+    """The cases in the order of `names`, round and round, for every step."""
+    named = {case.name: case for case in model.cases}
+    return [[named[names[(step * BATCH + row) % len(names)]] for row in range(BATCH)] for step in range(STEPS)]
+
+
+class Encoded:
+    """Stands for the data file and the processor: the samples are encoded already."""
+
+    roots: dict = {}  # noqa: RUF012
+
+    def __init__(self, samples, arch):
+        self.samples, self.arch = samples, arch
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+    def encode(self, sample, roots):
+        return sample
+
+
+def train_ours(model, names, preset, folder):
+    """The lines of metrics.jsonl, the weights before, and those after."""
+    from mindformers import MindFormerConfig, Trainer
+    from mindformers.core.context import build_context
+    from mindformers.core.parallel_config import build_parallel_config
+    from mindformers.models.build_model import build_network
+
+    from llavanext_cli.config.mindformers import expand
+    from llavanext_cli.training.dataset import EncodedSamples, build_dataset
+    from llavanext_cli.training.freeze import freeze
+    from llavanext_cli.training.metrics import TrainingMonitor
+    from llavanext_cli.weights.checkpoint import load_into
+    from tests.parity.mindspore_side import keep_alive
+
+    config = MindFormerConfig(**expand(preset, architecture=model.arch, out=folder, steps=STEPS))
+    build_context(config)
+    build_parallel_config(config)
+    config.model.model_config.parallel_config = config.parallel_config
+    network = keep_alive(build_network(config.model))
+    load_into(network, model.checkpoint)
+    freeze(network, preset.train.trainable)
+    weights = lambda: {name: value.asnumpy().copy() for name, value in network.parameters_dict().items()}  # noqa: E731
+    before = weights()
+    samples = [case.encoded for batch in cases_of(model, names) for case in batch]
+    source = Encoded(samples, model.arch)
+    data = EncodedSamples(source, range(len(samples)), source, preset)
+    metrics = folder / "metrics.jsonl"
+    monitor = TrainingMonitor(
+        metrics,
+        steps=STEPS,
+        global_batch=BATCH,
+        log_every=1,
+        save_every=0,
+        save=lambda folder, step: None,
+        checkpoints=folder / "checkpoints",
+        keep=1,
+    )
+    batches = build_dataset(data, batch_size=BATCH, workers=1)
+    Trainer(args=config, model=network, train_dataset=batches, callbacks=[monitor]).train()
+    return [json.loads(line) for line in metrics.read_text().splitlines()], before, weights()
+
+
+def train_theirs(reference, model, names, preset):
+    """Losses, learning rates, norms of the gradients, and the weights after, by our names."""
+    import torch
+    import transformers
+
+    from tests.parity.torch_side import hub_name
+
+    train = preset.train
+    targets = build_targets(model.arch)
+    part = {source: part_of(target.name) for target in targets for source in target.sources}
+    learning = {}
+    for name, weight in reference.model.named_parameters():
+        weight.requires_grad = part.get(hub_name(name)) in train.trainable
+        if weight.requires_grad:
+            learning[hub_name(name)] = weight
+    decayed = [weight for weight in learning.values() if weight.ndim > 1]
+    others = [weight for weight in learning.values() if weight.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=train.learning_rate,
+        betas=train.betas,
+        eps=train.epsilon,
+    )
+    warmup = int(STEPS * train.warmup_ratio)
+    if train.schedule == "cosine":
+        schedule = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, STEPS)
+    else:
+        schedule = transformers.get_constant_schedule_with_warmup(optimizer, warmup)
+    lines = []
+    for cases in cases_of(model, names):
+        optimizer.zero_grad()
+        loss = reference.loss(cases)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(learning.values(), train.clip_norm or float("inf"))
+        lines.append(
+            {"loss": float(loss.detach()), "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)}
+        )
+        optimizer.step()
+        schedule.step()
+    hub = {hub_name(name): weight.detach().numpy() for name, weight in reference.model.named_parameters()}
+    ours = {target.name: np.concatenate([hub[source] for source in target.sources]) for target in targets}
+    return lines, ours
+
+
+@pytest.mark.parametrize("plan", list(PLANS))
+def test_same_losses_and_weights(plan, mindspore_cpu, hub, tmp_path):
+    from llavanext_cli.config.presets import load_preset
+    from tests.parity.mindspore_side import Model
+    from tests.parity.torch_side import Reference
+
+    names, trainable, changes = PLANS[plan]
+    model = Model(hub, tmp_path / "converted", names)
+    preset = load_preset(
+        "tiny-stage3",
+        [
+            f"data.seq_length={model.length}",
+            f"data.tiles={model.tiles}",
+            f"data.frames={model.frames}",
+            f"train.batch_size={BATCH}",
+            f"train.trainable=[{', '.join(trainable)}]",
+            "train.learning_rate=3e-3",
+            "train.warmup_ratio=0.2",
+            "train.clip_norm=1.0",
+            *changes,
+        ],
+    )
+    ours, before, after = train_ours(model, names, preset, tmp_path)
+    theirs, their_after = train_theirs(Reference(hub), model, names, preset)
+
+    losses = np.array([[line["loss"] for line in lines] for lines in (ours, theirs)])
+    assert losses.shape == (2, STEPS)
+    assert losses[1, -5:].mean() < 0.97 * losses[1, :5].mean(), "it did not learn, so nothing was compared"
+    TABLE.add(plan, "loss", float(np.abs(losses[0] / losses[1] - 1).max()))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=LOSS)
+    for key, close in (("learning_rate", 1e-5), ("gradient_norm", 1e-2)):
+        if key in ours[0] and ours[0][key] is not None:
+            np.testing.assert_allclose([o[key] for o in ours], [t[key] for t in theirs], rtol=close, atol=1e-9)
+    if preset.train.clip_norm:
+        assert max(line["gradient_norm"] for line in theirs) > preset.train.clip_norm, "nothing was clipped"
+
+    for name in after:
+        if part_of(name) not in trainable:
+            assert np.array_equal(before[name], after[name]), f"{name} is frozen, and changed"
+            continue
+        if "qkv.bias" in name:
+            continue  # a key's bias has a gradient of rounding errors, which Adam makes steps of; nothing depends on it
+        moved = np.linalg.norm(their_after[name] - before[name])
+        assert moved > 0, f"{name} did not learn"
+        assert np.linalg.norm(after[name] - their_after[name]) <= CHANGE * moved, name
