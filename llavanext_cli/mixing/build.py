@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -94,13 +94,7 @@ def run_mix(
     data_sets = load_mix_file(mix_file)
     lengths, frames = plan_lengths(tokenizer, max_tokens, preset, frames, check)
     if not dry_run:
-        for target in (out, rejects):
-            if target:
-                check_output_folder(target, force)
-        if rejects == out:
-            raise DataError(
-                f"{out}: the rejects would overwrite the output", "name another file: --rejects rejects.jsonl"
-            )
+        _check_targets(out, rejects, [mix_file.absolute(), *(data_set.json_path for data_set in data_sets)], force)
     report = MixReport(out, not dry_run, check, format, seed, [SourceReport(d) for d in data_sets], rejects)
     report.max_tokens = lengths.max_tokens if lengths else None
     plan = Plan(data_sets, report.sources, seed)
@@ -130,6 +124,16 @@ def run_mix(
         listing.commit()
     report.seconds = time.monotonic() - started
     return report
+
+
+def _check_targets(out: Path, rejects: Path | None, inputs: Sequence[Path], force: bool) -> None:
+    if rejects == out:
+        raise DataError(f"{out}: the rejects would overwrite the output", "name another file: --rejects rejects.jsonl")
+    for target in (out, rejects):
+        if target:
+            if any(target.exists() and target.samefile(path) for path in inputs):
+                raise DataError(f"{target} is what this mix is made from", "name another file for the output")
+            check_output_folder(target, force)
 
 
 def usable_cores() -> int:

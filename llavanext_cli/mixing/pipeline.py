@@ -20,8 +20,9 @@ from llavanext_cli.mixing.pool import Lost, Pool
 from llavanext_cli.mixing.report import MixReport
 from llavanext_cli.mixing.worker import ChunkJob, ChunkResult, Context
 
-FILES_A_TASK = 16
-"""Files a worker is handed at once; it answers each on its own."""
+FILES_A_TASK = {"header": 32, "full": 4}
+"""Files a worker is handed at once, by level; it answers each on its own. Few where each takes long, so that the last
+ones are shared out evenly."""
 
 Progress = Callable[[int, int], None]
 
@@ -117,8 +118,9 @@ class Pipeline:
             self.waiters.setdefault(file, []).append((chunk, key))
         self.report.files_known += len(known)
         self.report.files += len(known) + len(new)
-        for start in range(0, len(new), FILES_A_TASK):
-            part = new[start : start + FILES_A_TASK]
+        size = FILES_A_TASK[self.context.check]
+        for start in range(0, len(new), size):
+            part = new[start : start + size]
             self.pool.submit(("check", part), "check", part, time_limit=self.time_limit)
         self._convert_if_ready(chunk)
 

@@ -345,6 +345,8 @@ def test_faults_of_files_are_one_line_a_hint_and_nothing_left(tmp_path, images):
     fails(good, "the folder " + str(tmp_path / "none") + " does not exist", out=tmp_path / "none" / "s.jsonl")
     fails(good, "is a folder", out=images)
     fails(good, "the rejects would overwrite the output", "--rejects", tmp_path / "s.jsonl")
+    fails(good, "is what this mix is made from", "--force", out=images / "llava.json")
+    fails(good, "is what this mix is made from", "--force", "--rejects", good)
     fails(tmp_path / "none.yaml", "no such mix file")
     (tmp_path / "there.jsonl").write_text("mine")
     fails(good, "there.jsonl exists", out=tmp_path / "there.jsonl")
