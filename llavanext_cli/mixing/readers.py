@@ -6,8 +6,8 @@
        {"from": "gpt", "value": ".."}]}              {"role": "assistant", "text": ".."}]}
 
 Records of LLaVA-Instruct-150K name pictures, those of LLaVA-Video-178K clips; both write `<image>` for the medium, and
-a clip's becomes `<video>` here. The hot path works on typed records and plain dictionaries, because a mix has hundreds
-of thousands of records; a test holds the result against `records.Sample`.
+a clip's becomes `<video>` here. The types of this module are msgspec's, because a mix has hundreds of thousands of
+records; a test holds the result against `records.Sample`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from posixpath import normpath
 
 import msgspec
 
-from llavanext_cli.mixing.splitter import record_lines, split_records
+from llavanext_cli.mixing.splitter import UNPARSED, record_lines, split_records
 from llavanext_cli.processing.prompt import check_placeholders
 from llavanext_cli.records import IMAGE_PLACEHOLDER, ROLES, VIDEO_PLACEHOLDER, Medium, Sample
 from llavanext_cli.records import Turn as SampleTurn
@@ -105,7 +105,7 @@ def decode_records(data: bytes, lines: bool, chosen: Sequence[int]) -> list[Reco
         if len(chosen) and chosen[-1] - chosen[0] + 1 == len(chosen):
             records = _record_line.decode_lines(data) if lines else _records.decode(b"[" + data + b"]")
             return records[chosen[0] : chosen[-1] + 1]
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNPARSED:
         pass  # at least one record is not as it should be: look at each of them
     texts = split_records(data, lines)
     return [_decode(texts[position]) for position in chosen]
@@ -118,7 +118,7 @@ def _decode(text: bytes | msgspec.Raw) -> Record | BadRecordError:
         if not _starts_object(text):
             return BadRecordError("not_a_record", "the record is not an object")
         return BadRecordError("not_a_record", f"{str(error)[:1].lower()}{str(error)[1:]}".replace("$.", ""))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNPARSED:
         return BadRecordError("not_unicode", "a text holds bytes or escapes that are not Unicode")
 
 
@@ -143,7 +143,7 @@ def describe_faults(
 def _id_of(text: bytes | msgspec.Raw) -> str:
     try:
         record = _anything.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNPARSED:
         return ""
     return str(record.get("id", "")) if isinstance(record, dict) else ""
 

@@ -20,7 +20,7 @@ import msgspec
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing import tagged
-from llavanext_cli.mixing.splitter import Chunk, index_chunks, record_lines, split_records
+from llavanext_cli.mixing.splitter import UNPARSED, Chunk, index_chunks, record_lines, split_records
 from llavanext_cli.records import ROLES, Medium, Sample
 
 HEADER_KEY = "llavanext_mix"
@@ -128,7 +128,7 @@ def _decode_quickly(data: bytes, chunk: Chunk, places: list[_Place]) -> list[_Li
             found = _lines.decode_lines(data[places[0].offset - chunk.offset :])
             if len(found) == len(places):
                 return found
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNPARSED:
             pass
     return [None] * len(places)
 
@@ -262,7 +262,7 @@ def _parse(path: Path, text: bytes, line: int, is_tagged: bool, number: int) -> 
 def _decode(path: Path, text: bytes | msgspec.Raw, line: int) -> Any:
     try:
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNPARSED as error:
         raise DataError(
             f"{path}, line {line}: not valid JSON: {error}", "did the file change? Make it again"
         ) from error

@@ -32,6 +32,9 @@ CHUNK_BYTES = 1 << 18
 MAX_RECORD_BYTES = 256 << 20
 """A single record beyond this is a broken file, not a conversation."""
 
+UNPARSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for text that it cannot parse."""
+
 _BLANK = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 _BETWEEN = re.compile(rb"\}[ \t\r\n]*(,)[ \t\r\n]*\{")
@@ -113,7 +116,7 @@ def split_records(data: bytes, lines: bool) -> list[bytes | msgspec.Raw]:
     """
     try:
         return _line_of_raw.decode_lines(data) if lines else _array_of_raw.decode(b"[" + data + b"]")
-    except msgspec.DecodeError:
+    except UNPARSED:
         return _split_slowly(data, lines)
 
 
@@ -170,7 +173,7 @@ def _last_chunk(buffer: bytes, where: _Place, number: int) -> Iterator[Chunk]:
         if not text.endswith(b"]"):
             raise msgspec.DecodeError
         count = len(_array_of_raw.decode(b"[" + text))
-    except msgspec.DecodeError:
+    except UNPARSED:
         spans, problem = _scan(text)
         behind = text[spans[-1][1] if spans else 0 :].lstrip(_BLANK)
         garbage = behind[1:].lstrip(_BLANK)
@@ -214,7 +217,7 @@ def _count_records(buffer: bytearray, at: int) -> int:
     buffer[0], buffer[at] = b"[]"
     try:
         return len(_array_of_raw.decode(memoryview(buffer)[: at + 1]))
-    except msgspec.DecodeError:
+    except UNPARSED:
         return 0
     finally:
         buffer[0], buffer[at] = first, last
@@ -240,7 +243,7 @@ def split_lines(data: bytes, where: _Place) -> list[bytes | msgspec.Raw]:
         records = _line_of_raw.decode_lines(data)
         if len(records) == written:
             return records
-    except msgspec.DecodeError:
+    except UNPARSED:
         pass
     return _split_slowly(data, lines=True, where=where)
 

@@ -159,6 +159,15 @@ def test_faults_have_a_line_and_a_column(tmp_path, name, text, says, size):
     assert error.value.hint
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_nested_too_deeply(tmp_path, name):
+    deep = '{"id": 1, "x": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    path = tmp_path / name
+    path.write_text(f'[{{"id": 0}},\n{deep}]' if name == "a.json" else f'{{"id": 0}}\n{deep}\n')
+    with pytest.raises(DataError, match="line 2, column 1: not valid JSON: nested too deeply"):
+        list(index_chunks(path))
+
+
 def test_no_such_file(tmp_path):
     with pytest.raises(DataError, match=r"none\.json: No such file"):
         list(index_chunks(tmp_path / "none.json"))
