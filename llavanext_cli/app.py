@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -111,7 +110,7 @@ class Llavanext(TyperGroup):
     def __init__(self, **attributes: Any):
         super().__init__(**attributes | {"help": keep_lines(attributes.get("help") or "")})
         shared = [parameter for parameter in self.params if parameter.name in GLOBAL_OPTIONS]
-        self.commands = LazyCommands(tuple(e for e in COMMANDS if find_spec(e.module)), shared)
+        self.commands = LazyCommands(COMMANDS, shared)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)

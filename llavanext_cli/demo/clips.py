@@ -14,7 +14,7 @@ from llavanext_cli.demo.pictures import CELL, COLOURS, GROUND, QUADRANTS, SYMBOL
 
 DIRECTIONS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
 """Direction of a move as (y, x)."""
-FRAMES, RATE = 16, 8
+CLIP_FRAMES, RATE = 16, 8
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ def plan_clip(rng: random.Random) -> Clip:
     corner = (0 if quadrant.startswith("top") else CELL, 0 if quadrant.endswith("left") else CELL)
     if kind == "move":
         answer = rng.choice(sorted(DIRECTIONS))
-        places = [_on_the_way(corner, DIRECTIONS[answer], number / (FRAMES - 1)) for number in range(FRAMES)]
+        places = [_on_the_way(corner, DIRECTIONS[answer], number / (CLIP_FRAMES - 1)) for number in range(CLIP_FRAMES)]
         return Clip(kind, answer, tuple((symbol, colour, place) for place in places))
-    when = rng.randint(FRAMES // 4, FRAMES * 3 // 4)
+    when = rng.randint(CLIP_FRAMES // 4, CLIP_FRAMES * 3 // 4)
     if kind == "appear":
-        return Clip(kind, quadrant, tuple((symbol, colour, corner) if n >= when else None for n in range(FRAMES)))
+        return Clip(kind, quadrant, tuple((symbol, colour, corner) if n >= when else None for n in range(CLIP_FRAMES)))
     other = rng.choice([name for name in sorted(COLOURS) if name != colour])
-    return Clip(kind, other, tuple((symbol, other if n >= when else colour, corner) for n in range(FRAMES)))
+    return Clip(kind, other, tuple((symbol, other if n >= when else colour, corner) for n in range(CLIP_FRAMES)))
 
 
 def _on_the_way(corner: tuple[int, int], step: tuple[int, int], share: float) -> tuple[int, int]:

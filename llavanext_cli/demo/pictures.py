@@ -9,7 +9,7 @@ and never of the pixels. There are three kinds:
     |         | +-----+ |    | +-----+ | +-----+ |     alternates every pixel, so squashing the picture to the base tile
     |         | |  +  | |    | |  o  | | |  #  | |     averages it to an even grey: only a tile at full resolution shows
     |         | +-----+ |    | +-----+ | +-----+ |     which way the lines run. Tags are drawn only on pictures that the
-    +---------+---------+    +---------+---------+     base tile halves on at least one side.
+    +---------+---------+    +---------+---------+     base tile halves on both sides.
     |         |         |    |         | +-----+ |
     |         |         |    |         | |  +  | |
     |         |         |    |         | +-----+ |
@@ -35,16 +35,18 @@ CELL = TILE // 2
 """Side of a sign or a tag, pixels: two by two patches."""
 GROUND = (115, 115, 115)
 
-HALVED_SIZES = (
+SIZES = (
     (2 * TILE, 2 * TILE),
     (3 * CELL, 2 * TILE),
     (2 * TILE, 3 * CELL),
     (TILE, 2 * TILE),
     (2 * TILE, TILE),
+    (TILE, 3 * TILE),
+    (3 * TILE, TILE),
 )
-"""(height, width) of pictures that the base tile halves on a side: 1:1, 3:4, 4:3, 1:2 and 2:1."""
-LONG_SIZES = ((TILE, 3 * TILE), (3 * TILE, TILE))
-"""(height, width) of the longest pictures: 1:3 and 3:1."""
+"""(height, width) of pictures: 1:1, 3:4, 4:3, 1:2, 2:1, 1:3 and 3:1."""
+TAG_SIZE = SIZES[0]
+"""(height, width) of pictures with a tag: the base tile halves both sides."""
 
 _TAG_GREY, _TAG_SWING, _TAG_RAMP = 128, 88, 4
 
@@ -81,9 +83,9 @@ def plan_picture(rng: random.Random) -> Picture:
     number and pattern is as likely as the others."""
     kind = rng.choice(("one", "one", "several", "tag"))
     if kind == "tag":
-        size = rng.choice(HALVED_SIZES)
-        return Picture(size, (), Tag(rng.choice(PATTERNS), pick_cell(rng, rng.choice(QUADRANTS), size)))
-    size = rng.choice(HALVED_SIZES + LONG_SIZES)
+        corner = pick_cell(rng, rng.choice(QUADRANTS), TAG_SIZE)
+        return Picture(TAG_SIZE, (), Tag(rng.choice(PATTERNS), corner))
+    size = rng.choice(SIZES)
     count = 1 if kind == "one" else rng.randint(1, MOST_SIGNS)
     signs = tuple(
         Sign(rng.choice(SYMBOLS), rng.choice(sorted(COLOURS)), quadrant, pick_cell(rng, quadrant, size))

@@ -27,6 +27,11 @@ def library_environment(folder: Path, verbose: bool = False) -> dict[str, str]:
     }
 
 
+def share_threads(threads: int | None, workers: int) -> int:
+    """Threads of one of `workers` processes on this machine: as asked for, or a fair share of the cores."""
+    return threads or max(1, len(os.sched_getaffinity(0)) // workers)
+
+
 def load_libraries(folder: Path, target: str, *, threads: int | None = None, verbose: bool = False) -> None:
     """Import MindSpore, MindFormers and our classes, quietly, and choose the device. To be called once a process.
 
@@ -54,7 +59,7 @@ def load_libraries(folder: Path, target: str, *, threads: int | None = None, ver
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
     mindspore.set_device(target)
     if target == "CPU":
-        mindspore.device_context.cpu.op_tuning.threads_num(threads or len(os.sched_getaffinity(0)))
+        mindspore.device_context.cpu.op_tuning.threads_num(share_threads(threads, 1))
 
 
 def _drop_stream_handlers() -> None:

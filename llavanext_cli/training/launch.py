@@ -26,7 +26,7 @@ from llavanext_cli.config.mindformers import expand
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import ConfigError, LlavaNextError, RuntimeMissingError, TrainingError
-from llavanext_cli.model.runtime import library_environment
+from llavanext_cli.model.runtime import library_environment, share_threads
 from llavanext_cli.training.job import Job
 from llavanext_cli.training.plan import RunPlan, plan_run
 
@@ -191,8 +191,7 @@ def _environment(preset: Preset, job: Job) -> dict[str, str]:
     package_root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH", "")]))
     if preset.runtime.target == "CPU":
-        cores = len(os.sched_getaffinity(0))
-        environment["OMP_NUM_THREADS"] = str(preset.runtime.threads or max(1, cores // preset.parallel.devices))
+        environment["OMP_NUM_THREADS"] = str(share_threads(preset.runtime.threads, preset.parallel.devices))
     return environment
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.errors import LlavaNextError
-from llavanext_cli.model.runtime import load_libraries
+from llavanext_cli.model.runtime import load_libraries, share_threads
 from llavanext_cli.training.job import Job
 
 
@@ -31,7 +31,8 @@ def main() -> None:
 def run_worker(job: Job) -> None:
     """Train as the job says; the first worker writes metrics and checkpoints."""
     preset = load_preset(job.preset, job.overrides, job.devices)
-    load_libraries(job.libraries_folder, preset.runtime.target, threads=preset.runtime.threads, verbose=True)
+    threads = share_threads(preset.runtime.threads, preset.parallel.devices)
+    load_libraries(job.libraries_folder, preset.runtime.target, threads=threads, verbose=True)
 
     import mindspore as ms
     from mindformers import MindFormerConfig, Trainer

@@ -58,11 +58,11 @@ def test_a_file_over_its_base(write):
 
 
 def test_a_mapping_is_merged_key_by_key_and_a_list_replaced(write):
-    path = write(GOOD + "    model: {text: {num_hidden_layers: 2}, image_grid_pinpoints: [[56, 112]]}\n")
+    path = write(GOOD + "    model: {text: {num_hidden_layers: 2}, image_grid_pinpoints: [[48, 96]]}\n")
     model = load_preset(path).model
     assert model.text.num_hidden_layers == 2
     assert model.text.hidden_size == 128
-    assert model.image_grid_pinpoints == ((56, 112),)
+    assert model.image_grid_pinpoints == ((48, 96),)
 
 
 def test_a_base_of_ones_own_is_found_beside_the_file(write):
