@@ -32,7 +32,7 @@ class Sizes:
     test_pictures: int = 240
     test_clips: int = 120
     steps_stage2: int = 400
-    steps_stage3: int = 300
+    steps_stage3: int = 200
 
 
 QUICK = Sizes(pictures=64, clips=32, test_pictures=12, test_clips=6, steps_stage2=6, steps_stage3=4)
