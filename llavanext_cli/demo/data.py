@@ -31,8 +31,8 @@ class Sizes:
     clips: int = 1200
     test_pictures: int = 240
     test_clips: int = 120
-    steps_stage2: int = 400
-    steps_stage3: int = 200
+    steps_stage2: int = 550
+    steps_stage3: int = 180
 
 
 QUICK = Sizes(pictures=64, clips=32, test_pictures=12, test_clips=6, steps_stage2=6, steps_stage3=4)
@@ -89,7 +89,7 @@ def make_data(folder: Path, sizes: Sizes, seed: int, progress: Progress | None =
 
     (folder / "stage2.yaml").write_text(_mix(("pictures/pictures.json", "all")))
     # Clips are new; some of the pictures stay, so that they are not forgotten.
-    (folder / "stage3.yaml").write_text(_mix(("clips/clips.json", "all"), ("pictures/pictures.json", "random:20%")))
+    (folder / "stage3.yaml").write_text(_mix(("clips/clips.json", "all"), ("pictures/pictures.json", "random:30%")))
     (folder / "test.yaml").write_text(_mix(("test.json", "all")))
     return _sentences(asked)
 
