@@ -36,8 +36,8 @@ ROLES = ("user", "assistant")
 
 @dataclass(frozen=True)
 class Medium:
-    """One picture or clip. `path` is relative to the root of the sample's source, or absolute; `size` is (height, width)
-    in pixels as displayed, when it is known."""
+    """One picture or clip. `path` is relative to the root of the sample's source, or absolute; `size` is (height,
+    width) in pixels as displayed, when it is known."""
 
     kind: str
     path: str
@@ -89,8 +89,9 @@ class Sample:
         for number, turn in enumerate(turns):
             if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
                 raise DataError(f"{where}: turn {number + 1} needs a role and a text")
-            if turn.get("role") != ROLES[number % 2]:
-                raise DataError(f"{where}: turn {number + 1} must be the {ROLES[number % 2]}'s, got {turn.get('role')!r}")
+            due = ROLES[number % 2]
+            if turn.get("role") != due:
+                raise DataError(f"{where}: turn {number + 1} must be the {due}'s, got {turn.get('role')!r}")
         media = data.get("media", [])
         if not isinstance(media, list):
             raise DataError(f"{where}: media must be a list")
