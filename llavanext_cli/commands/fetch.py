@@ -178,6 +178,8 @@ def _check(
         )
     else:
         console.say(f"{report.files} files read ({_size(report.bytes)}): all are whole.")
+    for name in report.incomplete:
+        console.warn(f"the fetch of {name} has not ended: run it again to go on")
 
 
 def _size(count: int) -> str:

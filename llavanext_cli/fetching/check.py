@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from llavanext_cli.errors import DataError
-from llavanext_cli.fetching.digest import Expected, hash_file
+from llavanext_cli.fetching.digest import Digests, Expected, hash_file
 from llavanext_cli.fetching.folder import Folder, locked_folder
+from llavanext_cli.fetching.hub import checked_endpoint
 from llavanext_cli.fetching.manifest import ArchiveRecord, FileRecord
 from llavanext_cli.fetching.net import Limits, Net
 from llavanext_cli.fetching.network import open_network
@@ -27,13 +28,17 @@ MOST_LINES = 20
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found: files and bytes read, files that were broken, and how many bytes repairing them took."""
+    """What a check found: files and bytes read, files that were broken, and how many bytes repairing them took.
+
+    `incomplete` names artifacts whose fetch has not ended yet.
+    """
 
     folder: Path
     files: int
     bytes: int
     broken: tuple[str, ...]
     repaired: bool
+    incomplete: tuple[str, ...]
     transferred: int
     seconds: float
 
@@ -68,7 +73,7 @@ def check_folder(
         if not opened.manifest.files and not opened.manifest.archives:
             raise DataError(f"{root} holds nothing that was fetched", "Run the fetch again: it was not finished.")
         with stage("Checking") as report:
-            steps, broken, files, size = _find_broken(net, opened, jobs, report)
+            steps, broken, files, size = _find_broken(net, opened, jobs, report, _mirror(source, endpoint))
         lines = broken[:MOST_LINES] + ([f"and {len(broken) - MOST_LINES} more"] if len(broken) > MOST_LINES else [])
         if broken and not repair:
             raise DataError(
@@ -81,11 +86,21 @@ def check_folder(
                 note(f"broken: {line}")
             refuse_full(root, plan_space(root, opened.partial, steps, False, jobs))
             Worker(net, opened, jobs, keep_archives=False, force=True, stage=stage, note=note).run(steps)
-        return CheckReport(root, files, size, tuple(broken), bool(steps), net.received, time.monotonic() - started)
+        incomplete = tuple(name for name, record in opened.manifest.artifacts.items() if not record.complete)
+        return CheckReport(
+            root, files, size, tuple(broken), bool(steps), incomplete, net.received, time.monotonic() - started
+        )
+
+
+def _mirror(source: str, endpoint: str | None) -> dict[str, str]:
+    """Source → the server that the user asks for now, in place of the one that the manifest names."""
+    if endpoint is None and source == HUB:
+        endpoint = os.environ.get("HF_ENDPOINT")
+    return {source: checked_endpoint(endpoint)} if endpoint else {}
 
 
 def _find_broken(
-    net: Net, folder: Folder, jobs: int, report: Callable[[int, int], None]
+    net: Net, folder: Folder, jobs: int, report: Callable[[int, int], None], mirror: dict[str, str]
 ) -> tuple[list[Step], list[str], int, int]:
     """(what to do, what is wrong, files, bytes): every file and every unpacked member is read."""
     manifest = folder.manifest
@@ -110,13 +125,14 @@ def _find_broken(
     steps = []
     for path, record in manifest.files.items():
         if path in found:
-            steps.append(Step(_wanted(path, record, folder), FETCH))
-        elif not folder.as_recorded(path):  # touched, but whole
-            folder.record_file(path, hash_file(folder.path(path)), record.origin)
+            steps.append(Step(_wanted(path, record, folder, mirror), FETCH))
+        elif not folder.as_recorded(path) and os.access(folder.state, os.W_OK):  # touched, but whole
+            folder.record_file(path, Digests(record.size, record.sha256, ""), record.origin)
+    folder.save()
     for archive, record in manifest.archives.items():
         damaged = tuple(sorted(path for path, (_, owner) in found.items() if owner == archive))
         if archive in lost or damaged:
-            item = _wanted(archive, record, folder)
+            item = _wanted(archive, record, folder, mirror)
             steps.append(Step(item, FETCH if archive in lost else REPAIR, None if archive in lost else damaged))
     broken = [f"{path}: {why}" for path, (why, _) in sorted(found.items())]
     broken += [f"{archive}: the list of its files is lost" for archive in sorted(lost)]
@@ -134,8 +150,9 @@ def _why_broken(net: Net, path: Path, expected: Expected, report: Callable[[int]
         return f"it cannot be read ({os.strerror(fault.errno) if fault.errno else 'no reason given'})"
 
 
-def _wanted(path: str, record: FileRecord | ArchiveRecord, folder: Folder) -> Wanted:
+def _wanted(path: str, record: FileRecord | ArchiveRecord, folder: Folder, mirror: dict[str, str]) -> Wanted:
     """The file as it was when it was recorded."""
+    origin = replace(record.origin, endpoint=mirror.get(record.origin.source, record.origin.endpoint))
     owners = tuple(name for name, artifact in folder.manifest.artifacts.items() if path in artifact.paths)
     rule = Unpacking(path, record.into, record.tops) if isinstance(record, ArchiveRecord) else None
-    return Wanted(path, Expected(record.size, record.sha256), record.origin, owners, rule)
+    return Wanted(path, Expected(record.size, record.sha256), origin, owners, rule)

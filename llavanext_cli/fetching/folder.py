@@ -43,19 +43,27 @@ class Folder:
         self.unpacked = self.state / "unpacked"
         self.manifest = Manifest.load(root)
         self._lock = threading.Lock()
-        self._saved = 0.0
+        self._saved, self._dirty = 0.0, False
 
     def path(self, name: str) -> Path:
         return self.root / name
 
     def stage(self, name: str, version: str) -> Path:
         """A folder for what is on its way to `name`; the same one for the same version of it."""
-        return self.partial / hashlib.sha256(f"{name}\n{version}".encode()).hexdigest()[:16]
+        return self._stages(name) / _short(version)
+
+    def clear(self, name: str) -> None:
+        """Remove what was on its way to `name`, other versions included."""
+        shutil.rmtree(self._stages(name), ignore_errors=True)
+
+    def _stages(self, name: str) -> Path:
+        return self.partial / _short(name)
 
     def record_file(self, name: str, digests: Digests, origin: Origin) -> None:
         stat = self.path(name).stat()
         with self._lock:
             self.manifest.files[name] = FileRecord(digests.size, digests.sha256, stat.st_mtime_ns, origin)
+            self._dirty = True
             # A file that is not recorded yet when the process dies is recognised by its digest, so not every one of
             # thousands is worth a write.
             if time.monotonic() - self._saved > SAVE_SECONDS:
@@ -83,13 +91,14 @@ class Folder:
             self._save()
 
     def save(self) -> None:
-        """Write the manifest now."""
+        """Write the manifest now, if it changed."""
         with self._lock:
-            self._save()
+            if self._dirty:
+                self._save()
 
     def _save(self) -> None:
         self.manifest.save(self.root)
-        self._saved = time.monotonic()
+        self._saved, self._dirty = time.monotonic(), False
 
     def write_members(self, archive: str, members: list[Member]) -> None:
         write_members(self.unpacked / listing_name(archive), members)
@@ -135,7 +144,11 @@ class Folder:
 
 def listing_name(archive: str) -> str:
     """The file in `unpacked/` for an archive: its own name, and a few digits that tell equal names apart."""
-    return f"{Path(archive).name}-{hashlib.sha256(archive.encode()).hexdigest()[:8]}.jsonl"
+    return f"{Path(archive).name}-{_short(archive)}.jsonl"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @contextmanager

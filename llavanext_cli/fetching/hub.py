@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -65,7 +66,14 @@ def hub_token(endpoint: str) -> str | bool:
     parts = urlsplit(endpoint)
     if parts.scheme == "http" and guard.reach_of(parts.hostname or "", resolve=True) != guard.PRIVATE:
         return False
-    return get_token() or False
+    return checked_token(get_token() or "", "HF_TOKEN") or False
+
+
+def checked_token(token: str, variable: str) -> str:
+    """Raises `ConfigError` for a token that could not be sent: something else was pasted."""
+    if not (token.isascii() and token.isprintable()) or set(token) & set(' ;,"\\'):
+        raise ConfigError(f"the token in {variable} holds characters that no token has", "Copy it again.")
+    return token
 
 
 class Hub:
@@ -102,23 +110,25 @@ class Hub:
                     )
                 )
                 files = [self._remote(entry, place, commit) for entry in entries if isinstance(entry, RepoFile)]
-            except (KeyError, TypeError, AttributeError, ValueError) as fault:
+            except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as fault:
                 # huggingface_hub takes the answer's JSON apart without looking.
                 if isinstance(fault, requests.RequestException):
                     raise
                 raise FetchError(f"{self.endpoint} answers, but not as a Hub does", _NO_HUB) from cause_of(fault)
-        if not commit:
+        if not commit or not isinstance(commit, str):
             raise FetchError(f"{self.endpoint} does not say at which commit {place.repo} is", _NO_HUB)
         where = f"{self.endpoint}/{'datasets/' if place.kind == DATASET else ''}{place.repo}"
         return Listing(HUB, where, requested, commit, tuple(files))
 
     def _remote(self, entry: Any, place: Place, commit: str) -> RemoteFile:
         lfs = entry.lfs
-        expected = Expected(
-            size=lfs.size if lfs else entry.size,
-            sha256=lfs.sha256 if lfs else "",
-            git_blob="" if lfs else entry.blob_id,
-        )
+        size, sha256 = (lfs.size, lfs.sha256.lower()) if lfs else (entry.size, "")
+        git_blob = "" if lfs else entry.blob_id.lower()
+        if not isinstance(entry.path, str) or type(size) is not int or size < 0:
+            raise ValueError("a path or a size that is none")
+        if not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", sha256 or git_blob):
+            raise ValueError("a digest that is none")
+        expected = Expected(size, sha256, git_blob)
         path = entry.path.removeprefix(place.folder + "/") if place.folder else entry.path
         origin = Origin(HUB, self.endpoint, place.repo, place.kind, commit, entry.path)
         return RemoteFile(path, expected, origin, xet=bool(getattr(entry, "xet_hash", None)))
@@ -185,48 +195,57 @@ class Hub:
 
     @contextmanager
     def _explained(self, place: Place, revision: str) -> Iterator[None]:
-        from huggingface_hub import errors
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
-        host = urlsplit(self.endpoint).hostname
         try:
             yield
         except (LlavaNextError, TransferBrokenError):
             raise
-        except errors.GatedRepoError as fault:
+        except (requests.RequestException, OSError) as fault:
+            # "Not in the cache either" is said of every failure of the request before a download.
+            asked = fault.__cause__ if isinstance(fault, LocalEntryNotFoundError) and fault.__cause__ else fault
+            explained = self._explain(asked, place, revision)
+            if explained is None:
+                raise
+            raise explained from cause_of(asked)
+
+    def _explain(self, fault: BaseException, place: Place, revision: str) -> Exception | None:
+        """What huggingface_hub raised, in our words; None when it is not of its making."""
+        from huggingface_hub import errors
+
+        host = urlsplit(self.endpoint).hostname
+        if isinstance(fault, errors.GatedRepoError):
             page = f"{self.endpoint}/{'datasets/' if place.kind == DATASET else ''}{place.repo}"
-            raise FetchError(
+            return FetchError(
                 f"{place.repo} is gated: its owner wants its terms accepted first",
                 f"Log in, accept them at {page}, make a token at {self.endpoint}/settings/tokens, and set HF_TOKEN."
                 + (" The token that is set is not of an account that did." if self.token else ""),
-            ) from cause_of(fault)
-        except errors.RevisionNotFoundError as fault:
-            raise FetchError(
-                f"{place.repo} has no revision {revision!r}", self._near_revisions(place, revision)
-            ) from cause_of(fault)
-        except errors.RepositoryNotFoundError as fault:
-            raise self._not_found(place, fault) from cause_of(fault)
-        except errors.EntryNotFoundError as fault:
-            raise FetchError(
+            )
+        if isinstance(fault, errors.RevisionNotFoundError):
+            return FetchError(f"{place.repo} has no revision {revision!r}", self._near_revisions(place, revision))
+        if isinstance(fault, errors.RepositoryNotFoundError):
+            return self._not_found(place)
+        if isinstance(fault, errors.FileMetadataError | errors.LocalEntryNotFoundError | requests.JSONDecodeError):
+            return FetchError(f"{host} answers, but not as a Hub does", _NO_HUB)
+        if isinstance(fault, errors.EntryNotFoundError):
+            return FetchError(
                 f"{place.repo} does not have what is wanted of it at revision {revision[:12]}",
                 "Another --revision may have it.",
-            ) from cause_of(fault)
-        except (errors.FileMetadataError, errors.LocalEntryNotFoundError, requests.JSONDecodeError) as fault:
-            raise FetchError(f"{host} answers, but not as a Hub does", _NO_HUB) from cause_of(fault)
-        except errors.HfHubHTTPError as fault:
+            )
+        if isinstance(fault, requests.HTTPError):
             status = fault.response.status_code if fault.response is not None else 0
             if status == 416:
-                raise _InconsistentError("it refuses to go on where the download ended") from None
+                return _InconsistentError("it refuses to go on where the download ended")
             if status == 401 and not self.token:
-                raise self._not_found(place, fault) from cause_of(fault)
-            raise _refused(status, host, place, bool(self.token)) from cause_of(fault)
-        except requests.RequestException as fault:
-            raise explain_no_answer(fault, self.endpoint) from cause_of(fault)
-        except OSError as fault:
-            if fault.errno is None and "onsistency" in str(fault):
-                raise _InconsistentError("what arrived has not the size that was announced") from None
-            raise
+                return self._not_found(place)
+            return _refused(status, host, place, bool(self.token))
+        if isinstance(fault, requests.RequestException):
+            return explain_no_answer(fault, self.endpoint)
+        if isinstance(fault, OSError) and fault.errno is None and "onsistency" in str(fault):
+            return _InconsistentError("what arrived has not the size that was announced")
+        return None
 
-    def _not_found(self, place: Place, fault: Exception) -> FetchError:
+    def _not_found(self, place: Place) -> FetchError:
         near = self._near_repositories(place)
         names = near_names(place.repo)
         hint = f"Did you mean {' or '.join(near)}?" if near else names

@@ -58,7 +58,8 @@ class ArchiveRecord:
 
 @dataclass(frozen=True)
 class ArtifactRecord:
-    """An artifact of which everything that was wanted is there (`complete`), or will be."""
+    """An artifact of which everything that was wanted is there (`complete`), or will be; `narrowed` when it has more
+    files than were wanted."""
 
     source: str
     where: str
@@ -66,6 +67,7 @@ class ArtifactRecord:
     revision: str
     paths: tuple[str, ...]
     complete: bool
+    narrowed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"paths": list(self.paths)}
@@ -195,6 +197,7 @@ def _artifact(data: dict[str, Any]) -> ArtifactRecord:
         str(data["revision"]),
         tuple(_safe(path) for path in data["paths"]),
         bool(data["complete"]),
+        bool(data["narrowed"]),
     )
 
 

@@ -12,6 +12,7 @@ A file's entry has Path, Size, Type ("blob" or "tree") and, for all but the smal
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -21,7 +22,7 @@ from llavanext_cli.errors import FetchError
 from llavanext_cli.fetching import guard
 from llavanext_cli.fetching.digest import Expected
 from llavanext_cli.fetching.faults import explain_no_answer
-from llavanext_cli.fetching.hub import checked_endpoint
+from llavanext_cli.fetching.hub import checked_endpoint, checked_token
 from llavanext_cli.fetching.net import Net
 from llavanext_cli.fetching.redaction import cause_of, redact
 from llavanext_cli.fetching.registry import DATASET, MODELSCOPE, Place, near_names
@@ -51,11 +52,10 @@ def file_url(origin: Origin) -> str:
 
 def modelscope_cookies(endpoint: str) -> dict[str, str]:
     """The token as the cookie of one server; nothing when there is none, or when it would travel in the clear."""
-    token = os.environ.get("MODELSCOPE_API_TOKEN", "").strip()
+    token = checked_token(os.environ.get("MODELSCOPE_API_TOKEN", "").strip(), "MODELSCOPE_API_TOKEN")
     parts = urlsplit(endpoint)
     safe = parts.scheme == "https" or guard.reach_of(parts.hostname or "", resolve=True) == guard.PRIVATE
-    good = token.isascii() and token.isprintable() and not set(token) & set(' ;,"\\')
-    return {parts.netloc: f"m_session_id={token}"} if token and safe and good else {}
+    return {parts.netloc: f"m_session_id={token}"} if token and safe else {}
 
 
 class ModelScope:
@@ -82,10 +82,10 @@ class ModelScope:
             path = entry["Path"]
             if place.folder and not path.startswith(place.folder + "/"):
                 continue
-            size, digest = entry.get("Size"), entry.get("Sha256")
+            size, digest = entry.get("Size"), str(entry.get("Sha256") or "").lower()
             expected = Expected(
-                size=size if isinstance(size, int) and size >= 0 else None,
-                sha256=digest.lower() if isinstance(digest, str) else "",
+                size=size if type(size) is int and size >= 0 else None,
+                sha256=digest if re.fullmatch(r"[0-9a-f]{64}", digest) else "",
             )
             origin = Origin(MODELSCOPE, self.endpoint, place.repo, place.kind, revision, path)
             files.append(RemoteFile(path.removeprefix(place.folder + "/") if place.folder else path, expected, origin))
@@ -127,7 +127,7 @@ class ModelScope:
             raise explain_no_answer(fault, self.endpoint) from cause_of(fault)
         try:
             answer = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if response.status_code in (401, 403):
             raise FetchError(

@@ -24,7 +24,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.utils import select_proxy
 
-from llavanext_cli.errors import FetchError
+from llavanext_cli.errors import ConfigError, FetchError
 from llavanext_cli.fetching import guard
 from llavanext_cli.fetching.faults import explain_no_answer, is_lasting
 from llavanext_cli.fetching.redaction import cause_of
@@ -56,6 +56,10 @@ class Limits:
     retries: int = 5
     pause: float = 0.5
     longest_wait: float = 300.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.stall <= 86400:  # also false for nan
+            raise ConfigError("--timeout is a number of seconds between 0.1 and 86400")
 
     def is_progress(self, count: int, seconds: float) -> bool:
         """Whether an attempt that brought so many bytes in so many seconds is worth another one."""
@@ -140,7 +144,10 @@ class GuardedSession(requests.Session):
         self.mount("https://", GuardedAdapter(net))
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        location = super().get_redirect_target(resp)
+        try:
+            location = super().get_redirect_target(resp)
+        except UnicodeError:
+            location = "not-text:"
         if location is not None:
             proxied = bool(self.proxies) or select_proxy(resp.url, requests.utils.get_environ_proxies(resp.url))
             guard.check_redirect(resp.url, location, resolve=not proxied)

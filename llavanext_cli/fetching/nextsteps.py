@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 COMPLETE_MODELS = ("video-7b", "v1.6-vicuna-7b")
@@ -15,19 +15,22 @@ ANNOTATIONS = {"mix665k": "llava_v1_5_mix665k.json", "video178k-academic": "_oe_
 """Artifact → how the file ends that a mix names."""
 
 
-def next_commands(fetched: Mapping[str, Sequence[str]], folder: Path) -> list[str]:
+def next_commands(
+    fetched: Mapping[str, Sequence[str]], folder: Path, narrowed: Collection[str] = frozenset()
+) -> list[str]:
     """What to run next.
 
     Args:
         fetched: artifacts of which all that was wanted is in the folder → the paths of their files.
         folder: where they are.
+        narrowed: those of them of which a part was wanted; half a model cannot be converted.
 
     Returns:
         Shell commands, in order; empty when there is nothing to suggest.
     """
     commands: list[str] = []
     for name, paths in fetched.items():
-        weights = any(path.endswith((".safetensors", ".bin")) for path in paths)
+        weights = name not in narrowed and any(path.endswith((".safetensors", ".bin")) for path in paths)
         if name in COMPLETE_MODELS and weights:
             commands.append(f"llavanext convert {_quoted(folder)} {_quoted(_beside(folder, 'mindspore'))}")
         elif name in PARTS and weights:

@@ -100,10 +100,7 @@ def select_files(artifact: Artifact, listing: Listing, only: Sequence[str], shar
         ConfigError: nothing is left, or the artifact has no such shard.
         DataError: the source offers a file whose name is not safe.
     """
-    files = [f for f in listing.files if any(matches(f.path, pattern) for pattern in artifact.include)]
-    if artifact.name in ARTIFACTS and any(f.path.endswith(".safetensors") for f in files):
-        # The same weights twice: the pickles are the older form.
-        files = [f for f in files if not f.path.startswith("pytorch_model")]
+    files = _offered(artifact, listing)
     if shards:
         files = _select_shards(artifact, files, shards)
     if only:
@@ -121,12 +118,29 @@ def select_files(artifact: Artifact, listing: Listing, only: Sequence[str], shar
                 f"{listing.where} offers a file that is not safe to write: {file.path[:200]!r} ({why})",
                 "Tell its owner; take what you need with --only.",
             )
-        path = normal(f"{artifact.under}/{file.path}" if artifact.under else file.path)
+        path = _path_in_folder(artifact, file)
         unpacking = artifact.unpacking
         if unpacking is not None and not matches(path, unpacking.pattern):
             unpacking = None
         wanted.append(Wanted(path, file.expected, file.origin, (artifact.name,), unpacking, file.xet))
     return wanted
+
+
+def offered_paths(artifact: Artifact, listing: Listing) -> set[str]:
+    """Where all files of an artifact would lie, whatever part of them is wanted."""
+    return {_path_in_folder(artifact, file) for file in _offered(artifact, listing)}
+
+
+def _offered(artifact: Artifact, listing: Listing) -> list[RemoteFile]:
+    files = [f for f in listing.files if any(matches(f.path, pattern) for pattern in artifact.include)]
+    if artifact.name in ARTIFACTS and any(f.path.endswith(".safetensors") for f in files):
+        # The same weights twice: the pickles are the older form.
+        files = [f for f in files if not f.path.startswith("pytorch_model")]
+    return files
+
+
+def _path_in_folder(artifact: Artifact, file: RemoteFile) -> str:
+    return normal(f"{artifact.under}/{file.path}" if artifact.under else file.path)
 
 
 def parse_shards(text: str | None) -> frozenset[int]:

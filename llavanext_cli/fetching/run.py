@@ -30,6 +30,7 @@ from llavanext_cli.fetching.plan import (
     compare_folder,
     join_wanted,
     list_artifact,
+    offered_paths,
     parse_shards,
     plan_space,
     recorded_listing,
@@ -39,6 +40,8 @@ from llavanext_cli.fetching.registry import HUB, Artifact, find_artifact
 from llavanext_cli.fetching.remote import Listing
 from llavanext_cli.fetching.unpack import UnpackLimits
 from llavanext_cli.fetching.work import StageOpener, Worker, silent_stage
+
+MOST_JOBS = 64
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def run_fetch(
     if revision and len(chosen) > 1:
         raise ConfigError("--revision is of one artifact, and several are named", "Fetch them one by one.")
     numbers = parse_shards(shards)
+    jobs = min(jobs, MOST_JOBS)
     to = Path(os.path.abspath(to.expanduser()))
 
     def report(steps: Sequence[Step], space: Space, transferred: int, following: Sequence[str]) -> FetchReport:
@@ -163,8 +167,10 @@ def run_fetch(
             worker = Worker(net, folder, jobs, keep_archives, force, stage, note, unpack_limits or UnpackLimits())
             worker.run(steps)
             _record_artifacts(folder, pairs, wanted, note)
-            whole = {name: record.paths for name, record in folder.manifest.artifacts.items() if record.complete}
-        return report(steps, space, net.received, next_commands(whole, to))
+            records = folder.manifest.artifacts.items()
+            whole = {name: record.paths for name, record in records if record.complete}
+            part = {name for name, record in records if record.narrowed}
+        return report(steps, space, net.received, next_commands(whole, to, part))
 
 
 def _list(net: Net, artifact: Artifact, source: str, endpoint: str | None, revision: str | None, to: Path) -> Listing:
@@ -267,6 +273,14 @@ def _record_artifacts(
         elif before is not None and (left := set(before.paths) - set(paths) & set(manifest.files)):
             note(f"{len(left)} files of revision {before.revision[:12]} stay in {folder.root}, such as {min(left)}")
         whole = all(path in manifest.files or path in manifest.archives for path in paths)
-        record = ArtifactRecord(listing.source, listing.where, listing.requested, listing.revision, paths, whole)
+        record = ArtifactRecord(
+            listing.source,
+            listing.where,
+            listing.requested,
+            listing.revision,
+            paths,
+            complete=whole,
+            narrowed=not offered_paths(artifact, listing) <= set(paths),
+        )
         if before != record:
             folder.record_artifact(artifact.name, record)

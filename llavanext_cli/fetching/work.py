@@ -138,7 +138,7 @@ class Worker:
             self._place(wanted, path, digests)
         else:
             self._unpack(wanted, path, digests, step.only)
-        shutil.rmtree(home, ignore_errors=True)
+        self.folder.clear(wanted.path)
 
     def _download(self, wanted: Wanted, home: Path, tally: Tally, connections: int) -> tuple[Path, Digests]:
         """The file in `home/file`, and what it is."""

@@ -370,6 +370,54 @@ def test_a_read_only_folder(tmp_path):
     assert "cannot write to" in done.stdout and "Read-only file system" in done.stdout and done.stderr == ""
 
 
+WARM_AND_READ_ONLY = (
+    SMALL_DISK
+    + """
+print("whole")
+from llavanext_cli.fetching.check import check_folder
+import os
+os.system(f"mount -o remount,ro {Path(sys.argv[1]).parent}")
+print(run_fetch(sys.argv[2:], Path(sys.argv[1])).ready, len(check_folder(Path(sys.argv[1])).broken))
+"""
+)
+
+
+@pytest.mark.skipif(not can_mount(), reason="this machine does not let its user mount")
+def test_what_is_whole_may_be_read_only(tmp_path):
+    with FileSite({"/a.bin": b"1"}) as site:
+        done = on_small_disk(tmp_path, WARM_AND_READ_ONLY, site.url("/a.bin"))
+    assert done.stdout == "whole\n1 0\n", done
+
+
+def test_an_incomplete_fetch_is_told_by_check(clips, tmp_path):
+    clips.status = []
+    clips.manners = {"set/x_videos_2.tar.gz": Manners(statuses=[404] * 9)}
+    with pytest.raises(FetchError):
+        fetch(clips, tmp_path, jobs=1)
+    assert check_folder(tmp_path).incomplete == ("clips",)
+    clips.manners.clear()
+    fetch(clips, tmp_path)
+    assert check_folder(tmp_path).incomplete == ()
+
+
+def test_partial_files_of_another_version_go_when_the_file_is_there(tmp_path):
+    first, second = content(3_000_000, 1), content(2_000_000, 2)
+    with FileSite({"/a.bin": first}, {"/a.bin": Manners(ranges=False, cut_every=100_000)}) as site:
+        for data in (first, second):
+            site.files["/a.bin"] = data
+            import hashlib
+
+            web = WebFile(site.url("/a.bin"), len(data), hashlib.sha256(data).hexdigest())
+            site.artifact = Artifact("a", "", "", web=web, include=("a.bin",))
+            if data is first:
+                with pytest.raises(FetchError):
+                    fetch(site, tmp_path)
+                assert list((tmp_path / ".llavanext/partial").rglob("whole"))
+                site.manners.clear()
+        fetch(site, tmp_path)
+    assert files(tmp_path) == {"a.bin": second} and not (tmp_path / ".llavanext/partial").exists()
+
+
 def test_a_folder_that_is_a_file(pictures, tmp_path):
     (tmp_path / "file").write_text("")
     for to in (tmp_path / "file", tmp_path / "file" / "below"):

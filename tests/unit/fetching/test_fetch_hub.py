@@ -318,11 +318,66 @@ def test_a_login_page_in_place_of_the_hub(tmp_path):
         assert "not as a Hub does" in failure(portal, tmp_path).what
 
 
+LISTINGS = [
+    {"size": "12"},
+    {"size": -1},
+    {"size": True},
+    {"oid": "xyz"},
+    {"oid": None},
+    {"path": 7},
+    {"path": None},
+    {"lfs": {"oid": "short", "size": 3, "pointerSize": 1}},
+    {"lfs": {"oid": "0" * 64, "size": None, "pointerSize": 1}},
+    {"lfs": []},
+]
+
+
+@pytest.mark.parametrize("change", LISTINGS)
+def test_a_listing_that_is_nonsense(hub, tmp_path, change):
+    plain = hub.answer_json
+
+    def answer(handler, value, status=200, headers=None):
+        if isinstance(value, list):
+            value = [{"type": "file", "path": "a", "size": 3, "oid": "0" * 40, **change}]
+        plain(handler, value, status)
+
+    hub.answer_json = answer
+    assert "not as a Hub does" in failure(hub, tmp_path / "x").what and not (tmp_path / "x").exists()
+
+
+def test_a_listing_that_is_nested_too_deeply(hub, tmp_path):
+    hub.answer_json = lambda handler, *more, **named: hub.answer(handler, 200, b"[" * 200_000)
+    assert "not as a Hub does" in failure(hub, tmp_path / "x").what
+
+
+def test_a_redirect_that_is_no_text(hub, tmp_path):
+    plain = hub.answer
+    hub.answer = lambda handler, status, body=b"", headers=None: plain(
+        handler, status, body, {**headers, "Location": "http://h/\xff\xfe"} if status == 302 else headers
+    )
+    assert "redirects to an address that is not on the web" in failure(hub, tmp_path).what
+
+
+@pytest.mark.parametrize("token", ["令牌", "two words", "a;b", 'a"b', "hf_\x01"])
+def test_a_token_that_is_none(hub, tmp_path, monkeypatch, token):
+    monkeypatch.setenv("HF_TOKEN", token)
+    error = failure(hub, tmp_path / "x", kind=ConfigError)
+    assert error.what == "the token in HF_TOKEN holds characters that no token has" and hub.log == []
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_timeout_that_is_none(seconds):
+    with pytest.raises(ConfigError, match=r"--timeout is a number of seconds"):
+        Limits(stall=seconds)
+
+
 @pytest.mark.parametrize("path", ["../evil", "/etc/evil", "a/../../evil", ".llavanext/manifest.json", "a\\b", "x\ny"])
 def test_a_listing_with_names_that_leave_the_folder(hub, tmp_path, path):
     hub.add("org/evil", {"good": b"1", path: b"evil"})
     assert "offers a file that is not safe to write" in failure(hub, tmp_path / "in", "org/evil", kind=DataError).what
     assert not (tmp_path / "in").exists() and not (tmp_path / "evil").exists()
+    fetch(hub, tmp_path / "in", "org/evil", only=["good"])
+    assert files(tmp_path / "in") == {"good": b"1"}
 
 
 def test_a_redirect_to_a_file_is_refused(hub, tmp_path):

@@ -311,6 +311,7 @@ def test_the_next_command_of_each_artifact():
         "llavanext convert '/data/my models/video-7b' '/data/my models/video-7b-mindspore'"
     ]
     assert next_commands({"video-7b": ("config.json",), "x/y": WEIGHTS}, here) == []
+    assert next_commands({"video-7b": WEIGHTS}, here, {"video-7b"}) == []
     assert next_commands({"vicuna-7b": ("pytorch_model-1.bin",)}, Path("/d/vicuna-7b")) == [
         "llavanext fetch clip-vit-l-336 --to /d/clip-vit-l-336",
         "llavanext convert --vision /d/clip-vit-l-336 --language /d/vicuna-7b /d/base-mindspore",
