@@ -6,7 +6,7 @@ Plan from the headers, check everything that can be checked, then copy bytes (`s
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def run_convert(
         carried=tuple(keymap.fold_names(tensor.name for tensor in plan.carried)),
         dropped=_fold_dropped(plan.dropped),
         plan=tuple(f"{t.name}  {t.dtype}{list(t.shape)}  <- {t.origin}" for t in plan.tensors) if dry_run else (),
-        notes=(*plan.notes, *_notes(destination, tally)),
+        notes=(*plan.notes, *_notes(destination, tally, None if part or to == "hf" else companions)),
         dry_run=dry_run,
         verified=verify and not dry_run,
         seconds=time.monotonic() - started,
@@ -247,10 +247,11 @@ def _fold_dropped(dropped: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     )
 
 
-def _notes(destination: Path, tally: Mapping[str, int]) -> tuple[str, ...]:
-    saturated = tuple(
-        f"{name}: {count} values were too large for the new type and became its largest"
-        for name, count in tally.items()
-    )
-    leftovers = find_leftovers(destination)
-    return saturated + tuple(f"left by an interrupted run, can be removed: {path}" for path in leftovers)
+def _notes(destination: Path, tally: Mapping[str, int], companions: Path | None) -> Iterator[str]:
+    """What the user should know beyond the plan; `companions` is where a tokenizer should have been, if anywhere."""
+    for name, count in tally.items():
+        yield f"{name}: {count} values were too large for the new type and became its largest"
+    if companions is not None and not (companions / "tokenizer.model").is_file():
+        yield f"no tokenizer.model in {companions}: train and ask need one beside the weights"
+    for path in find_leftovers(destination):
+        yield f"left by an interrupted run, can be removed: {path}"

@@ -344,7 +344,7 @@ def test_a_killed_run_leaves_only_a_temporary_folder(tiny_model, tmp_path: Path)
     process.wait()
     assert sorted(p.name for p in tmp_path.iterdir()) == [f".ours.tmp-{process.pid}", "hf"]
     report = run_convert(tmp_path / "hf", tmp_path / "ours", verify=True)
-    assert f".ours.tmp-{process.pid}" in report.notes[0] and open_checkpoint(tmp_path / "ours")
+    assert f".ours.tmp-{process.pid}" in report.notes[-1] and open_checkpoint(tmp_path / "ours")
 
 
 def test_conversion_imports_no_framework(tiny_model, tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def test_parameters_get_their_names_and_bytes(
     )
     np.testing.assert_array_equal(ours["vision_tower.pre_layernorm.bias"], hub_tensors[f"{TOWER}pre_layrnorm.bias"])
     assert report.verified and report.layout == "hub" and report.tensors == len(ours) + len(report.carried)
-    assert report.nbytes == sum(a.nbytes for a in hub_tensors.values()) and not report.notes
+    assert report.nbytes == sum(a.nbytes for a in hub_tensors.values()) and report.notes == (
+        f"no tokenizer.model in {hf_folder}: train and ask need one beside the weights",
+    )
 
 
 def test_there_and_back_is_the_same_to_the_bit(hf_folder: Path, hub_tensors: dict, tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_types_change_when_asked(make_hf: MakeHf, tiny: Architecture, hub_tensor
     w3 = arrays["language_model.model.layers.0.feed_forward.w3.weight"]
     assert w3[:2, 0].tolist() == [65504.0, -65504.0]
     np.testing.assert_array_equal(w3[2:], hub_tensors[name][2:].astype(np.float16))
-    assert report.notes == (
+    assert report.notes[:-1] == (
         "language_model.model.layers.0.feed_forward.w3.weight: 2 values were too large for the new type and became "
         "its largest",
     )

@@ -138,7 +138,7 @@ def test_a_distributed_run_becomes_a_checkpoint(run: Path, base: Path, tmp_path:
     report = run_convert(run, tmp_path / "out", like=base, verify=True)
     expected = {name: array + 1 for name, array in load_parameters(base).items()}
     assert_same(load_parameters(open_checkpoint(tmp_path / "out")), expected)
-    assert report.notes == ("slices of 4 ranks, epoch 1, step 20",)
+    assert report.notes[0] == "slices of 4 ranks, epoch 1, step 20"
     assert report.dropped == ("adam_m.image_newline: state of the optimizer", "global_step: a counter of the run")
 
 
