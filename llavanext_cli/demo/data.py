@@ -4,6 +4,8 @@ DIR/data/pictures/{pictures.json, train/0001.png …}     records as in LLaVA-In
 DIR/data/clips/{clips.json, train/0001.mp4 …}           records as in LLaVA-Video-178K
 DIR/data/stage2.yaml, stage3.yaml                       what `llavanext mix` takes
 DIR/data/test.json, test/…                              questions about pictures and clips never trained on
+
+What is asked about is planned first, and training leaves those plans out: no medium is in both.
 """
 
 from __future__ import annotations
@@ -14,10 +16,14 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from llavanext_cli.demo.clips import plan_clip, write_clip
-from llavanext_cli.demo.pictures import draw_picture, plan_picture
-from llavanext_cli.demo.questions import Question, ask_about_clip, ask_about_picture
+from PIL import Image
+
+from llavanext_cli.demo.clips import Clip, plan_clip, write_clip
+from llavanext_cli.demo.model import TILE
+from llavanext_cli.demo.pictures import Picture, draw_picture, plan_picture
+from llavanext_cli.demo.questions import CONTROL_KIND, Question, ask_about_clip, ask_about_picture
 from llavanext_cli.processing.prompt import SYSTEM
 
 Progress = Callable[[int, int], None]
@@ -55,35 +61,55 @@ def make_data(folder: Path, sizes: Sizes, seed: int, progress: Progress | None =
         if progress:
             progress(done, total)
 
+    asked_pictures = [plan_picture(tests, held_out=True) for _ in range(sizes.test_pictures)]
+    asked_clips = [plan_clip(tests) for _ in range(sizes.test_clips)]
+    taken: set[Picture | Clip] = {*asked_pictures, *asked_clips}
+
     asked: list[Question] = []
     records = []
     for number in range(sizes.pictures):
-        questions = _make_picture(folder / "pictures" / "train" / f"{number:04d}.png", rng)
-        records.append(_record(f"picture-{number:04d}", "image", f"train/{number:04d}.png", questions))
+        picture = _plan_another(lambda: plan_picture(rng, held_out=False), taken)
+        file = f"train/{number:04d}.png"
+        _save_picture(folder / "pictures" / file, draw_picture(picture))
+        questions = ask_about_picture(picture, rng)
+        records.append(_record(f"picture-{number:04d}", "image", file, questions))
         asked += questions
         made()
     _write_json(folder / "pictures" / "pictures.json", records)
 
     records = []
     for number in range(sizes.clips):
-        questions = _make_clip(folder / "clips" / "train" / f"{number:04d}.mp4", rng)
-        records.append(_record(f"clip-{number:04d}", "video", f"train/{number:04d}.mp4", questions))
-        asked += questions
+        clip = _plan_another(lambda: plan_clip(rng), taken)
+        file = f"train/{number:04d}.mp4"
+        _save_clip(folder / "clips" / file, clip)
+        records.append(_record(f"clip-{number:04d}", "video", file, ask_about_clip(clip)))
+        asked += ask_about_clip(clip)
         made()
     _write_json(folder / "clips" / "clips.json", records)
 
     kinds, records = {}, []
-    for media, count, make, suffix in (
-        ("image", sizes.test_pictures, _make_picture, "png"),
-        ("video", sizes.test_clips, _make_clip, "mp4"),
-    ):
-        for number in range(count):
-            file = f"test/{media}-{number:04d}.{suffix}"
-            for question in make(folder / file, tests):
-                name = f"{media}-{number:04d}-{question.kind}"
-                records.append(_record(name, media, file, [question]))
-                kinds[name] = question.kind
-            made()
+
+    def ask(name: str, kind: str, medium: str, file: str, question: Question) -> None:
+        kinds[name] = kind
+        records.append(_record(name, medium, file, [question]))
+
+    for number, picture in enumerate(asked_pictures):
+        name, file = f"image-{number:04d}", f"test/image-{number:04d}.png"
+        image = draw_picture(picture)
+        _save_picture(folder / file, image)
+        for question in ask_about_picture(picture, tests):
+            ask(f"{name}-{question.kind}", question.kind, "image", file, question)
+            if question.kind == "anyres":
+                squashed = file.replace(".png", "-squashed.png")
+                _save_picture(folder / squashed, squash_picture(image))
+                ask(f"{name}-squashed", CONTROL_KIND, "image", squashed, question)
+        made()
+    for number, clip in enumerate(asked_clips):
+        name, file = f"video-{number:04d}", f"test/video-{number:04d}.mp4"
+        _save_clip(folder / file, clip)
+        for question in ask_about_clip(clip):
+            ask(f"{name}-{question.kind}", question.kind, "video", file, question)
+        made()
     _write_json(folder / "test.json", records)
     _write_json(folder / "kinds.json", kinds)
 
@@ -94,18 +120,29 @@ def make_data(folder: Path, sizes: Sizes, seed: int, progress: Progress | None =
     return _sentences(asked)
 
 
-def _make_picture(path: Path, rng: random.Random) -> list[Question]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = plan_picture(rng)
-    draw_picture(picture).save(path)
-    return ask_about_picture(picture, rng)
+Plan = TypeVar("Plan", Picture, Clip)
 
 
-def _make_clip(path: Path, rng: random.Random) -> list[Question]:
+def _plan_another(plan: Callable[[], Plan], taken: set[Picture | Clip]) -> Plan:
+    """The first plan that is not taken."""
+    while (planned := plan()) in taken:
+        pass
+    return planned
+
+
+def squash_picture(picture: Image.Image) -> Image.Image:
+    """The picture after a trip through the size of the base tile: as many tokens, and no more than that tile shows."""
+    return picture.resize((TILE, TILE), Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
+
+
+def _save_picture(path: Path, image: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    clip = plan_clip(rng)
+    image.save(path)
+
+
+def _save_clip(path: Path, clip: Clip) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_clip(path, clip)
-    return ask_about_clip(clip)
 
 
 def _record(name: str, kind: str, file: str, questions: list[Question]) -> dict:

@@ -14,6 +14,10 @@ and never of the pixels. There are three kinds:
     |         |         |    |         | |  +  | |
     |         |         |    |         | +-----+ |
     +---------+---------+    +---------+---------+
+
+The shade of the ground varies, and no picture that is asked about is among those trained on (data.py sees to it). Of
+the tags, a quarter of the combinations of pattern and place is held out altogether (`is_held_out`): training never sees
+them, not even on another shade.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ MOST_SIGNS = 4
 
 CELL = TILE // 2
 """Side of a sign or a tag, pixels: two by two patches."""
-GROUND = (115, 115, 115)
+GROUND_LEVELS = range(107, 124)
+"""Grey levels of the ground. The tower's normalisation takes them close to zero, so what stands on it stands out."""
+HELD_OUT_ONE_IN = 4
 
 SIZES = (
     (2 * TILE, 2 * TILE),
@@ -71,33 +77,51 @@ class Tag:
 
 @dataclass(frozen=True)
 class Picture:
-    """The plan of one picture: `size` is (height, width) in pixels; it has signs, or a tag."""
+    """The plan of one picture: `size` is (height, width) in pixels; it has signs, or a tag, on a ground of one grey."""
 
     size: tuple[int, int]
     signs: tuple[Sign, ...]
     tag: Tag | None = None
+    ground: int = 115
 
 
-def plan_picture(rng: random.Random) -> Picture:
-    """Half of the pictures have one sign, a quarter has one to four, a quarter a tag. Every symbol, colour, quadrant,
-    number and pattern is as likely as the others."""
+def plan_picture(rng: random.Random, held_out: bool) -> Picture:
+    """Plan a picture to be asked about (`held_out`) or to train on.
+
+    Half have one sign, a quarter one to four, a quarter a tag. Every symbol, colour, quadrant, number and pattern is as
+    likely as the others, among held out tags too.
+    """
     kind = rng.choice(("one", "one", "several", "tag"))
-    if kind == "tag":
+    count = 0 if kind == "tag" else 1 if kind == "one" else rng.randint(1, MOST_SIGNS)
+    while True:
+        picture = _plan_kind(rng, count)
+        if picture.tag is None or is_held_out(picture.tag) == held_out:
+            return picture
+
+
+def is_held_out(tag: Tag) -> bool:
+    """Whether a tag is kept for questions: a Latin square over patterns and places, so that each is trained on."""
+    return (sum(tag.corner) // CELL + PATTERNS.index(tag.pattern)) % HELD_OUT_ONE_IN == 0
+
+
+def _plan_kind(rng: random.Random, count: int) -> Picture:
+    """A picture with `count` signs, or for 0 with a tag."""
+    ground = rng.choice(GROUND_LEVELS)
+    if count == 0:
         corner = pick_cell(rng, rng.choice(QUADRANTS), TAG_SIZE)
-        return Picture(TAG_SIZE, (), Tag(rng.choice(PATTERNS), corner))
+        return Picture(TAG_SIZE, (), Tag(rng.choice(PATTERNS), corner), ground)
     size = rng.choice(SIZES)
-    count = 1 if kind == "one" else rng.randint(1, MOST_SIGNS)
     signs = tuple(
         Sign(rng.choice(SYMBOLS), rng.choice(sorted(COLOURS)), quadrant, pick_cell(rng, quadrant, size))
         for quadrant in rng.sample(QUADRANTS, count)
     )
-    return Picture(size, signs)
+    return Picture(size, signs, ground=ground)
 
 
 def draw_picture(picture: Picture) -> Image.Image:
     """The picture as RGB, `picture.size` pixels."""
     height, width = picture.size
-    image = Image.new("RGB", (width, height), GROUND)
+    image = Image.new("RGB", (width, height), (picture.ground,) * 3)
     draw = ImageDraw.Draw(image)
     for sign in picture.signs:
         draw_sign(draw, sign.symbol, sign.colour, sign.corner)

@@ -14,6 +14,8 @@ from llavanext_cli.demo.pictures import Picture
 
 PICTURE_KINDS = ("colour", "symbol", "position", "count", "anyres")
 CLIP_KINDS = ("move", "change", "appear")
+CONTROL_KIND = "anyres, squashed"
+"""The anyres questions again, about the same pictures after a trip through the size of the base tile."""
 NUMBERS = ("none", "one", "two", "three", "four")
 
 

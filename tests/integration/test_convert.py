@@ -22,6 +22,7 @@ from llavanext_cli.weights.convert import run_convert
 from tests.unit.weights.test_weights_keymap import RENAMES, rename
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("mindspore_cpu")  # whoever loads MindSpore first sets it up for all
 
 
 @pytest.fixture(scope="module")

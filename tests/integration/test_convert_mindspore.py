@@ -18,6 +18,7 @@ from llavanext_cli.weights.merge import read_strategy
 from tests.integration.test_convert import bytes_of
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("mindspore_cpu")  # whoever loads MindSpore first sets it up for all
 STRATEGIES = Path(__file__).parents[1] / "assets" / "weights" / "strategies"
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from llavanext_cli.demo.model import ARCHITECTURE
+from llavanext_cli.demo.questions import CONTROL_KIND
 from llavanext_cli.processing.geometry import count_tokens, count_video_tokens
 
 
@@ -30,9 +31,8 @@ def test_the_demo_reports_every_kind_and_the_commands_it_ran(demo_folder):
     kinds = [row["kind"] for row in report["kinds"]]
     assert {"colour", "symbol", "position", "count", "anyres", "move", "pictures", "clips"} <= set(kinds)
     assert all(0 <= row["accuracy"] <= 1 for row in report["kinds"])
-    assert sum(row["asked"] for row in report["kinds"] if row["kind"] in ("pictures", "clips")) == len(
-        (folder / "answers.jsonl").read_text().splitlines()
-    )
+    asked = sum(row["asked"] for row in report["kinds"] if row["kind"] in ("pictures", "clips", CONTROL_KIND))
+    assert asked == len((folder / "answers.jsonl").read_text().splitlines())
     assert [shlex.split(line)[1] for line in report["commands"]] == [
         "mix",
         "mix",
