@@ -29,7 +29,7 @@ from llavanext_cli.fetching import guard
 from llavanext_cli.fetching.faults import explain_no_answer, is_lasting
 from llavanext_cli.fetching.redaction import cause_of
 
-CHUNK = 1 << 20
+CHUNK = 1 << 19
 """Bytes asked of the socket at once."""
 LARGEST_ANSWER = 256 << 20
 """Bytes of an answer that is no download: a listing, an error page, the body of a redirect."""
