@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_mix.py                      the full size: about five minutes on two cores
     python tests/benchmarks/bench_mix.py --records 20000 --clips 20
+    python tests/benchmarks/bench_mix.py --records 0          clips only
 
 1. 665 298 records (as many as LLaVA's instruction mix), 4 turns each, one in sixteen without a picture, over 2 000
    pictures: `mix --check exists` against the original's loop: json.load, isfile a record, json.dump with indent.
@@ -214,63 +215,64 @@ def warm(folder: Path) -> None:
             path.read_bytes()
 
 
-def run(folder: Path, records: int, clips: int, workers: list[int]) -> dict:
-    """All measurements; prints as it goes, to stderr."""
+def say(text: str) -> None:
+    """Progress goes to stderr; stdout is the result."""
+    print(text, file=sys.stderr, flush=True)
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
-    this = [sys.executable, __file__]
-    most = max(workers)
-    result: dict = {"records": records, "clips": clips, "workers": {}}
+def tell(what: str, measured: Measured) -> None:
+    say(f"{what}: {measured.seconds:.1f} s, {measured.mebibytes:.0f} MiB")
 
-    say(f"writing {records} records over {PICTURES} pictures")
-    data = write_records(folder / "images", records)
-    mix_file = write_mix_file(folder / "records.yaml", data)
-    warm(folder / "images")
-    result["megabytes"] = round(data.stat().st_size / 1e6, 1)
-    original, _ = measure([*this, "--only", "loop", str(data), str(folder / "original.json")])
-    say(f"the original's loop: {original.seconds:.1f} s, {original.mebibytes:.0f} MiB")
-    for count in workers:
-        out = folder / f"records-{count}.jsonl"
-        ours, output = measure(mix_command(mix_file, out, "exists", count))
-        assert json.loads(output)["kept"] == records
+
+def compare(name: str, data: Path, side: str, check: str, count: int, workers: list[int], folder: Path) -> dict:
+    """Measure the original's `side` and `mix --check` over `data`, with each number of workers."""
+    mix_file = write_mix_file(folder / f"{name}.yaml", data)
+    warm(data.parent)
+    old = folder / "original.json"
+    original, _ = measure([sys.executable, __file__, "--only", side, str(data), str(old)])
+    old.unlink(missing_ok=True)
+    tell(f"the original, {name}", original)
+    result: dict = {"count": count, "megabytes": round(data.stat().st_size / 1e6, 1), "original": asdict(original)}
+    result["workers"] = {}
+    for number in workers:
+        out = folder / f"{name}-{number}.jsonl"
+        ours, output = measure(mix_command(mix_file, out, check, number))
+        if json.loads(output)["kept"] != count:
+            raise SystemExit(f"mix kept something else than {count} records: {output}")
         out.unlink()
-        say(f"mix --check exists, {count} workers: {ours.seconds:.1f} s, {ours.mebibytes:.0f} MiB")
-        result["workers"][count] = {"records": asdict(ours)}
-        if count == most:
-            result["records_faster"] = round(original.seconds / ours.seconds, 2)
-            result["records_memory"] = round(ours.mebibytes / original.mebibytes, 4)
-    (folder / "original.json").unlink()
-    result["original_records"] = asdict(original)
+        tell(f"mix --check {check}, {number} workers", ours)
+        result["workers"][str(number)] = asdict(ours)
+    best = result["workers"][str(max(workers))]
+    result["faster"] = round(original.seconds / best["seconds"], 2)
+    result["memory"] = round(best["mebibytes"] / original.mebibytes, 4)
+    return result
 
+
+def run(folder: Path, records: int, clips: int, workers: list[int]) -> dict:
+    """All measurements; a part of size 0 is left out."""
+    result = {}
+    if records:
+        say(f"writing {records} records over {PICTURES} pictures")
+        data = write_records(folder / "images", records)
+        result["records"] = compare("records", data, "loop", "exists", records, workers, folder)
     if clips:
         say(f"writing {clips} clips")
         data = write_clips(folder / "videos", clips)
-        mix_file = write_mix_file(folder / "clips.yaml", data)
-        warm(folder / "videos")
-        original, _ = measure([*this, "--only", "clips", str(data), "-"])
-        say(f"OpenCV, first and last frame: {original.seconds:.1f} s")
-        for count in workers:
-            ours, output = measure(mix_command(mix_file, folder / f"clips-{count}.jsonl", "full", count))
-            assert json.loads(output)["kept"] == clips
-            say(f"mix --check full, {count} workers: {ours.seconds:.1f} s")
-            result["workers"][count]["clips"] = asdict(ours)
-            if count == most:
-                result["clips_faster"] = round(original.seconds / ours.seconds, 2)
-        result["original_clips"] = asdict(original)
+        result["clips"] = compare("clips", data, "clips", "full", clips, workers, folder)
     return result
 
 
 def table(result: dict) -> str:
     """The result for people."""
-    lines = [f"{'workers':>7}  {'records/s':>10}  {'clips/s':>8}"]
-    for count, row in result["workers"].items():
-        clips = f"{result['clips'] / row['clips']['seconds']:8.1f}" if "clips" in row else "       -"
-        lines.append(f"{count:>7}  {result['records'] / row['records']['seconds']:10.0f}  {clips}")
-    lines.append(f"\nrecords: {result['records_faster']} x as fast, {result['records_memory']} of the memory")
-    if "clips_faster" in result:
-        lines.append(f"clips:   {result['clips_faster']} x as fast, decoding 16 frames instead of 2")
+    lines = [f"{'':8}{'workers':>8}{'seconds':>10}{'a second':>10}{'MiB':>8}"]
+    for name, part in result.items():
+        rows = [("original", part["original"]), *part["workers"].items()]
+        for who, row in rows:
+            rate = part["count"] / row["seconds"]
+            lines.append(f"{name:8}{who:>8}{row['seconds']:10.1f}{rate:10.0f}{row['mebibytes']:8.0f}")
+    lines.append("")
+    for name, part in result.items():
+        lines.append(f"{name}: {part['faster']} x as fast, {part['memory']} of the memory")
     return "\n".join(lines)
 
 

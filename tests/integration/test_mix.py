@@ -449,7 +449,8 @@ def test_the_benchmark_runs(tmp_path):
     done = subprocess.run([*command, "--json", str(tmp_path / "b.json")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     numbers = json.loads((tmp_path / "b.json").read_text())
-    assert numbers["records_faster"] > 0 and numbers["clips_faster"] > 0
-    assert numbers["original_records"]["mebibytes"] > 5 and numbers["workers"]["1"]["records"]["mebibytes"] > 20
+    assert [part["count"] for part in numbers.values()] == [320, 2]
+    for part in numbers.values():
+        assert part["faster"] > 0 and part["original"]["mebibytes"] > 5 and part["workers"]["1"]["mebibytes"] > 20
     assert "of the memory" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
