@@ -44,6 +44,7 @@ class GELU(nn.Cell):
         return self.cast(self.mul(wide, gate), self.dtype(x))
 
     def shard(self, strategy):
+        self.cast.shard((strategy,))
         self.scale.shard((strategy, ()))
         self.erf.shard((strategy,))
         self.add.shard((strategy, ()))

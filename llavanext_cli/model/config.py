@@ -88,6 +88,16 @@ class LlavaNextConfig(PretrainedConfig):
             }
         )
 
+    @property
+    def compresses_mask(self) -> bool:
+        """Whether flash attention gets one fixed triangle of 2048 x 2048 in the place of an S x S mask for each sample.
+
+        Both say "causal", and that is all there is to say: padding is on the right, where no supervised position looks.
+        The full mask would also hide every `<unk>` of the text, whose id is the padding's. Shorter sequences must take
+        it: MindFormers compresses from 2048 tokens on.
+        """
+        return self.use_flash_attention and not self.use_past and self.seq_length >= 2048
+
     def llama_config(self) -> LlamaConfig:
         """The language model's section, in MindFormers' own words."""
         text = self.architecture.text
@@ -124,6 +134,8 @@ class LlavaNextConfig(PretrainedConfig):
             num_blocks=self.num_blocks,
             block_size=self.block_size,
             use_flash_attention=self.use_flash_attention,
+            use_attn_mask_compression=self.compresses_mask,
+            parallel_optimizer=True,  # the embedding table's too, where optimizer sharding is on
             use_rope_slice=on_cpu,
             fused_rms_norm=not on_cpu,
             input_sliced_sig=True,

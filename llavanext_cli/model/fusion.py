@@ -38,7 +38,9 @@ class Fusion(nn.Cell):
         self.tile = P.Tile()
         self.tile_mask = P.Tile()
         self.reshape = P.Reshape()
-        self.cast = P.Cast()
+        self.expand = P.ExpandDims()
+        self.cast_newline = P.Cast()
+        self.cast_mask = P.Cast()
         self.equal = P.Equal()
         self.mul = P.Mul()
         self.add = P.Add()
@@ -47,18 +49,23 @@ class Fusion(nn.Cell):
     def construct(self, embeddings, features, newline, index):
         batch, rows, _ = self.shape(features)
         length = self.shape(index)[1]
-        newline = self.tile(self.reshape(self.cast(newline, self.dtype), (1, 1, self.width)), (batch, 1, 1))
+        newline = self.reshape(self.expand(newline, 0), (1, 1, self.width))
+        newline = self.tile(self.cast_newline(newline, self.dtype), (batch, 1, 1))
         table = self.concat((features, newline, self.tile(self.blank, (batch, 1, 1))))  # [B, N+2, D]
-        is_text = self.reshape(self.cast(self.equal(index, rows + 1), self.dtype), (batch, length, 1))
+        is_text = self.reshape(self.cast_mask(self.equal(index, rows + 1), self.dtype), (batch, length, 1))
         kept = self.mul(embeddings, self.tile_mask(is_text, (1, 1, self.width)))  # full size, see backend/cpu.py
         return self.add(kept, self.gather(table, index, 1))  # the "text" row is zero
 
     def shard(self, parallel_config):
         dp = parallel_config.data_parallel
         rows = (dp, 1, 1)
+        self.expand.shard(((1,),))
+        self.cast_newline.shard(((1, 1, 1),))
+        self.tile.shard((rows,))
         self.gather.shard((rows, (dp, 1)))
         self.concat.shard((rows, rows, rows))
         self.equal.shard(((dp, 1), ()))
+        self.cast_mask.shard(((dp, 1),))
         self.tile_mask.shard((rows,))
         self.mul.shard((rows, rows))
         self.add.shard((rows, rows))

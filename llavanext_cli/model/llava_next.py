@@ -73,7 +73,8 @@ class LlavaNext(PreTrainedModel):
         self.concat = P.Concat(axis=1)
         self.shape = P.Shape()
         self.not_equal = P.NotEqual()
-        self.cast = P.Cast()
+        self.cast_mask = P.Cast()
+        self.cast_words = P.Cast()
         self.dtype = config.compute_dtype
         if config.target == "CPU":
             use_cpu_cells(self.language_model, config)
@@ -96,7 +97,7 @@ class LlavaNext(PreTrainedModel):
             embeddings = self.embed(input_ids, tiles, feature_index, self.frames if frames is None else frames)
         loss_mask = None
         if labels is not None:
-            loss_mask = self.cast(self.not_equal(labels, IGNORE_INDEX), mstype.float32)
+            loss_mask = self.cast_mask(self.not_equal(labels, IGNORE_INDEX), mstype.float32)
         output = self.language_model(
             input_ids,
             labels=labels,
@@ -112,7 +113,7 @@ class LlavaNext(PreTrainedModel):
 
     def embed(self, input_ids, tiles, feature_index, frames):
         """`[B, S, D]`: token embeddings with the features of the media in their places."""
-        words = self.cast(self.language_model.to_embeddings(input_ids), self.dtype)
+        words = self.cast_words(self.language_model.to_embeddings(input_ids), self.dtype)
         return self.fusion(words, self.features(tiles, frames), self.image_newline, feature_index)
 
     def features(self, tiles, frames):
@@ -153,3 +154,5 @@ class LlavaNext(PreTrainedModel):
         self.slice.shard(((dp, 1, 1, 1),))
         self.concat.shard(((dp, 1, 1), (dp, 1, 1)))
         self.not_equal.shard(((dp, 1), ()))
+        self.cast_mask.shard(((dp, 1),))
+        self.cast_words.shard(((dp, 1, 1),))

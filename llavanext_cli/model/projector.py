@@ -95,7 +95,7 @@ class Pooler(nn.Cell):
             self.conv.conv2d.shard(((dp, 1, 1, 1), (1, 1, 1, 1)))
             self.conv.bias_add.shard(((dp, 1, 1, 1), (1,)))
         else:
-            self.tile.shard(((1, 1, 1),))
+            self.tile.shard(((dp, 1, 1),))
             self.matmul.shard(((dp, 1, 1), (dp, 1, 1)))
 
 

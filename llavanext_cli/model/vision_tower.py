@@ -79,6 +79,8 @@ class VisionEmbeddings(nn.Cell):
         self.reshape = P.Reshape()
         self.tile = P.Tile()
         self.tile_positions = P.Tile()
+        self.expand_class = P.ExpandDims()
+        self.expand_positions = P.ExpandDims()
         self.concat = P.Concat(axis=1)
         self.add = P.Add()
         self.cast = P.Cast()
@@ -87,14 +89,19 @@ class VisionEmbeddings(nn.Cell):
     def construct(self, tiles):
         patches = self.patch_embedding(tiles)  # [T, P*P, Dv]
         count = self.shape(patches)[0]
-        first = self.tile(self.reshape(self.cast(self.class_embedding, self.dtype), (1, 1, self.width)), (count, 1, 1))
-        hidden = self.concat((first, patches))  # [T, P*P+1, Dv]
-        positions = self.reshape(self.cast(self.position_embedding, self.dtype), (1, -1, self.width))
-        return self.add(hidden, self.tile_positions(positions, (count, 1, 1)))
+        first = self.reshape(self.expand_class(self.class_embedding, 0), (1, 1, self.width))
+        hidden = self.concat((self.tile(self.cast(first, self.dtype), (count, 1, 1)), patches))  # [T, P*P+1, Dv]
+        positions = self.expand_positions(self.position_embedding, 0)  # [1, P*P+1, Dv]
+        return self.add(hidden, self.tile_positions(self.cast(positions, self.dtype), (count, 1, 1)))
 
     def shard(self, parallel_config):
         rows = (parallel_config.data_parallel, 1, 1)
         self.patch_embedding.shard(parallel_config)
+        self.expand_class.shard(((1,),))
+        self.expand_positions.shard(((1, 1),))
+        self.cast.shard(((1, 1, 1),))
+        self.tile.shard((rows,))
+        self.tile_positions.shard((rows,))
         self.concat.shard((rows, rows))
         self.add.shard((rows, rows))
 
@@ -114,8 +121,10 @@ class PatchEmbedding(nn.Cell):
         self.dtype = config.compute_dtype
         self.reshape = P.Reshape()
         self.transpose = P.Transpose()
+        self.expand = P.ExpandDims()
         self.matmul = P.MatMul(transpose_b=True)
         self.cast = P.Cast()
+        self.cast_weight = P.Cast()
         self.shape = P.Shape()
 
     def construct(self, tiles):
@@ -123,11 +132,14 @@ class PatchEmbedding(nn.Cell):
         pixels = self.reshape(self.cast(tiles, self.dtype), (count, 3, side, patch, side, patch))
         pixels = self.transpose(pixels, (0, 2, 4, 1, 3, 5))  # [T, P, P, 3, p, p]
         pixels = self.reshape(pixels, (count * side * side, 3 * patch * patch))
-        weight = self.reshape(self.cast(self.weight, self.dtype), (self.width, 3 * patch * patch))
+        weight = self.reshape(self.expand(self.weight, 0), (self.width, 3 * patch * patch))
+        weight = self.cast_weight(weight, self.dtype)
         return self.reshape(self.matmul(pixels, weight), (count, side * side, self.width))
 
     def shard(self, parallel_config):
         dp = parallel_config.data_parallel
+        self.cast.shard(((dp, 1, 1, 1),))
+        self.expand.shard(((1, 1, 1, 1),))
         self.transpose.shard(((dp, 1, 1, 1, 1, 1),))
         self.matmul.shard(((dp, 1), (1, 1)))
 
@@ -216,6 +228,7 @@ class VisionAttention(nn.Cell):
         self.pick.shard((rows,))
         self.scores.shard((rows, rows))
         self.mul.shard((rows, ()))
+        self.cast.shard((rows,))
         self.softmax.shard((rows,))
         self.mix.shard((rows, rows))
         if self.use_flash:
@@ -259,7 +272,9 @@ class LayerNorm(nn.Cell):
         return self.cast(out, self.dtype(hidden))
 
     def shard(self, parallel_config):
-        self.norm.shard(((parallel_config.data_parallel, 1, 1), (1,), (1,)))
+        rows = (parallel_config.data_parallel, 1, 1)
+        self.cast.shard((rows,))
+        self.norm.shard((rows, (1,), (1,)))
 
 
 def data_parallel_only(parallel_config):
