@@ -8,6 +8,7 @@ reason help is plain text: typer's boxes would load rich and its Markdown parser
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,8 @@ COMMANDS = (
     Entry("convert", "llavanext_cli.commands.convert", "convert", "Prepare"),
     Entry("train", "llavanext_cli.commands.train", "train", "Train and ask"),
     Entry("ask", "llavanext_cli.commands.ask", "ask", "Train and ask"),
-    Entry("presets", "llavanext_cli.commands.presets", "presets", "Settings"),
+    Entry("presets", "llavanext_cli.commands.presets", "presets", "Settings and health"),
+    Entry("doctor", "llavanext_cli.commands.doctor", "doctor", "Settings"),
 )
 LONGEST = max(len(entry.name) for entry in COMMANDS)
 
@@ -220,4 +222,7 @@ def llavanext(
 
 def main() -> None:
     """Entry point of the `llavanext` executable."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an answer in Chinese on an ASCII terminal is no reason to stop
     app()

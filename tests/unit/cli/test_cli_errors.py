@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import os
 import subprocess
 import sys
 import textwrap
@@ -172,3 +173,9 @@ def test_nothing_is_written_to_the_working_folder(tmp_path, arguments):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ascii_terminal_gets_question_marks_and_no_traceback():
+    command = [sys.executable, "-m", "llavanext_cli", "doctor", "--offline"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert done.stdout.startswith("? Python ") and "Traceback" not in done.stderr

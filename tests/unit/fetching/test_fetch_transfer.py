@@ -235,8 +235,11 @@ def test_compressed_although_asked_not_to(net, tmp_path):
 def interrupt(net, site, part, after: int, **options) -> None:
     """Download until `after` bytes are there, then stop."""
 
+    was_stopped = threading.Event()
+
     def report(done: int, prefix: int) -> None:
-        if done >= after:
+        if done >= after and not was_stopped.is_set():  # another connection may still report while this one ends
+            was_stopped.set()
             net.stop.set()
 
     with pytest.raises(StoppedError):

@@ -1,0 +1,50 @@
+"""`llavanext doctor`: does it work here, and if not, what is to be done."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llavanext_cli import console, options
+from llavanext_cli.errors import RuntimeMissingError
+
+MARKS = {"ok": "✓", "warning": "!", "fault": "✗"}
+
+
+def doctor(
+    preset: options.Preset = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the network.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Look at Python, MindSpore, CANN, the driver, the NPUs, the disk and the network, and say what to mend.
+
+    A line begins with ✓ (right), ! (look at it) or ✗ (training cannot work so; the exit code is then 3).
+    Without --preset it judges for the NPUs of this machine, or for its CPU where it has none.
+
+    Example:
+
+      llavanext doctor --preset video-7b-stage2
+
+    Next: llavanext demo shows that everything works together.
+    """
+    from llavanext_cli.config.presets import load_preset
+    from llavanext_cli.machine.doctor import run_doctor
+
+    diagnosis = run_doctor(load_preset(preset) if preset else None, offline=offline)
+    if json:
+        console.out_json(diagnosis.to_dict())
+    else:
+        width = max(len(finding.name) for finding in diagnosis.findings)
+        for finding in diagnosis.findings:
+            console.out(f"{MARKS[finding.state]} {finding.name.ljust(width)}  {finding.found}")
+            if finding.advice:
+                console.out(f"  {' ' * width}  → {finding.advice}")
+    faults = [finding.name for finding in diagnosis.findings if finding.state == "fault"]
+    if faults:
+        where = "the NPUs" if diagnosis.target == "Ascend" else "the CPU"
+        raise RuntimeMissingError(
+            f"training on {where} of this machine cannot work yet: {', '.join(faults)}",
+            hint="the lines marked ✗ say what to do; then run `llavanext doctor` again",
+        )
+    console.next_step("llavanext demo" if diagnosis.target == "CPU" else "llavanext presets list")
