@@ -34,15 +34,11 @@ def run_worker(job: Job) -> None:
     threads = share_threads(preset.runtime.threads, preset.parallel.devices)
     load_libraries(job.libraries_folder, preset.runtime.target, threads=threads, verbose=True)
 
-    import mindspore as ms
-    from mindformers import MindFormerConfig, Trainer
-    from mindformers.core.context import build_context
-    from mindformers.core.parallel_config import build_parallel_config
-    from mindformers.models.build_model import build_network
+    from mindformers import Trainer
     from mindspore.communication import get_rank
 
-    from llavanext_cli.config.mindformers import expand
     from llavanext_cli.mixing.samples import read_samples
+    from llavanext_cli.model.network import build_preset_network
     from llavanext_cli.training.dataset import EncodedSamples, build_dataset
     from llavanext_cli.training.freeze import freeze
     from llavanext_cli.training.inputs import build_processor
@@ -55,15 +51,10 @@ def run_worker(job: Job) -> None:
     checkpoint = open_checkpoint(job.checkpoint)
     file = read_samples(job.data)
     plan = plan_run(preset, len(file))
-    expanded = expand(preset, architecture=checkpoint.architecture, out=job.libraries_folder, steps=plan.steps)
-    config = MindFormerConfig(**expanded)
-    build_context(config)
+    config, network = build_preset_network(
+        preset, architecture=checkpoint.architecture, folder=job.libraries_folder, steps=plan.steps
+    )
     rank = get_rank() if preset.parallel.devices > 1 else 0
-    build_parallel_config(config)
-    config.model.model_config.parallel_config = config.parallel_config
-
-    ms.set_seed(train.seed)
-    network = build_network(config.model)
     load_into(network, checkpoint)
     freeze(network, train.trainable)
 

@@ -1,0 +1,40 @@
+"""A preset's network on its devices, as every worker builds it and as `training.simulate` compiles it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llavanext_cli.config.architecture import Architecture
+    from llavanext_cli.config.schema import Preset
+
+
+def build_preset_network(
+    preset: Preset, *, architecture: Architecture | None, folder: Path, steps: int | None = None
+) -> tuple[Any, Any]:
+    """Set up MindSpore's contexts and build the network. The libraries must be loaded (runtime.py).
+
+    Args:
+        preset: for training or asking.
+        architecture: the checkpoint's; None for the preset's.
+        folder: for everything the libraries write.
+        steps: optimizer steps of the run, when it trains.
+
+    Returns:
+        MindFormers' configuration and the `LlavaNext`, whose weights are not filled and not frozen yet.
+    """
+    import mindspore as ms
+    from mindformers import MindFormerConfig
+    from mindformers.core.context import build_context
+    from mindformers.core.parallel_config import build_parallel_config
+    from mindformers.models.build_model import build_network
+
+    from llavanext_cli.config.mindformers import expand
+
+    config = MindFormerConfig(**expand(preset, architecture=architecture, out=folder, steps=steps))
+    build_context(config)
+    build_parallel_config(config)
+    config.model.model_config.parallel_config = config.parallel_config
+    ms.set_seed(config.seed)
+    return config, build_network(config.model)
