@@ -10,6 +10,29 @@ from typing import Annotated
 
 import typer
 
+
+# What the shell completes: asked for by completions/, one fresh process for each TAB
+def complete_preset(incomplete: str) -> list[str]:
+    """Names of shipped presets; the shell offers files where none fits."""
+    from llavanext_cli.config.presets import preset_files
+
+    return [name for name in preset_files() if name.startswith(incomplete)]
+
+
+def complete_setting(incomplete: str) -> list[str]:
+    """Keys of a preset, each with its equals sign."""
+    from llavanext_cli.config.schema import schema_keys
+
+    return [f"{key}=" for key in schema_keys() if key.startswith(incomplete)]
+
+
+def complete_artifact(incomplete: str) -> list[str]:
+    """Artifacts that have a name."""
+    from llavanext_cli.fetching.registry import ARTIFACTS
+
+    return [name for name in ARTIFACTS if name.startswith(incomplete)]
+
+
 # What goes in and out
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes.", show_default=False)]
 Checkpoint = Annotated[
@@ -29,10 +52,17 @@ Set = Annotated[
         metavar="KEY=VALUE",
         help="Change one value of the preset, such as train.learning_rate=1e-5. May be given more than once.",
         show_default=False,
+        autocompletion=complete_setting,
     ),
 ]
 Preset = Annotated[
-    str | None, typer.Option("--preset", "-p", help="Name or file of a preset: see `llavanext presets list`.")
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        help="Name or file of a preset: see `llavanext presets list`.",
+        autocompletion=complete_preset,
+    ),
 ]
 Devices = Annotated[
     int | None,

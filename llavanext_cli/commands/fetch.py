@@ -21,7 +21,11 @@ class Source(str, Enum):
 def fetch(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME...", help="Artifacts (see --list), ORG/REPO, dataset:ORG/REPO, or addresses."),
+        typer.Argument(
+            metavar="NAME...",
+            help="Artifacts (see --list), ORG/REPO, dataset:ORG/REPO, or addresses.",
+            autocompletion=options.complete_artifact,
+        ),
     ] = None,
     to: Annotated[Path | None, typer.Option("--to", help="Folder to fill.", show_default=False)] = None,
     list_artifacts: Annotated[bool, typer.Option("--list", help="Show the artifacts that have a name.")] = False,

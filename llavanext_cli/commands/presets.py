@@ -9,11 +9,19 @@ import typer
 
 from llavanext_cli import console
 from llavanext_cli.errors import ConfigError
-from llavanext_cli.options import Force, Json, Set
+from llavanext_cli.options import Force, Json, Set, complete_preset
 
 presets = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Name = Annotated[str, typer.Argument(metavar="PRESET", help="Name of a preset, or a YAML file.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="PRESET",
+        help="Name of a preset, or a YAML file.",
+        show_default=False,
+        autocompletion=complete_preset,
+    ),
+]
 
 
 @presets.callback()
@@ -113,7 +121,11 @@ def copy_command(
 def check_command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PRESET]...", help="Names or YAML files; without any, all that come with llavanext."),
+        typer.Argument(
+            metavar="[PRESET]...",
+            help="Names or YAML files; without any, all that come with llavanext.",
+            autocompletion=complete_preset,
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -12,7 +12,12 @@ from llavanext_cli import console, options
 
 
 def train(
-    preset: Annotated[str, typer.Argument(help="Name or file of a train preset: see `llavanext presets list`.")],
+    preset: Annotated[
+        str,
+        typer.Argument(
+            help="Name or file of a train preset: see `llavanext presets list`.", autocompletion=options.complete_preset
+        ),
+    ],
     data: options.Data,
     checkpoint: options.Checkpoint,
     out: options.Out,

@@ -1,0 +1,1 @@
+complete --command llavanext --no-files --arguments "(env _LLAVANEXT_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) llavanext)" --condition "env _LLAVANEXT_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) llavanext"
