@@ -74,7 +74,7 @@ def test_zsh(line, expected, environ, tmp_path):
     (tmp_path / ".zshrc").write_text(
         "PS1='ready> '; autoload -Uz compinit; compinit -u -D\n"
         f"source {FOLDER}/llavanext.zsh\n"
-        "show-line() { print -r -- $BUFFER > $HOME/line; BUFFER=''; zle accept-line }\n"
+        "show-line() { [[ -n $BUFFER ]] && print -r -- $BUFFER > $HOME/line; BUFFER=''; zle accept-line }\n"
         "zle -N show-line; bindkey '^T' show-line\n"
     )
     child, screen = pty.fork()
