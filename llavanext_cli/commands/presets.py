@@ -97,6 +97,37 @@ def show_command(
         console.write(loaded.path.read_text(encoding="utf-8"))
 
 
+@presets.command("diff")
+def diff_command(
+    one: Name,
+    other: Annotated[
+        str,
+        typer.Argument(
+            metavar="OTHER", help="The preset to compare it with.", show_default=False, autocompletion=complete_preset
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Show the keys in which two presets differ, bases and defaults included.
+
+    Example:
+      llavanext presets diff video-7b-stage2 video-7b-stage3
+
+    Next: llavanext presets show PRESET --full says what each key means.
+    """
+    from llavanext_cli.config.presets import load_preset
+    from llavanext_cli.config.writing import diff_presets
+
+    first, second = load_preset(one), load_preset(other)
+    differences = diff_presets(first, second)
+    if json:
+        console.out_json({key: {"one": left, "other": right} for key, (left, right) in differences.items()})
+    elif differences:
+        console.table(("key", first.name, second.name), [(key, *values) for key, values in differences.items()])
+    else:
+        console.say("They are the same.")
+
+
 @presets.command("copy")
 def copy_command(
     preset: Name,

@@ -35,6 +35,20 @@ def _plain(value: Any, task: str) -> Any:
     return value
 
 
+def diff_presets(one: Preset, other: Preset) -> dict[str, tuple[Any, Any]]:
+    """Dotted key → both values, for each key in which two presets differ; None where a preset has no such key."""
+    left, right = _flat(preset_to_dict(one)), _flat(preset_to_dict(other))
+    keys = dict.fromkeys((*left, *right))
+    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result = {}
+    for key, value in values.items():
+        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
+
+
 def preset_to_yaml(preset: Preset) -> str:
     """A preset as YAML that can be loaded again: every key with its value, and a comment with meaning and unit."""
     lines = [f"task: {preset.task}", f"description: {json.dumps(preset.description, ensure_ascii=False)}"]

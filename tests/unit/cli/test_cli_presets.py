@@ -90,3 +90,23 @@ def test_check_without_names_checks_all(run):
     result = run("check")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [f"{name}: ok" for name in sorted(preset_files())]
+
+
+def test_diff(run):
+    differences = json.loads(run("diff", "video-7b-stage2", "video-7b-stage3", "--json").stdout)
+    assert differences["data.frames"] == {"one": 0, "other": 16}
+    assert "model.vision.hidden_size" not in differences
+    table = run("diff", "video-7b-stage2", "video-7b-stage3").stdout.splitlines()
+    assert table[0].split() == ["key", "video-7b-stage2", "video-7b-stage3"]
+    assert [line.split()[0] for line in table[1:]] == list(differences)
+
+
+def test_diff_of_two_tasks_has_the_keys_of_both(run):
+    differences = json.loads(run("diff", "tiny-stage2", "tiny-ask", "--json").stdout)
+    assert differences["train.epochs"]["other"] is None and differences["task"] == {"one": "train", "other": "ask"}
+
+
+def test_diff_of_a_preset_with_itself_and_with_nothing(run):
+    same = run("diff", "tiny-ask", "tiny-ask")
+    assert (same.exit_code, same.stdout, same.stderr) == (0, "", "They are the same.\n")
+    assert run("diff", "tiny-ask", "tiny-aks").exit_code == 1
