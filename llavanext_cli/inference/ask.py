@@ -61,16 +61,7 @@ def run_ask(
     sampling = build_sampling(preset, changes or {})
     encoded = processor.encode_question(sample)
     with open_session(opened, preset, cache_need(encoded, sampling), verbose=verbose) as session:
-        decoder = session.tokenizer.stream()
-
-        def on_token(row: int, token: int) -> None:
-            if on_text and (text := decoder.push(token)):
-                on_text(text)
-
-        answer = session.answer([encoded], sampling, on_token)[0]
-        if on_text and (rest := decoder.flush()):
-            on_text(rest)
-    return answer
+        return session.answer([encoded], sampling, (lambda row, text: on_text(text)) if on_text else None)[0]
 
 
 def prepare(

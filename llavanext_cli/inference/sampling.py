@@ -19,6 +19,7 @@ class Sampling:
         top_p: draw from the likeliest tokens that together have this probability.
         repetition_penalty: above 1, tokens that were used become less likely (Keskar et al. 2019).
         seed: the same seed gives the same answer.
+        stop: strings that end an answer; they are no part of it.
     """
 
     max_new_tokens: int = 512
@@ -27,6 +28,12 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken, as the logits have it: then nobody needs the logits."""
+        return self.temperature == 0 and self.repetition_penalty == 1
 
 
 def next_token(logits: np.ndarray, seen: Iterable[int], sampling: Sampling, rng: np.random.Generator) -> int:

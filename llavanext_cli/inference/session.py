@@ -3,7 +3,8 @@
     prefill   all tokens of the prompt at once, media fused in    → logits of the last one, cache filled
     decode    one token of each answer                            → logits of the next, cache grown by one
 
-Both are graphs of static shapes. A prompt is padded to a bucket, and a bucket is compiled when it is first needed.
+The device is an engine's business (cpu.py, ascend.py); here tokens are chosen, answers ended and pieces of text handed
+out as they are complete.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import numpy as np
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.inference.sampling import Sampling, next_token
-from llavanext_cli.processing.packing import collate
+from llavanext_cli.inference.writing import Writer
 from llavanext_cli.processing.tokens import load_tokenizer
-from llavanext_cli.records import Batch, EncodedSample
+from llavanext_cli.records import EncodedSample
 
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 
 BUCKET = 64
 """Prompts are padded to a multiple of this many tokens."""
+CACHE_STEP = 256
+"""A cache is as long as prompt and answer need, rounded up to this many tokens."""
 
-TokenCallback = Callable[[int, int], None]
-"""Called with (row of the batch, token) as answers grow."""
+TextCallback = Callable[[int, str], None]
+"""Called with (row of the batch, piece of text) as answers grow."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,13 @@ class Answer:
     """One answer and what it took.
 
     Attributes:
-        text: without special tokens.
+        text: without special tokens, and without the stop string that ended it.
         tokens: ids of the answer; the end-of-sequence id is not among them.
         prompt_tokens: length of the prompt, media included.
+        cached_tokens: how many of them the cache held already.
         media_tokens: positions of the prompt that media take.
         tiles, frames: picture tiles (base tiles included) and frames that were looked at.
-        finish: "stop" when the model ended it, "length" when a limit did.
+        finish: "stop" when the model or a stop string ended it, "length" when a limit did.
         seconds_to_first: from the call to its first token, compiling included.
         tokens_per_second: of the tokens after the first; 0 when there are none.
     """
@@ -51,6 +55,7 @@ class Answer:
     text: str
     tokens: tuple[int, ...]
     prompt_tokens: int
+    cached_tokens: int
     media_tokens: int
     tiles: int
     frames: int
@@ -67,7 +72,10 @@ class Session:
         preset: an ask preset.
         folder: for what the libraries write.
         batch_size: answers computed at once.
-        cache_tokens: room for prompt and answer of each; the preset's when None.
+        cache_tokens: most room for prompt and answer of each; the preset's when None.
+        bucket, cache_step: prompts and caches are as long as multiples of these (CPU). Coarse ones are compiled less
+            often, fine ones compute less.
+        graphs: folder in which compiled graphs are kept from one run to the next; None: they are not.
         verbose: leave the libraries' warnings on the terminal.
     """
 
@@ -79,12 +87,15 @@ class Session:
         *,
         batch_size: int = 1,
         cache_tokens: int | None = None,
+        bucket: int = BUCKET,
+        cache_step: int = CACHE_STEP,
+        graphs: Path | None = None,
         verbose: bool = False,
     ):
         from llavanext_cli.model.runtime import load_libraries
 
         assert preset.ask is not None, "a session needs an ask preset"
-        load_libraries(folder, preset.runtime.target, threads=preset.runtime.threads, verbose=verbose)
+        load_libraries(folder, preset.runtime.target, threads=preset.runtime.threads, graphs=graphs, verbose=verbose)
         from llavanext_cli.model.config import LlavaNextConfig
         from llavanext_cli.model.llava_next import LlavaNext
         from llavanext_cli.weights.checkpoint import load_into
@@ -93,10 +104,9 @@ class Session:
         self.tokenizer = load_tokenizer(checkpoint.folder)
         self.batch_size = batch_size
         self.cache_tokens = cache_tokens or preset.ask.cache_tokens
-        self.on_cpu = preset.runtime.target == "CPU"
-        self.block_size = preset.ask.block_size
-        self.blocks = -(-self.cache_tokens // self.block_size)
-        self.network = LlavaNext(
+        on_cpu = preset.runtime.target == "CPU"
+        block_size = preset.ask.block_size
+        network = LlavaNext(
             LlavaNextConfig(
                 architecture=checkpoint.architecture,
                 target=preset.runtime.target,
@@ -107,19 +117,30 @@ class Session:
                 compute_dtype=preset.runtime.compute_dtype,
                 param_init_type=preset.runtime.parameter_dtype,
                 use_flash_attention=preset.runtime.flash_attention,
-                use_past=True,
-                num_blocks=self.blocks * batch_size,
-                block_size=self.block_size,
+                use_past=not on_cpu,
+                num_blocks=-(-self.cache_tokens // block_size) * batch_size,
+                block_size=block_size,
             )
         )
-        load_into(self.network, checkpoint)
-        self.network.set_train(False)
-        self.shapes: set[tuple[int, int, int]] = set()
+        load_into(network, checkpoint)
+        network.set_train(False)
+        if on_cpu:
+            from llavanext_cli.inference.cpu import CpuEngine
+
+            self.engine = CpuEngine(network, self.arch, batch_size, bucket, cache_step)
+        else:
+            from llavanext_cli.inference.ascend import AscendEngine
+
+            self.engine = AscendEngine(network, self.arch, batch_size, self.cache_tokens)
+        self.network = network
+        self.remembers = on_cpu and batch_size == 1
+        self.before: tuple[EncodedSample, np.ndarray] | None = None
 
     def answer(
-        self, samples: Sequence[EncodedSample], sampling: Sampling, on_token: TokenCallback | None = None
+        self, samples: Sequence[EncodedSample], sampling: Sampling, on_text: TextCallback | None = None
     ) -> list[Answer]:
-        """Answer up to `batch_size` encoded questions at once.
+        """Answer up to `batch_size` encoded questions at once. A session of one question at a time keeps its cache,
+        and computes of the next prompt only what differs.
 
         Raises:
             DataError: a prompt leaves no room for an answer; how many tokens it has and how many fit.
@@ -127,40 +148,50 @@ class Session:
         started = time.monotonic()
         for sample in samples:
             self.check_room(sample)
-        batch, frames = self._pad(samples)
         generators = [np.random.default_rng(sampling.seed) for _ in samples]
         answers: list[list[int]] = [[] for _ in samples]
         finished = ["" for _ in samples]
-        lengths = batch.lengths.copy()
-        logits = self._prefill(batch, frames)
+        lengths = np.array([sample.length for sample in samples] + [1] * (self.batch_size - len(samples)))
+        writers = [Writer(self.tokenizer, sampling.stop, _to_row(on_text, row)) for row in range(len(samples))]
+        room = int(lengths.max()) + sampling.max_new_tokens
+        past = self._cached(samples[0], room) if self.remembers else 0
+        self.before = None  # until this one is through: an interrupt leaves the cache half written
+        step = self.engine.start(samples, room, self.cache_tokens, past)
         first = time.monotonic() - started
         while True:
-            tokens = np.zeros((self.batch_size, 1), np.int32)
+            logits = None if sampling.is_greedy else step.logits()
+            tokens = np.zeros(self.batch_size, np.int32)
             for row, sample in enumerate(samples):
                 if finished[row]:
                     continue
-                seen = [*sample.input_ids.tolist(), *answers[row]] if sampling.repetition_penalty != 1 else ()
-                token = next_token(logits[row], seen, sampling, generators[row])
+                token = int(step.tokens[row])
+                if logits is not None:
+                    seen = [*sample.input_ids.tolist(), *answers[row]] if sampling.repetition_penalty != 1 else ()
+                    token = next_token(logits[row], seen, sampling, generators[row])
                 if token == self.tokenizer.eos_id:
                     finished[row] = "stop"
                     continue
                 answers[row].append(token)
                 tokens[row] = token
-                if on_token:
-                    on_token(row, token)
-                if len(answers[row]) == sampling.max_new_tokens or lengths[row] == self.cache_tokens:
+                if writers[row].push(token):
+                    finished[row] = "stop"
+                elif len(answers[row]) == sampling.max_new_tokens or lengths[row] == self.cache_tokens:
                     finished[row] = "length"
             if all(finished):
                 break
             lengths = np.minimum(lengths + 1, self.cache_tokens)
-            logits = self._decode(tokens, lengths)
+            step = self.engine.step(tokens, lengths)
         seconds = time.monotonic() - started - first
+        if self.remembers:
+            held = [*samples[0].input_ids.tolist(), *answers[0]][: int(lengths[0])]
+            self.before = (samples[0], np.array(held, np.int32))
         media_ids = (self.arch.image_token_index, self.arch.video_token_index)
         return [
             Answer(
-                text=self.tokenizer.decode(ids).strip(),
+                text=writer.close().strip(),
                 tokens=tuple(ids),
                 prompt_tokens=sample.length,
+                cached_tokens=past,
                 media_tokens=int(np.isin(sample.input_ids, media_ids).sum()),
                 tiles=len(sample.tiles),
                 frames=len(sample.frames),
@@ -168,7 +199,7 @@ class Session:
                 seconds_to_first=first,
                 tokens_per_second=(len(ids) - 1) / seconds if len(ids) > 1 and seconds > 0 else 0.0,
             )
-            for sample, ids, reason in zip(samples, answers, finished, strict=True)
+            for sample, ids, reason, writer in zip(samples, answers, finished, writers, strict=True)
         ]
 
     def check_room(self, sample: EncodedSample) -> None:
@@ -180,47 +211,18 @@ class Session:
                 hint=f"use fewer frames or pictures, or --set ask.cache_tokens={sample.length + 256}",
             )
 
-    def _pad(self, samples: Sequence[EncodedSample]) -> tuple[Batch, int]:
-        """To the smallest compiled shape that holds the batch without doubling its work, else to a new bucket.
+    def _cached(self, sample: EncodedSample, room: int) -> int:
+        """How many tokens of a prompt the cache holds from the conversation before; at least one is left to compute."""
+        if self.before is None or self.engine.cache_length(room, self.cache_tokens) != self.engine.length:
+            return 0
+        old, held = self.before
+        for mine, his in ((sample.tiles, old.tiles), (sample.frames, old.frames)):
+            if len(mine) < len(his) or not np.array_equal(mine[: len(his)], his):
+                return 0
+        size = min(len(held), sample.length - 1)
+        differ = np.flatnonzero(held[:size] != sample.input_ids[:size])
+        return int(differ[0]) if len(differ) else size
 
-        Returns:
-            The batch, and how many of its tiles are frames.
-        """
-        length = max(sample.length for sample in samples)
-        tiles = max(len(sample.tiles) for sample in samples)
-        frames = max(len(sample.frames) for sample in samples)
-        fitting = [s for s in self.shapes if s[0] >= length and s[1] >= tiles and s[2] >= frames]
-        near = [s for s in fitting if s[0] <= 2 * length and s[1] + s[2] <= 2 * max(1, tiles + frames)]
-        bucket = min(-(-length // BUCKET) * BUCKET, self.cache_tokens)
-        shape = min(near, default=(bucket, tiles, frames))
-        self.shapes.add(shape)
-        rows = [*samples, *[samples[0]] * (self.batch_size - len(samples))]
-        return collate(rows, seq_length=shape[0], tiles=shape[1], frames=shape[2], arch=self.arch), shape[2]
 
-    def _prefill(self, batch: Batch, frames: int) -> np.ndarray:
-        """`float32[B, V]`: logits of each prompt's last token."""
-        from mindspore import Tensor
-
-        self.network.language_model.add_flags_custom(is_first_iteration=True)
-        # One graph a shape. MindSpore keys graphs by phase alone when it is called "prefill" or "increment".
-        self.network.phase = f"prefill {batch.input_ids.shape} {batch.tiles.shape[1]} {frames}"
-        media: tuple = (None, None)
-        if batch.tiles.shape[1]:
-            media = (Tensor(batch.tiles), Tensor(batch.feature_index))
-        return self._call(Tensor(batch.input_ids), *media, lengths=batch.lengths, frames=frames)
-
-    def _decode(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """`float32[B, V]`: logits after one more token `int32[B, 1]` of each answer; `lengths` count it."""
-        from mindspore import Tensor
-
-        self.network.language_model.add_flags_custom(is_first_iteration=False)
-        self.network.phase = "decode"
-        return self._call(Tensor(tokens), None, None, lengths=lengths, frames=0)
-
-    def _call(self, input_ids, tiles, feature_index, *, lengths: np.ndarray, frames: int) -> np.ndarray:
-        from mindspore import Tensor
-
-        logits = self.network(
-            input_ids, tiles, feature_index, None, Tensor(lengths.astype(np.int32)), None, None, frames
-        )
-        return logits.asnumpy().reshape(self.batch_size, -1)
+def _to_row(on_text: TextCallback | None, row: int) -> Callable[[str], None] | None:
+    return (lambda text: on_text(row, text)) if on_text else None

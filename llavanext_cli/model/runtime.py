@@ -32,13 +32,16 @@ def share_threads(threads: int | None, workers: int) -> int:
     return threads or max(1, len(os.sched_getaffinity(0)) // workers)
 
 
-def load_libraries(folder: Path, target: str, *, threads: int | None = None, verbose: bool = False) -> None:
+def load_libraries(
+    folder: Path, target: str, *, threads: int | None = None, graphs: Path | None = None, verbose: bool = False
+) -> None:
     """Import MindSpore, MindFormers and our classes, quietly, and choose the device. To be called once a process.
 
     Args:
         folder: for the libraries' own logs; made when missing.
         target: "Ascend" or "CPU".
         threads: threads of the CPU kernels; None for all cores this process may use (MindSpore's own default is 25).
+        graphs: folder in which compiled graphs are kept for the next process; None: they are not.
         verbose: leave warnings and logs on the terminal.
 
     Raises:
@@ -46,6 +49,9 @@ def load_libraries(folder: Path, target: str, *, threads: int | None = None, ver
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(library_environment(folder, verbose))
+    if graphs is not None:
+        graphs.mkdir(parents=True, exist_ok=True)
+        os.environ.update({"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(graphs)})
     try:
         with contextlib.nullcontext() if verbose else _silence():
             import mindspore

@@ -1,0 +1,79 @@
+"""The Ascend's way of computing: MindFormers' own prefill and increment graphs, with its paged cache.
+
+A prompt is padded to the smallest compiled shape that holds it without doubling its work, else to a new bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llavanext_cli.inference.cpu import Step
+from llavanext_cli.processing.packing import collate
+
+if TYPE_CHECKING:
+    from llavanext_cli.config.architecture import Architecture
+    from llavanext_cli.records import Batch, EncodedSample
+
+BUCKET = 64
+"""Prompts are padded to a multiple of this many tokens."""
+
+
+class AscendEngine:
+    """Prefill and decoding through `LlavaNext.construct`.
+
+    Args:
+        network: a `LlavaNext` with a paged cache.
+        arch: of the same checkpoint.
+        batch: sequences computed at once.
+        cache_tokens: positions of the cache of each.
+    """
+
+    def __init__(self, network: Any, arch: Architecture, batch: int, cache_tokens: int):
+        self.network, self.arch, self.batch, self.cache_tokens = network, arch, batch, cache_tokens
+        self.shapes: set[tuple[int, int, int]] = set()
+
+    def start(self, samples: Sequence[EncodedSample], room: int, limit: int, past: int = 0) -> Step:
+        """Prefill; the arguments of `CpuEngine.start`. This cache always begins anew: `past` is 0."""
+        batch, frames = self._pad(samples)
+        self.network.language_model.add_flags_custom(is_first_iteration=True)
+        # One graph a shape. MindSpore keys graphs by phase alone when it is called "prefill" or "increment".
+        self.network.phase = f"prefill {batch.input_ids.shape} {batch.tiles.shape[1]} {frames}"
+        from mindspore import Tensor
+
+        media: tuple = (None, None)
+        if batch.tiles.shape[1]:
+            media = (Tensor(batch.tiles), Tensor(batch.feature_index))
+        return self._call(Tensor(batch.input_ids), *media, lengths=batch.lengths, frames=frames)
+
+    def step(self, tokens: np.ndarray, lengths: np.ndarray) -> Step:
+        """One more token `int32[B]` of each sequence; `lengths` count it."""
+        from mindspore import Tensor
+
+        self.network.language_model.add_flags_custom(is_first_iteration=False)
+        self.network.phase = "decode"
+        return self._call(Tensor(tokens.reshape(-1, 1).astype(np.int32)), None, None, lengths=lengths, frames=0)
+
+    def _pad(self, samples: Sequence[EncodedSample]) -> tuple[Batch, int]:
+        """The batch, and how many of its tiles are frames."""
+        length = max(sample.length for sample in samples)
+        tiles = max(len(sample.tiles) for sample in samples)
+        frames = max(len(sample.frames) for sample in samples)
+        fitting = [s for s in self.shapes if s[0] >= length and s[1] >= tiles and s[2] >= frames]
+        near = [s for s in fitting if s[0] <= 2 * length and s[1] + s[2] <= 2 * max(1, tiles + frames)]
+        bucket = min(-(-length // BUCKET) * BUCKET, self.cache_tokens)
+        shape = min(near, default=(bucket, tiles, frames))
+        self.shapes.add(shape)
+        rows = [*samples, *[samples[0]] * (self.batch - len(samples))]
+        return collate(rows, seq_length=shape[0], tiles=shape[1], frames=shape[2], arch=self.arch), shape[2]
+
+    def _call(self, input_ids: Any, tiles: Any, feature_index: Any, *, lengths: np.ndarray, frames: int) -> Step:
+        from mindspore import Tensor
+
+        logits = self.network(
+            input_ids, tiles, feature_index, None, Tensor(lengths.astype(np.int32)), None, None, frames
+        )
+        logits = logits.reshape(self.batch, -1)
+        return Step(logits.asnumpy().argmax(-1).astype(np.int32), logits)

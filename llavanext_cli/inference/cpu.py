@@ -1,0 +1,153 @@
+"""The CPU's way of computing: graphs of static shapes around one network, each compiled when it is first needed.
+
+    tower     tiles of one picture, or a few frames      one graph for each number of tiles (`PIECES`)
+    embed     words and features to embeddings           one for each prompt bucket and feature table
+    prefill   a prompt, or what a cache lacks of it      one for each prompt bucket
+    decode    one more token                             one for each batch and cache
+
+Nothing here depends on what was asked before, so that a question gets the same shapes, and with them the same answer,
+whenever it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llavanext_cli.processing.packing import collate
+
+if TYPE_CHECKING:
+    from llavanext_cli.config.architecture import Architecture
+    from llavanext_cli.records import EncodedSample
+
+PIECES = (8, 5, 4, 3, 2, 1)
+"""Tiles that one call of the tower takes: 3 to 5 are one picture, 8 are frames."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a prefill or a step of decoding gives: the likeliest tokens `int32[B]`, and logits that stay on the device
+    until they are asked for."""
+
+    tokens: np.ndarray
+    device_logits: Any
+
+    def logits(self) -> np.ndarray:
+        """`float32[B, V]`."""
+        return self.device_logits.asnumpy()
+
+
+class CpuEngine:
+    """Prefill and decoding on a CPU.
+
+    Args:
+        network: a `LlavaNext` without a cache of its own.
+        arch: of the same checkpoint.
+        batch: sequences computed at once.
+        bucket: prompts are padded to a multiple of this many tokens.
+        cache_step: a cache is as long as a multiple of this many tokens.
+    """
+
+    def __init__(self, network: Any, arch: Architecture, batch: int, bucket: int, cache_step: int):
+        from llavanext_cli.model.backend.decoder import Embedder, Tower
+
+        self.network, self.arch, self.batch, self.bucket, self.cache_step = network, arch, batch, bucket, cache_step
+        self.tower, self.embedder = Tower(network), Embedder(network)
+        self.decoders: dict[int, Any] = {}  # never emptied: MindSpore knows cells by `id`, also those that are gone
+        self.length = 0
+
+    def start(self, samples: Sequence[EncodedSample], room: int, limit: int, past: int = 0) -> Step:
+        """Prefill.
+
+        Args:
+            samples: up to `batch` of them.
+            room: positions that prompt and answer take at most.
+            limit: longest cache.
+            past: tokens of the only sample that are in the cache of this length already.
+        """
+        self.length = self.cache_length(room, limit)
+        decoder = self.decoder(self.length)
+        longest = max(sample.length for sample in samples) - past
+        bucket = min(-(-longest // self.bucket) * self.bucket, self.length - past)
+        rows = [*samples, *[samples[0]] * (self.batch - len(samples))]
+        hidden = self.embed(rows, past, bucket)
+        last = np.array([sample.length - past - 1 for sample in rows], np.int32)
+        decoder.phase = f"prefill {bucket} {past == 0}"
+        return self._run(decoder, hidden, np.full(self.batch, past, np.int32), last, past == 0)
+
+    def step(self, tokens: np.ndarray, lengths: np.ndarray) -> Step:
+        """One more token `int32[B]` of each sequence; `lengths` count it."""
+        from mindspore import Tensor
+
+        decoder = self.decoders[self.length]
+        decoder.phase = "decode"
+        self.embedder.phase = "decode"
+        hidden = self.embedder(Tensor(tokens.reshape(-1, 1).astype(np.int32)))
+        past = np.minimum(lengths, self.length).astype(np.int32) - 1
+        return self._run(decoder, hidden, past, np.zeros(self.batch, np.int32), False)
+
+    def cache_length(self, room: int, limit: int) -> int:
+        return min(-(-room // self.cache_step) * self.cache_step, limit)
+
+    def decoder(self, length: int) -> Any:
+        from llavanext_cli.model.backend.decoder import Decoder
+
+        if length not in self.decoders:
+            self.decoders[length] = Decoder(self.network, self.batch, length)
+            self.decoders[length].set_train(False)
+        return self.decoders[length]
+
+    def embed(self, samples: Sequence[EncodedSample], past: int, bucket: int) -> Any:
+        """Embeddings of tokens `past` onwards, `[B, bucket, D]`."""
+        from mindspore import Tensor
+
+        tiles = max(len(sample.tiles) for sample in samples)
+        frames = max(len(sample.frames) for sample in samples)
+        longest = max(past + bucket, *[sample.length for sample in samples])
+        batch = collate(samples, longest, tiles, frames, self.arch)
+        ids = np.ascontiguousarray(batch.input_ids[:, past : past + bucket])
+        index = np.ascontiguousarray(batch.feature_index[:, past : past + bucket])
+        rows = tiles * self.arch.tile_features + frames * self.arch.frame_features
+        if index.min() > rows:
+            self.embedder.phase = f"words {bucket}"
+            return self.embedder(Tensor(ids))
+        table = np.zeros((len(samples), rows, self.arch.text.hidden_size), np.float32)
+        own = len({id(sample) for sample in samples})  # what fills the batch is the first again, and comes last
+        for row in range(own):
+            self.fill(table[row], batch.tiles[row], index[row], tiles)
+        table[own:] = table[0]
+        self.embedder.phase = f"media {bucket} {rows}"
+        return self.embedder(Tensor(ids), Tensor(table), Tensor(index))
+
+    def fill(self, table: np.ndarray, pixels: np.ndarray, index: np.ndarray, tiles: int) -> None:
+        """Compute the rows of a feature table `[N, D]` that `index` points at: whole tiles and frames of `pixels`."""
+        pictures = tiles * self.arch.tile_features
+        for begin, count, size, first, is_clip in (
+            (0, tiles, self.arch.tile_features, 0, False),
+            (pictures, len(pixels) - tiles, self.arch.frame_features, tiles, True),
+        ):
+            used = np.unique(index[(index >= begin) & (index < begin + count * size)] - begin) // size
+            if not len(used):
+                continue
+            at, end = int(used[0]), int(used[-1]) + 1
+            while at < end:
+                piece = next(number for number in PIECES if number <= end - at)
+                rows = self.look(pixels[first + at : first + at + piece], is_clip)
+                table[begin + at * size : begin + (at + piece) * size] = rows
+                at += piece
+
+    def look(self, tiles: np.ndarray, is_clip: bool) -> np.ndarray:
+        """Feature rows of a few tiles or frames, `float32[T * Q, D]`."""
+        from mindspore import Tensor
+
+        self.tower.phase = f"tower {len(tiles)} {is_clip}"
+        return self.tower(Tensor(np.ascontiguousarray(tiles)), is_clip).asnumpy()
+
+    def _run(self, decoder: Any, hidden: Any, past: np.ndarray, last: np.ndarray, first: bool) -> Step:
+        from mindspore import Tensor
+
+        tokens, logits = decoder(hidden, Tensor(past), Tensor(last), first)
+        return Step(tokens.asnumpy(), logits)

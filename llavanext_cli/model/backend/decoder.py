@@ -1,0 +1,272 @@
+"""Answering on a CPU: MindFormers' Llama layers, called in an order of our own around a KV cache.
+
+    first    all of a prompt: S tokens, nothing cached    attends to itself, in chunks of rows
+    later    S more tokens, one or a whole turn           attends to the cache, itself included
+
+    chunk 1  ████            A chunk of rows meets the keys up to its own last row and no others: half of the
+    chunk 2  ████████        products of the full square, and a mask that is never the full square.
+    chunk 3  ████████████
+
+Both end with the logits of one position of each sequence and its likeliest token, found on the device. Of the last
+layer only that position is computed beyond its key and value. Padding is on the right: a key is seen by positions
+after it and by no others, so what is written behind a sequence's end is never seen, and is overwritten when the
+sequence gets there. Sequences of a batch have lengths of their own.
+
+The weights are the network's own parameters. Element-wise operators that broadcast over the inner axes are many times
+slower than full ones on this backend, so masks and rotary tables are tiled first, once for all layers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore import dtype as mstype
+from mindspore.ops import operations as P
+
+from llavanext_cli.model.backend.cpu import MASKED
+
+CHUNK = 512
+"""Rows of one chunk of queries."""
+
+
+class Tower(nn.Cell):
+    """Tiles or frames to rows of the feature table: `float32[T, 3, R, R]` → `[T * Q, D]` (frames: `[T * Qv, D]`)."""
+
+    def __init__(self, network):
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.reshape = P.Reshape()
+        self.width = network.width
+
+    def construct(self, tiles, frames):
+        count = tiles.shape[0]
+        features = self.network.features(tiles.reshape((1, *tiles.shape)), count if frames else 0)
+        return self.reshape(features, (-1, self.width))
+
+
+class Embedder(nn.Cell):
+    """Token embeddings with the rows of a feature table `[B, N, D]` in their places: `int32[B, S]` → `[B, S, D]`."""
+
+    def __init__(self, network):
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.dtype = network.config.compute_dtype
+        self.cast = P.Cast()
+
+    def construct(self, input_ids, table=None, feature_index=None):
+        words = self.cast(self.network.language_model.to_embeddings(input_ids), self.dtype)
+        if table is None:
+            return words
+        return self.network.fusion(words, table, self.network.image_newline, feature_index)
+
+
+class Decoder(nn.Cell):
+    """The language model with a cache.
+
+    Args:
+        network: `LlavaNext`, built for the CPU.
+        batch: sequences.
+        length: positions of the cache (C).
+
+    Inputs:
+        - **hidden** - `[B, S, D]` embeddings.
+        - **past** - `int32[B]`, positions that are cached already; zeros when `first`.
+        - **last** - `int32[B]`, which of the S positions is each sequence's last.
+        - **first** (bool) - a constant of the graph: nothing is cached.
+
+    Outputs:
+        `int32[B]` likeliest tokens and `[B, V]` logits after position `last`.
+    """
+
+    def __init__(self, network, batch: int, length: int):
+        super().__init__(auto_prefix=False)
+        llama, config = network.language_model, network.config
+        text = config.architecture.text
+        self.batch, self.length = batch, length
+        self.heads, self.kv_heads, self.head_dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
+        self.group = self.heads // self.kv_heads
+        self.cos, self.sin = llama.model.freqs_mgr.freqs_cos, llama.model.freqs_mgr.freqs_sin
+        cells = [CachedLayer(layer, config, batch, length, n) for n, layer in enumerate(llama.model.layers)]
+        self.layers = nn.CellList(cells, auto_prefix=False)
+        self.count = len(cells)
+        self.norm_out, self.lm_head = llama.model.norm_out, llama.lm_head
+        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.row = Tensor(np.arange(max(length, 1), dtype=np.int32))
+        self.first_row = Tensor(np.arange(batch * self.kv_heads, dtype=np.int32).reshape(-1, 1) * length)
+        self.dtype = config.compute_dtype
+        self.gather = P.Gather()
+        self.pick = P.Gather(batch_dims=1)
+        self.tile = P.Tile()
+        self.reshape = P.Reshape()
+        self.slice = P.StridedSlice()
+        self.cast = P.Cast()
+        self.mul = P.Mul()
+        self.add = P.Add()
+        self.greater = P.Greater()
+        self.argmax = P.Argmax(axis=-1, output_type=mstype.int32)
+
+    def construct(self, hidden, past, last, first):
+        batch, length, width = hidden.shape
+        position = self.reshape(past, (batch, 1)) + self.reshape(self.row[:length], (1, length))  # [B, S]
+        final = self.reshape(past + last, (batch, 1))
+        rows = self.cache_rows(position, length)
+        tables, final_tables = self.tables(position, length), self.tables(final, 1)
+        masks = self.causal_masks(position, length) if first else self.cache_masks(position, length)
+        final_mask = self.cache_mask(final, 1)
+        for i in range(self.count - 1):
+            hidden = self.layers[i](hidden, hidden, tables, tables, rows, masks, first)
+        end = self.pick(hidden, self.reshape(last, (batch, 1)), 1)  # [B, 1, D]
+        end = self.layers[self.count - 1](hidden, end, tables, final_tables, rows, (final_mask,), False)
+        logits = self.lm_head(self.norm(self.reshape(end, (batch, width)), self.norm_out.weight))
+        return self.argmax(logits), logits
+
+    def tables(self, position, length):
+        """Cosines and sines of positions `[B, S]`, one for each head: `[B, heads, S, head_dim]` each."""
+        flat = self.reshape(position, (-1,))
+        shape, times = (self.batch, 1, length, self.head_dim), (1, self.heads, 1, 1)
+        cos = self.tile(self.reshape(self.gather(self.cos, flat, 0), shape), times)
+        return cos, self.tile(self.reshape(self.gather(self.sin, flat, 0), shape), times)
+
+    def cache_rows(self, position, length):
+        """Row `(b * kv_heads + head) * C + p` of the cache for each head and position: `int32[B * kv_heads * S]`."""
+        position = self.reshape(position, (self.batch, 1, length))
+        position = self.reshape(self.tile(position, (1, self.kv_heads, 1)), (-1, length))
+        return self.reshape(position + self.first_row, (-1,))
+
+    def causal_masks(self, position, length):
+        """For each chunk of rows, what its keys up to its own last row may not see: `[B, kv_heads, group * c, end]`."""
+        masks = ()
+        line = self.reshape(position[0], (1, length))
+        for begin in range(0, length, CHUNK):
+            end = min(begin + CHUNK, length)
+            future = self.greater(line[:, :end], self.reshape(line[:, begin:end], (-1, 1)))
+            mask = self.reshape(self.mul(self.cast(future, self.dtype), MASKED), (1, 1, end - begin, end))
+            masks += (self.tile(mask, (self.batch, self.kv_heads, self.group, 1)),)
+        return masks
+
+    def cache_masks(self, position, length):
+        masks = ()
+        for begin in range(0, length, CHUNK):
+            end = min(begin + CHUNK, length)
+            masks += (self.cache_mask(position[:, begin:end], end - begin),)
+        return masks
+
+    def cache_mask(self, position, length):
+        """What queries at positions `[B, c]` may not see of the cache: `[B, kv_heads, group * c, C]`."""
+        keys = self.tile(self.reshape(self.row, (1, 1, self.length)), (self.batch, length, 1))
+        own = self.tile(self.reshape(position, (self.batch, length, 1)), (1, 1, self.length))
+        mask = self.mul(self.cast(self.greater(keys, own), self.dtype), MASKED)
+        mask = self.reshape(mask, (self.batch, 1, length, self.length))
+        return self.tile(mask, (1, self.kv_heads, self.group, 1))
+
+
+class CachedLayer(nn.Cell):
+    """One of MindFormers' decoder layers with its part of the cache.
+
+    The cache is one row a position: `[B * kv_heads * C, head_dim]`, see `Decoder.cache_rows`.
+    """
+
+    def __init__(self, layer, config, batch: int, length: int, number: int):
+        super().__init__(auto_prefix=False)
+        text = config.architecture.text
+        self.layer = layer
+        self.batch, self.length = batch, length
+        self.heads, self.kv_heads, self.head_dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
+        self.group = self.heads // self.kv_heads
+        shape = (batch * self.kv_heads * length, self.head_dim)
+        self.keys = Parameter(ops.zeros(shape, config.compute_dtype), name=f"cache.{number}.keys", requires_grad=False)
+        self.values = Parameter(
+            ops.zeros(shape, config.compute_dtype), name=f"cache.{number}.values", requires_grad=False
+        )
+        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.scale = 1 / math.sqrt(self.head_dim)
+        self.half = self.head_dim // 2
+        self.dtype = config.compute_dtype
+        self.reshape = P.Reshape()
+        self.transpose = P.Transpose()
+        self.scores = P.BatchMatMul(transpose_b=True)
+        self.mix = P.BatchMatMul()
+        self.mul = P.Mul()
+        self.add = P.Add()
+        self.neg = P.Neg()
+        self.softmax = P.Softmax()
+        self.update = P.ScatterUpdate()
+        self.concat = P.Concat(axis=-1)
+        self.join = P.Concat(axis=2)
+        self.slice = P.StridedSlice()
+        self.cast = P.Cast()
+
+    def construct(self, hidden, own, tables, own_tables, rows, masks, first):
+        """`own [B, T, D]`, the rows whose result is wanted; keys and values are those of `hidden [B, S, D]`."""
+        attention = self.layer.attention
+        normed = self.norm(hidden, self.layer.attention_norm.weight)
+        query = normed if own is hidden else self.norm(own, self.layer.attention_norm.weight)
+        query = self.rotate(self.split(attention.wq(query), self.heads), own_tables)
+        query = self.mul(query, self.scale)
+        key = self.rotate(self.split(attention.wk(normed), self.kv_heads), tables)
+        value = self.split(attention.wv(normed), self.kv_heads)
+        keys = self.update(self.keys, rows, self.reshape(key, (-1, self.head_dim)))
+        values = self.update(self.values, rows, self.reshape(value, (-1, self.head_dim)))
+        if not first:
+            shape = (self.batch, self.kv_heads, self.length, self.head_dim)
+            key, value = self.reshape(keys, shape), self.reshape(values, shape)
+        context = self.attend(query, key, value, masks, first)
+        if first:
+            context = ops.depend(context, (keys, values))
+        own = self.add(own, attention.wo(context))
+        return self.add(own, self.layer.feed_forward(self.norm(own, self.layer.ffn_norm.weight)))
+
+    def attend(self, query, key, value, masks, first):
+        """`[B, heads, T, head_dim]` against `[B, kv_heads, K, head_dim]`, a chunk of rows at a time → `[B, T, D]`."""
+        batch, heads, length, dim = query.shape
+        parts, begin = (), 0
+        for mask in masks:
+            count = mask.shape[2] // self.group
+            seen = mask.shape[3]
+            rows = query if count == length else query[:, :, begin : begin + count]
+            rows = self.reshape(rows, (batch, self.kv_heads, self.group * count, dim))
+            some = seen < key.shape[2]
+            scores = self.scores(rows, key[:, :, :seen] if some else key)
+            weights = self.softmax(self.cast(self.add(scores, mask), mstype.float32))
+            part = self.mix(self.cast(weights, self.dtype), value[:, :, :seen] if some else value)
+            parts += (self.reshape(part, (batch, heads, count, dim)),)
+            begin += count
+        context = self.join(parts) if len(parts) > 1 else parts[0]
+        return self.reshape(self.transpose(context, (0, 2, 1, 3)), (batch, length, heads * dim))
+
+    def split(self, x, heads):
+        batch, length, _ = x.shape
+        return self.transpose(self.reshape(x, (batch, length, heads, self.head_dim)), (0, 2, 1, 3))
+
+    def rotate(self, x, tables):
+        """Rotary embedding of `[B, heads, S, head_dim]`, in float32."""
+        batch, heads, length, dim = x.shape
+        cos, sin = tables
+        if heads < self.heads:
+            cos, sin = cos[:, :heads], sin[:, :heads]
+        wide = self.cast(x, mstype.float32)
+        turned = self.concat((self.neg(wide[..., self.half :]), wide[..., : self.half]))
+        return self.cast(self.add(self.mul(wide, cos), self.mul(turned, sin)), self.dtype)
+
+
+class RMSNorm(nn.Cell):
+    """`x * weight / sqrt(mean(x²) + eps)` in float32; the mean is a product with a column, much faster than a
+    reduction on this backend."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__(auto_prefix=False)
+        self.width, self.eps = width, eps
+        self.column = Tensor(np.full((width, 1), 1 / width, np.float32))
+        self.matmul = P.MatMul()
+        self.mul = P.Mul()
+        self.rsqrt = P.Rsqrt()
+        self.reshape = P.Reshape()
+        self.cast = P.Cast()
+
+    def construct(self, x, weight):
+        wide = self.reshape(self.cast(x, mstype.float32), (-1, self.width))
+        factor = self.rsqrt(self.matmul(self.mul(wide, wide), self.column) + self.eps)  # [B * S, 1]
+        out = self.mul(self.mul(wide, factor), self.cast(weight, mstype.float32))
+        return self.reshape(self.cast(out, x.dtype), x.shape)

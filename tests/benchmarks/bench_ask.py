@@ -1,0 +1,273 @@
+"""How fast `ask` is on a CPU: beside transformers' `generate`, with the same random weights, float32, two threads.
+
+    python tests/benchmarks/bench_ask.py --dir FOLDER                 both sides, some minutes
+    python tests/benchmarks/bench_ask.py --dir FOLDER --side ours     one side alone, or --side transformers
+    python tests/benchmarks/bench_ask.py --dir FOLDER --side cold     the whole command in a new process
+
+The model: a CLIP tower of 12 layers, 512 wide, and a Llama of 12 layers, 1024 wide, with a vocabulary of 32064. The
+question: one picture of 480 x 640 (2340 tokens) and a few words, 64 new tokens, greedy; both sides get pixels that are
+already cut and normalised. The end-of-sequence row of the output matrix is zero, so no answer ends early. Each side is a
+process of its own that answers once to warm up and then as often as asked; the median counts. `batch` is eight
+questions of text, 64 new tokens each, one by one and at once. `cold` is the whole command in a new process, from its
+start to the first piece of the answer: with an empty cache folder, then with the one it left.
+
+Prints one JSON object; exit code 1 when a bound is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TOKENS = 64
+SIZE = (480, 640)
+QUESTION = "what is it? how many birds are there?"
+BATCH = 8
+THREADS = "2"
+BOUNDS = {"total": 1.0, "first": 1.0, "batch": 2.0}
+
+CONFIG: dict[str, Any] = {
+    "image_token_index": 32001,
+    "video_token_index": 32000,
+    "vision_config": {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "image_size": 336,
+        "patch_size": 14,
+    },
+    "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    "text_config.hidden_size": 1024,
+    "text_config.intermediate_size": 2816,
+    "text_config.num_hidden_layers": 12,
+    "text_config.num_attention_heads": 16,
+    "text_config.num_key_value_heads": 16,
+    "text_config.vocab_size": 32064,
+    "text_config.max_position_embeddings": 4096,
+}
+
+
+def make_model(folder: Path) -> None:
+    """Write FOLDER/hf as it would come from the hub, and FOLDER/model as `convert` makes it of that."""
+    from safetensors.numpy import load_file, save_file
+
+    from llavanext_cli.weights.convert import run_convert
+    from tests.parity.models import tiny_config, write_hf_folder
+
+    config = tiny_config({key: value for key, value in CONFIG.items() if key != "vision_config"})
+    config["vision_config"] |= CONFIG["vision_config"]
+    hf = write_hf_folder(folder / "hf", config)
+    (hf / "added_tokens.json").write_text(json.dumps({"<video>": 32000, "<image>": 32001}))
+    weights = load_file(hf / "model.safetensors")
+    weights["language_model.lm_head.weight"][2] = 0
+    save_file(weights, hf / "model.safetensors", metadata={"format": "pt"})
+    run_convert(hf, folder / "model")
+
+
+def encode(folder: Path, questions: list[str], picture: bool) -> list[Any]:
+    from PIL import Image
+
+    from llavanext_cli.processing.processor import Processor
+    from llavanext_cli.processing.tokens import load_tokenizer
+    from llavanext_cli.records import Medium, Sample, Turn
+    from llavanext_cli.weights.checkpoint import open_checkpoint
+
+    opened = open_checkpoint(folder / "model")
+    processor = Processor(opened.architecture, load_tokenizer(opened.folder))
+    path = folder / "picture.png"
+    if not path.exists():
+        Image.fromarray(np.random.RandomState(0).randint(0, 256, (*SIZE, 3)).astype(np.uint8)).save(path)
+    media = (Medium("image", str(path)),) if picture else ()
+    return [processor.encode_question(Sample("", "", media, (Turn("user", text),))) for text in questions]
+
+
+def batch_questions() -> list[str]:
+    return [f"{QUESTION} number {number}" + " and more" * (number % 4) for number in range(BATCH)]
+
+
+def run_transformers(folder: Path, repeats: int) -> dict[str, Any]:
+    import torch
+    from transformers import LlavaNextVideoForConditionalGeneration
+    from transformers.generation.streamers import BaseStreamer
+
+    class Clock(BaseStreamer):
+        """Notes when the first new token came; the prompt is put first."""
+
+        def __init__(self):
+            self.times: list[float] = []
+
+        def put(self, value):
+            self.times.append(time.perf_counter())
+
+        def end(self):
+            pass
+
+    torch.set_num_threads(int(THREADS))
+    model = LlavaNextVideoForConditionalGeneration.from_pretrained(folder / "hf", dtype=torch.float32).eval()
+
+    def inputs(samples: list[Any]) -> dict[str, Any]:
+        length = max(sample.length for sample in samples)
+        ids, mask = torch.zeros(len(samples), length, dtype=torch.long), torch.zeros(len(samples), length)
+        for row, sample in enumerate(samples):
+            ids[row, length - sample.length :] = torch.tensor(sample.input_ids)
+            mask[row, length - sample.length :] = 1
+        made = {"input_ids": ids, "attention_mask": mask.long()}
+        if len(samples[0].tiles):
+            made["pixel_values"] = torch.tensor(samples[0].tiles)[None]
+            made["image_sizes"] = torch.tensor([SIZE])
+        return made
+
+    def answer(samples: list[Any], clock: Clock | None = None) -> list[list[int]]:
+        made = inputs(samples)
+        with torch.no_grad():
+            out = model.generate(**made, max_new_tokens=TOKENS, do_sample=False, pad_token_id=0, streamer=clock)
+        return out[:, made["input_ids"].shape[1] :].tolist()
+
+    def timed(samples: list[Any]) -> tuple[float, float, list[list[int]]]:
+        clock, started = Clock(), time.perf_counter()
+        tokens = answer(samples, clock)
+        return time.perf_counter() - started, clock.times[1] - started, tokens
+
+    picture = encode(folder, [QUESTION], picture=True)
+    timed(picture)
+    runs = [timed(picture) for _ in range(repeats)]
+    batch = encode(folder, batch_questions(), picture=False)
+    answer(batch)
+    started = time.perf_counter()
+    tokens = answer(batch)
+    at_once = time.perf_counter() - started
+    return summary(runs, picture) | {"batch_tokens": tokens, "batch_seconds": at_once}
+
+
+def run_ours(folder: Path, repeats: int) -> dict[str, Any]:
+    from llavanext_cli.config.presets import load_preset
+    from llavanext_cli.inference.sampling import Sampling
+    from llavanext_cli.inference.session import Session
+    from llavanext_cli.weights.checkpoint import open_checkpoint
+
+    sampling = Sampling(max_new_tokens=TOKENS)
+    preset = load_preset("tiny-ask", [f"runtime.threads={THREADS}", "ask.cache_tokens=4096"])
+
+    def session(batch: int) -> Session:
+        return Session(open_checkpoint(folder / "model"), preset, folder / "libraries", batch_size=batch)
+
+    def timed(samples: list[Any]) -> tuple[float, float, list[list[int]]]:
+        one.before = None  # the same question again would be in the cache
+        started = time.perf_counter()
+        answer = one.answer(samples, sampling)[0]
+        return time.perf_counter() - started, answer.seconds_to_first, [list(answer.tokens)]
+
+    one = session(1)
+    picture = encode(folder, [QUESTION], picture=True)
+    timed(picture)
+    runs = [timed(picture) for _ in range(repeats)]
+    questions = encode(folder, batch_questions(), picture=False)
+    timed([max(questions, key=lambda question: question.length)])
+    begun = time.perf_counter()
+    for question in questions:
+        timed([question])
+    one_by_one = time.perf_counter() - begun
+    many = session(BATCH)
+    many.answer(questions, sampling)
+    begun = time.perf_counter()
+    answers = many.answer(questions, sampling)
+    at_once = time.perf_counter() - begun
+    return summary(runs, picture) | {
+        "batch_tokens": [list(answer.tokens) for answer in answers],
+        "batch_seconds": at_once,
+        "one_by_one_seconds": one_by_one,
+    }
+
+
+def run_cold(folder: Path) -> dict[str, Any]:
+    """Seconds from the start of the command to the first piece of its answer, with and without kept graphs."""
+    import shutil
+
+    cache = folder / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    encode(folder, [QUESTION], picture=True)  # writes the picture
+    command = [sys.executable, "-m", "llavanext_cli", "ask", QUESTION, "--image", str(folder / "picture.png")]
+    command += ["--checkpoint", str(folder / "model"), "--preset", "tiny-ask", "--max-new-tokens", str(TOKENS)]
+    command += ["--set", "ask.cache_tokens=4096", "--set", f"runtime.threads={THREADS}"]
+    made = {}
+    for name in ("cold_empty_cache", "cold_kept_graphs"):
+        begun = time.perf_counter()
+        environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=folder) as process:
+            assert process.stdout is not None
+            process.stdout.read(1)
+            made[name] = time.perf_counter() - begun
+            process.stdout.read()
+    return made
+
+
+def summary(runs: list[tuple[float, float, list[list[int]]]], picture: list[Any]) -> dict[str, Any]:
+    return {
+        "prompt_tokens": picture[0].length,
+        "total": statistics.median(total for total, _, _ in runs),
+        "first": statistics.median(first for _, first, _ in runs),
+        "runs": [(round(total, 3), round(first, 3)) for total, first, _ in runs],
+        "tokens": runs[0][2][0],
+    }
+
+
+def run_side(folder: Path, side: str, repeats: int) -> dict[str, Any]:
+    """One side in a process of its own."""
+    command = [sys.executable, __file__, "--dir", str(folder), "--side", side, "--repeats", str(repeats)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    ratios = {
+        "total": ours["total"] / theirs["total"],
+        "first": ours["first"] / theirs["first"],
+        "batch": ours["one_by_one_seconds"] / ours["batch_seconds"],
+    }
+    assert ours["tokens"] == theirs["tokens"], "the two sides do not answer alike"
+    assert ours["batch_tokens"] == theirs["batch_tokens"], "the two sides do not answer alike in a batch"
+    kept = ("prompt_tokens", "total", "first", "runs", "batch_seconds", "one_by_one_seconds")
+    return {
+        "ours": {key: ours[key] for key in kept},
+        "transformers": {key: theirs[key] for key in kept if key in theirs},
+        "ratios": ratios,
+        "within_bounds": ratios["total"] <= BOUNDS["total"]
+        and ratios["first"] <= BOUNDS["first"]
+        and ratios["batch"] >= BOUNDS["batch"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--side", choices=["both", "transformers", "ours", "cold"], default="both")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = THREADS
+    if not (options.dir / "model").exists():
+        make_model(options.dir)
+    if options.side == "cold":
+        print(json.dumps(run_cold(options.dir)))
+    elif options.side != "both":
+        run = run_ours if options.side == "ours" else run_transformers
+        print(json.dumps(run(options.dir, options.repeats)))
+    else:
+        ours, theirs = (run_side(options.dir, side, options.repeats) for side in ("ours", "transformers"))
+        report = compare(ours, theirs)
+        print(json.dumps(report))
+        sys.exit(0 if report["within_bounds"] else 1)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    main()
