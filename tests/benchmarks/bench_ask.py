@@ -6,8 +6,8 @@
 
 The model: a CLIP tower of 12 layers, 512 wide, and a Llama of 12 layers, 1024 wide, with a vocabulary of 32064. The
 question: one picture of 480 x 640 (2340 tokens) and a few words, 64 new tokens, greedy; both sides get pixels that are
-already cut and normalised. The end-of-sequence row of the output matrix is zero, so no answer ends early. Each side is a
-process of its own that answers once to warm up and then as often as asked; the median counts. `batch` is eight
+already cut and normalised. The end-of-sequence row of the output matrix is zero, so no answer ends early. Each side is
+a process of its own that answers once to warm up and then as often as asked; the median counts. `batch` is eight
 questions of text, 64 new tokens each, one by one and at once. `cold` is the whole command in a new process, from its
 start to the first piece of the answer: with an empty cache folder, then with the one it left.
 

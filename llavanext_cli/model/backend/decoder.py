@@ -242,7 +242,7 @@ class CachedLayer(nn.Cell):
 
     def rotate(self, x, tables):
         """Rotary embedding of `[B, heads, S, head_dim]`, in float32."""
-        batch, heads, length, dim = x.shape
+        heads = x.shape[1]
         cos, sin = tables
         if heads < self.heads:
             cos, sin = cos[:, :heads], sin[:, :heads]
