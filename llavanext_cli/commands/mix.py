@@ -73,6 +73,9 @@ def mix(
         typer.Option(min=1, help="Frames of a clip that training will use.", show_default="the preset's, or 16"),
     ] = None,
     time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds that the check of one file may take.")] = 60.0,
+    page: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="A page with the report and its plots.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, write no output.")] = False,
     force: Force = False,
     json: Json = False,
@@ -112,6 +115,7 @@ def mix(
             tokenizer=tokenizer,
             max_tokens=max_tokens,
             preset=preset,
+            page=page,
             time_limit=time_limit,
             force=force,
             dry_run=dry_run,

@@ -27,7 +27,7 @@ from llavanext_cli.mixing.output import OutputFile, check_output_folder
 from llavanext_cli.mixing.pipeline import Pipeline, Progress
 from llavanext_cli.mixing.plan import Plan
 from llavanext_cli.mixing.pool import Pool
-from llavanext_cli.mixing.report import MixReport, SourceReport
+from llavanext_cli.mixing.report import MixReport, SourceReport, report_page
 from llavanext_cli.mixing.worker import ChunkJob, ChunkResult, Context, Source
 
 FORMATS = ("llavanext", "mindformers")
@@ -51,6 +51,7 @@ def run_mix(
     max_tokens: int | None = None,
     preset: str | None = None,
     time_limit: float = 60.0,
+    page: Path | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -71,6 +72,7 @@ def run_mix(
         max_tokens: samples of more tokens are bad.
         preset: name or file; its seq_length and frames stand for `max_tokens` and `frames` where those are None.
         time_limit: seconds that the check of one file may take.
+        page: an HTML file for the report, written whenever the rejects are.
         force: replace what is there.
         dry_run: do all but write; the cache is kept.
         progress: called with (records done, records in all).
@@ -88,13 +90,15 @@ def run_mix(
     ):
         if value not in known:
             raise ValueError(f"{name} is one of {known}, not {value!r}")
-    out, rejects = out.absolute(), rejects.absolute() if rejects else None
+    out, rejects, page = out.absolute(), rejects and rejects.absolute(), page and page.absolute()
     format = format or ("mindformers" if out.suffix == ".json" else "llavanext")
     workers = max(1, workers or usable_cores())
     data_sets = load_mix_file(mix_file)
     lengths, frames = plan_lengths(tokenizer, max_tokens, preset, frames, check)
     if not dry_run:
-        _check_targets(out, rejects, [mix_file.absolute(), *(data_set.json_path for data_set in data_sets)], force)
+        _check_targets(
+            [out, rejects, page], [mix_file.absolute(), *(data_set.json_path for data_set in data_sets)], force
+        )
     report = MixReport(out, not dry_run, check, format, seed, [SourceReport(d) for d in data_sets], rejects)
     report.max_tokens = lengths.max_tokens if lengths else None
     plan = Plan(data_sets, report.sources, seed)
@@ -105,6 +109,7 @@ def run_mix(
     with ExitStack() as stack:
         body = stack.enter_context(OutputFile(None if dry_run else out))
         listing = stack.enter_context(OutputFile(None if dry_run else rejects))
+        sheet = stack.enter_context(OutputFile(None if dry_run else page))
         cache = VerdictCache(_cache_path(out) if needs_cache and out.parent.is_dir() else None)
         stack.callback(cache.close)
         pool = stack.enter_context(Pool("llavanext_cli.mixing.worker", context, workers))
@@ -114,26 +119,27 @@ def run_mix(
             report.notes.append(f"{_cache_path(out)} could not be used: the checks of this run are not remembered")
         if not report.sampled:
             raise _no_records()
+        sheet.write(report_page(report).encode())
+        listing.commit()
+        sheet.commit()
         if on_bad == "fail" and report.dropped:
-            listing.commit()
             raise _failure(report, problems)
         if not report.kept:
-            listing.commit()
             raise _nothing_left(report, problems)
         body.commit()
-        listing.commit()
     report.seconds = time.monotonic() - started
     return report
 
 
-def _check_targets(out: Path, rejects: Path | None, inputs: Sequence[Path], force: bool) -> None:
-    if rejects == out:
-        raise DataError(f"{out}: the rejects would overwrite the output", "name another file: --rejects rejects.jsonl")
-    for target in (out, rejects):
-        if target:
-            if any(target.exists() and target.samefile(path) for path in inputs):
-                raise DataError(f"{target} is what this mix is made from", "name another file for the output")
-            check_output_folder(target, force)
+def _check_targets(targets: Sequence[Path | None], inputs: Sequence[Path], force: bool) -> None:
+    """The output, the rejects and the page: different files, none of them an input, each writable."""
+    given = [target for target in targets if target]
+    if len(set(given)) < len(given):
+        raise DataError(f"{given[0]}: one file would overwrite the other", "name another for --rejects and --report")
+    for target in given:
+        if any(target.exists() and target.samefile(path) for path in inputs):
+            raise DataError(f"{target} is what this mix is made from", "name another file for the output")
+        check_output_folder(target, force)
 
 
 def usable_cores() -> int:

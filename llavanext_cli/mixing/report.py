@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llavanext_cli import plots
 from llavanext_cli.mixing.mixfile import DataSet
 
 REASONS = {
@@ -138,6 +139,28 @@ class MixReport:
             "total": sum(length * count for length, count in self.tokens.items()),
             "histogram": [{"tokens": low, "samples": n} for low, n in sorted(token_histogram(self.tokens).items())],
         }
+
+
+def report_page(report: MixReport) -> str:
+    """The report as one HTML page: what was kept, why the rest was dropped, sizes and tokens as bars."""
+    by_source = [
+        (s.data_set.name, s.data_set.strategy_text, s.records, s.sampled, s.kept, s.dropped.total())
+        for s in report.sources
+    ]
+    parts = [
+        plots.facts({"output": report.out, "samples": report.kept, "seed": report.seed, "check": report.check}),
+        plots.table("Sources", ("source", "strategy", "records", "sampled", "kept", "dropped"), by_source),
+        plots.bars("Contents", report.contents.most_common()),
+    ]
+    if report.dropped:
+        parts.append(plots.bars("Dropped", [(REASONS[name], count) for name, count in report.dropped.most_common()]))
+    for kind in sorted({kind for kind, _ in report.sizes}):
+        sizes = sorted((low, n) for (of, low), n in size_histogram(report.sizes).items() if of == kind)
+        parts.append(plots.bars(f"Longer side, {kind}, pixels", [(f"{low}-{low + 255}", n) for low, n in sizes]))
+    if report.tokens:
+        tokens = sorted(token_histogram(report.tokens).items())
+        parts.append(plots.bars("Tokens of a sample", [(f"{low}-{low + 255}", n) for low, n in tokens]))
+    return plots.page("Mix", *parts)
 
 
 def token_histogram(tokens: Counter, step: int = 256) -> Counter:

@@ -121,6 +121,17 @@ def test_json_report(tmp_path, images):
     assert report["sources"][0]["records"] == 7
 
 
+def test_a_page_with_plots(tmp_path, images):
+    mix_file = write_mix(tmp_path, {"json_path": "images/llava.json", "name": "<still>"})
+    result = mix(mix_file, "-o", tmp_path / "s.jsonl", "--report", tmp_path / "mix.html")
+    assert result.exit_code == 0, result.stderr
+    page = (tmp_path / "mix.html").read_text()
+    assert "<td>&lt;still&gt;</td><td>all</td>" in page and "a missing file" in page
+    assert '<td>0-255</td><td class="number">5</td>' in page
+    again = mix(mix_file, "-o", tmp_path / "t.jsonl", "--report", tmp_path / "mix.html")
+    assert again.exit_code == 1 and "mix.html exists" in again.stderr and not (tmp_path / "t.jsonl").exists()
+
+
 def test_a_dry_run_writes_only_the_cache(tmp_path, images):
     mix_file = write_mix(tmp_path, {"json_path": "images/llava.json"})
     result = mix(mix_file, "-o", tmp_path / "s.jsonl", "--dry-run", "--rejects", tmp_path / "bad.jsonl")
@@ -344,7 +355,8 @@ def test_faults_of_files_are_one_line_a_hint_and_nothing_left(tmp_path, images):
     good = write_mix(tmp_path, {"json_path": "images/llava.json"})
     fails(good, "the folder " + str(tmp_path / "none") + " does not exist", out=tmp_path / "none" / "s.jsonl")
     fails(good, "is a folder", out=images)
-    fails(good, "the rejects would overwrite the output", "--rejects", tmp_path / "s.jsonl")
+    fails(good, "one file would overwrite the other", "--rejects", tmp_path / "s.jsonl")
+    fails(good, "one file would overwrite the other", "--report", tmp_path / "s.jsonl")
     fails(good, "is what this mix is made from", "--force", out=images / "llava.json")
     fails(good, "is what this mix is made from", "--force", "--rejects", good)
     fails(tmp_path / "none.yaml", "no such mix file")
