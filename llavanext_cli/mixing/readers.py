@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from operator import attrgetter
 from posixpath import normpath
 
 import msgspec
@@ -148,6 +149,47 @@ def _id_of(text: bytes | msgspec.Raw) -> str:
     return str(record.get("id", "")) if isinstance(record, dict) else ""
 
 
+def read_record(record: Record | BadRecordError, root: str) -> tuple[list[Media], list[str]]:
+    """The media of a record in the order of their placeholders, and what is said from the first question on.
+
+    Raises:
+        BadRecordError: the record cannot be a sample; or `record` is itself the error.
+    """
+    return _read_plain(record) or _read_any(record, root)
+
+
+def _read_plain(record: Record | BadRecordError) -> tuple[list[Media], list[str]] | None:
+    """What `_read_any` returns for a record as almost all are: human and gpt in turn, one picture or none, nothing
+    odd. None for any other. The time of a mix is spent here, so each step is one call that loops in C."""
+    if isinstance(record, BadRecordError) or record.video is not None:
+        return None
+    said, image = record.conversations, record.image
+    turns = len(said)
+    if not 0 < turns < _MOST_TURNS or [*map(_speaker, said)] != _IN_TURN[turns]:
+        return None
+    texts = [*map(_value, said)]
+    if not all(texts) or True in map(str.isspace, texts):
+        return None
+    questions = texts[0] if turns == 2 else "\n".join(texts[::2])
+    if image is None:
+        return None if "<" in questions else ([], texts)
+    if type(image) is str and _is_plain(image) and questions.count(IMAGE_PLACEHOLDER) == 1:
+        return None if VIDEO_PLACEHOLDER in questions else ([Media("image", image)], texts)
+    return None
+
+
+_speaker, _value = attrgetter("speaker"), attrgetter("value")
+_MOST_TURNS = 400
+_IN_TURN = [["human", "gpt"] * (turns // 2) for turns in range(_MOST_TURNS)]
+"""The usual speakers of that many turns; an odd number of turns equals none of them. Longer talks are looked at turn by
+turn."""
+
+
+def _read_any(record: Record | BadRecordError, root: str) -> tuple[list[Media], list[str]]:
+    media = media_of(record, root)
+    return media, texts_of(record, media)
+
+
 def media_of(record: Record | BadRecordError, root: str) -> list[Media]:
     """The media a record names, pictures before clips, with paths relative to `root`.
 
@@ -197,8 +239,7 @@ def texts_of(record: Record, media: list[Media]) -> list[str]:
     if said and SPEAKERS.get(said[0].speaker) == "assistant":
         said = said[1:]
     turns = len(said)
-    if turns < 2 or turns % 2 or [turn.speaker for turn in said] != _SPEAKERS_IN_TURN[:turns]:
-        _check_speakers(said, len(record.conversations) - turns)
+    _check_speakers(said, len(record.conversations) - turns)
     texts = [turn.value for turn in said]
     if not all(texts) or any(map(str.isspace, texts)):
         raise _empty_turn(texts, len(record.conversations) - turns)
@@ -208,10 +249,6 @@ def texts_of(record: Record, media: list[Media]) -> list[str]:
         if record.video or pictures != len(media) or VIDEO_PLACEHOLDER in questions:
             return _fit_placeholders(texts, media)
     return texts
-
-
-_SPEAKERS_IN_TURN = ["human", "gpt"] * 200
-"""Longer talks are looked at turn by turn."""
 
 
 def _check_speakers(said: Sequence[Said], skipped: int) -> None:

@@ -29,9 +29,8 @@ from llavanext_cli.mixing.readers import (
     build_sample,
     decode_records,
     describe_faults,
-    media_of,
+    read_record,
     sample_id,
-    texts_of,
 )
 from llavanext_cli.mixing.splitter import Chunk, split_records
 
@@ -131,11 +130,8 @@ def inspect(prepared: Prepared, job: ChunkJob) -> dict[tuple[str, str], FileStat
     found: dict[tuple[str, str], FileState | Verdict] = {}
     with _no_collection():
         for record in decode_records(_read(prepared, job), job.chunk.lines, job.chosen):
-            if isinstance(record, BadRecordError):
-                continue
             try:
-                media = media_of(record, root)
-                texts_of(record, media)
+                media, _ = read_record(record, root)
             except BadRecordError:
                 continue
             for medium in media:
@@ -161,13 +157,13 @@ def _convert(prepared: Prepared, job: ChunkJob) -> ChunkResult:
     data = _read(prepared, job)
     samples: list[Converted] = []
     kept: list[int] = []
+    contents: list[str] = []
     bad: list[tuple[int, str, str]] = []
     result = ChunkResult()
     for position, record in zip(job.chosen, decode_records(data, job.chunk.lines, job.chosen), strict=True):
         try:
-            media = media_of(record, source.root)
-            texts = texts_of(record, media)
-            if media:
+            media, texts = read_record(record, source.root)
+            if media and prepared.context.check != "none":
                 _judge(prepared, source, media, job.verdicts)
             if prepared.counter:
                 _measure(prepared, texts, media, result)
@@ -178,10 +174,11 @@ def _convert(prepared: Prepared, job: ChunkJob) -> ChunkResult:
         name = sample_id(record, job.chunk.first + position)
         samples.append(build_converted(name, source.name, media, texts))
         kept.append(position)
-        result.contents[_content(media)] += 1
+        contents.append(media[0].kind if len(media) == 1 else _content(media))
         for medium in media:
             if medium.size:
                 result.sizes[medium.kind, max(medium.size)] += 1
+    result.contents.update(contents)
     if prepared.context.format == "mindformers":
         records = split_records(data, job.chunk.lines)
         result.body = tagged.encode([records[position] for position in kept], [s.media for s in samples], source.root)
@@ -193,18 +190,15 @@ def _convert(prepared: Prepared, job: ChunkJob) -> ChunkResult:
 
 
 def _content(media: Sequence[Media]) -> str:
-    if len(media) == 1:
-        return media[0].kind
     return "+".join(sorted({medium.kind for medium in media})) or "text"
 
 
 def _judge(prepared: Prepared, source: Source, media: Sequence[Media], verdicts: Verdicts | None) -> None:
     """Raise if a medium of a sample is bad; give the others the size that was found."""
-    if prepared.context.check == "none":
-        return
     for medium in media:
         if verdicts is None:
-            verdict = prepared.look(source.root + medium.path)
+            path = source.root + medium.path
+            verdict = prepared.found.get(path) or prepared.look(path)
         else:
             verdict = verdicts[medium.kind, medium.path]
             medium.size = verdict.size
