@@ -7,6 +7,7 @@ reason help is plain text: typer's boxes would load rich and its Markdown parser
 
 from __future__ import annotations
 
+import errno
 import inspect
 import io
 import os
@@ -18,12 +19,26 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
+from typer.models import TyperPath
 
 from llavanext_cli import __version__, console
 from llavanext_cli.errors import EXIT_INTERRUPTED, LlavaNextError
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 GLOBAL_OPTIONS = ("verbose", "no_color")
+
+
+OF_THE_MACHINE = {
+    errno.ENOSPC: "make room, or choose a place on another disk",
+    errno.EDQUOT: "make room, or choose a place on another disk",
+    errno.EROFS: "choose a place that can be written",
+    errno.EACCES: "choose a place that you may read and write, or ask for the right to",
+    errno.EPERM: "choose a place that you may read and write, or ask for the right to",
+    errno.EIO: "the disk or the network drive fails: copy the files to another one",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "allow more open files: ulimit -n 65536",
+}
+"""Faults of a disk or of rights, which can turn up at any read or write, and what to do. Others are bugs of ours."""
 
 
 class Entry(NamedTuple):
@@ -43,7 +58,7 @@ COMMANDS = (
     Entry("train", "llavanext_cli.commands.train", "train", "Train and ask"),
     Entry("ask", "llavanext_cli.commands.ask", "ask", "Train and ask"),
     Entry("presets", "llavanext_cli.commands.presets", "presets", "Settings and health"),
-    Entry("doctor", "llavanext_cli.commands.doctor", "doctor", "Settings"),
+    Entry("doctor", "llavanext_cli.commands.doctor", "doctor", "Settings and health"),
 )
 LONGEST = max(len(entry.name) for entry in COMMANDS)
 
@@ -73,12 +88,24 @@ def _finish(command: Any, shared_parameters: list[Any]) -> None:
             _finish(child, shared_parameters)
     else:
         command.params = [*command.params, *shared_parameters]
+        for parameter in command.params:
+            if isinstance(parameter.type, TyperPath):
+                parameter.type = FilledPath()
 
 
 def keep_lines(text: str) -> str:
     """Mark the paragraphs of a help text that hold indented lines, so that their lines are not run together."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(f"\b\n{p}" if "\n " in p and not p.startswith("\b") else p for p in paragraphs)
+
+
+class FilledPath(TyperPath):
+    """A path that is not empty: `--out "$RUN"` with RUN unset must not mean the working folder."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "":
+            self.fail("it is empty, and a path is needed", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class LazyCommands(Mapping):
@@ -131,12 +158,7 @@ class Llavanext(TyperGroup):
         try:
             return super().invoke(ctx)
         except LlavaNextError as fault:
-            console.error(fault)
-            if console.is_verbose() and fault.__cause__ is not None:
-                import traceback
-
-                console.say("".join(traceback.format_exception(fault.__cause__)).rstrip())
-            raise typer.Exit(fault.exit_code) from fault
+            raise _told(fault) from fault
         except KeyboardInterrupt as interrupt:
             console.say("Interrupted.")
             raise typer.Exit(EXIT_INTERRUPTED) from interrupt
@@ -146,6 +168,23 @@ class Llavanext(TyperGroup):
         except BrokenPipeError as bug:
             # Not our stdout but a pipe to some worker. typer would end with 1 and say nothing.
             raise RuntimeError("a pipe to another process broke") from bug
+        except OSError as fault:
+            if fault.errno not in OF_THE_MACHINE:
+                raise
+            place = f"{fault.filename2 or fault.filename}: " if fault.filename else ""
+            told = LlavaNextError(f"{place}{os.strerror(fault.errno)}", OF_THE_MACHINE[fault.errno])
+            told.__cause__ = fault
+            raise _told(told) from fault
+
+
+def _told(fault: LlavaNextError) -> typer.Exit:
+    """Write an error; the returned exit carries its code."""
+    console.error(fault)
+    if console.is_verbose() and fault.__cause__ is not None:
+        import traceback
+
+        console.say("".join(traceback.format_exception(fault.__cause__)).rstrip())
+    return typer.Exit(fault.exit_code)
 
 
 def _discard_stdout() -> None:

@@ -20,6 +20,7 @@ def demo(
     ),
     quick: Annotated[bool, typer.Option("--quick", help="The same with hardly any data: shows that it runs.")] = False,
     seed: options.Seed = 0,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an earlier demo.")] = False,
     json: options.Json = False,
 ) -> None:
     """Train a tiny model from scratch on pictures and clips drawn here, then ask it about new ones.
@@ -42,6 +43,7 @@ def demo(
             folder,
             QUICK if quick else Sizes(),
             seed,
+            force=force,
             on_command=lambda line: console.say(f"$ {line}"),
             progress=progress,
         )

@@ -102,6 +102,8 @@ def find_preset(name_or_path: str | Path) -> tuple[str, Path]:
         return text, files[text]
     if path.is_file():
         return path.name, path
+    if path.is_dir() and text:
+        raise ConfigError(f"{text} is a folder, and a preset is a YAML file or a name", LIST_HINT)
     near = difflib.get_close_matches(text, list(files), n=3, cutoff=0.4)
     raise ConfigError(f"no preset named {text!r}", (f"Did you mean {' or '.join(near)}? " if near else "") + LIST_HINT)
 
@@ -173,7 +175,8 @@ def _read_document(path: Path) -> Document:
     candidates = [
         folder / f"{base}{suffix}" for folder in (path.parent, presets_folder()) for suffix in ("", *SUFFIXES)
     ]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    # A file named as what it extends means the shipped one, not itself.
+    found = next((file for file in candidates if file.is_file() and not file.samefile(path)), None)
     if found is None:
         bases = sorted(f"base/{file.stem}" for file in (presets_folder() / "base").iterdir() if file.suffix in SUFFIXES)
         near = difflib.get_close_matches(base, bases, n=1, cutoff=0.4)
@@ -183,7 +186,10 @@ def _read_document(path: Path) -> Document:
         )
     below = load_yaml(found)
     if "extends" in below.values:
-        raise ConfigError(f"{below.origins['extends']}: extends: {base} is itself extended and may not extend another")
+        raise ConfigError(
+            f"{where}: extends: {base} is no base: it extends {below.values['extends']} itself",
+            f"Extend {below.values['extends']}, or change a copy: `llavanext presets copy {base} FILE`.",
+        )
     return below.updated(document)
 
 
@@ -261,7 +267,8 @@ def _build(builder: Builder, name: str, path: Path, known: Mapping[str, Any]) ->
             continue
         sections[section] = builder.build(cls, values.get(section), section, known)
         _refuse_unread(builder, cls, section, task)
-    if task == "train" and sections["data"].seq_length is None:
+    wrong = {problem.key for problem in builder.problems}
+    if task == "train" and sections["data"].seq_length is None and wrong.isdisjoint({"data", "data.seq_length"}):
         builder.add("data.seq_length", "missing: tokens a sample, media included")
 
     preset = Preset(name=name, path=path, task=task, description=head.description, **sections)

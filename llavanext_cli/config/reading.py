@@ -155,7 +155,7 @@ def _value(node: Any, where: str, key: str, origins: dict[str, str], problems: l
         return result
     pattern, construct = _SCALARS.get(node.tag.removeprefix(_TAG), (None, None))
     if pattern is None or not re.fullmatch(pattern, node.value):
-        problems.append(f"{place}: {key}: the tag {node.tag} is not read here")
+        problems.append(": ".join(filter(None, (place, key, f"the tag {node.tag} is not read here"))))
         return None
     return construct(node.value)
 

@@ -100,7 +100,7 @@ def copy_preset(name: str, target: Path, force: bool = False) -> Path:
         partial.write_text(first + newline + rest, encoding="utf-8")
         os.replace(partial, target)
     except OSError as fault:
-        raise ConfigError(f"{target} cannot be written: {fault.strerror}") from fault
+        raise ConfigError(f"{target} cannot be written: {fault.strerror}", "Choose another file.") from fault
     finally:
         partial.unlink(missing_ok=True)
     return target

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llavanext_cli.demo.data import Sizes, make_data
@@ -18,6 +22,8 @@ from llavanext_cli.demo.report import Row, Scored, build_rows, read_answers, rep
 from llavanext_cli.errors import LlavaNextError
 
 BATCH = 16
+NOTE = "demo.json"
+"""Written first: a folder that holds it is a demo's, whole or not, and may be replaced."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ def run_demo(
     sizes: Sizes,
     seed: int = 0,
     *,
+    force: bool = False,
     on_command: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DemoReport:
@@ -71,16 +78,16 @@ def run_demo(
         folder: for everything; must not exist, or be empty.
         sizes: how much of everything.
         seed: of data and weights.
+        force: replace an earlier demo.
         on_command: called with each command line before it runs; its progress goes to this process's stderr.
         progress: called while data are made.
 
     Raises:
-        LlavaNextError: the folder holds something, or a command failed.
+        LlavaNextError: the folder holds something or cannot be made, or a command failed.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise LlavaNextError(f"{folder} already holds something", hint="choose another --dir")
     started = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder, force)
+    (folder / NOTE).write_text(json.dumps({"seed": seed, "sizes": asdict(sizes)}) + "\n", encoding="utf-8")
     sentences = make_data(folder / "data", sizes, seed, progress)
     write_model(folder / "models" / "random", sentences, seed)
     commands = []
@@ -98,14 +105,63 @@ def run_demo(
     return DemoReport(rows, answers, commands, seconds, file)
 
 
+def _make_folder(folder: Path, force: bool) -> None:
+    """An empty folder for the demo. `force` replaces an earlier demo, and nothing that is none."""
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            if not (folder / NOTE).is_file():
+                raise LlavaNextError(f"{folder} already holds something", hint="choose another --dir")
+            if not force:
+                hint = "choose another --dir, or replace it with --force"
+                raise LlavaNextError(f"{folder} already holds a demo", hint=hint)
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        reason = "it is a file" if isinstance(fault, FileExistsError) else fault.strerror
+        raise LlavaNextError(f"{folder} cannot be made: {reason}", hint="choose another --dir") from fault
+
+
 def run_command(words: list[str], folder: Path) -> None:
     """Run one `llavanext` command in `folder`.
 
     Raises:
         LlavaNextError: it failed; it has said why on stderr.
+        KeyboardInterrupt: Ctrl-C, or this process was told to end; the command has ended too, and with it its workers.
     """
     command = [sys.executable, "-m", "llavanext_cli", *words]
-    done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode:
+    with _ended_like_interrupted():
+        # A session of its own: Ctrl-C reaches the command once, through us, and it is given the time to clean up.
+        process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # in the background of a script, and there too
+            process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
+            process.wait()
+            raise
+        finally:
+            process.kill()  # of no effect on one that has ended; a second Ctrl-C does not wait
+    if code:
         hint = f"run it by itself in {folder}"
-        raise LlavaNextError(f"`llavanext {shlex.join(words)}` ended with code {done.returncode}", hint=hint)
+        raise LlavaNextError(f"`llavanext {shlex.join(words)}` ended with code {code}", hint=hint)
+
+
+@contextlib.contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that is closed, raise KeyboardInterrupt: the command must not outlive us."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # whoever runs us there handles signals
+        yield
+        return
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

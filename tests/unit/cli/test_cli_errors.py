@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.machinery
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
 import types
+from typing import Annotated
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import llavanext_cli.app as application
@@ -179,3 +183,34 @@ def test_an_ascii_terminal_gets_question_marks_and_no_traceback():
     command = [sys.executable, "-m", "llavanext_cli", "doctor", "--offline"]
     done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
     assert done.stdout.startswith("? Python ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"), [(errno.ENOSPC, "make room"), (errno.EACCES, "choose a place"), (errno.EROFS, "choose a place")]
+)
+def test_a_full_or_forbidden_disk_is_one_line_and_not_a_traceback(run, number, hint):
+    def probe():
+        raise OSError(number, os.strerror(number), "runs/a.json")
+
+    result = run(probe)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: runs/a.json: {os.strerror(number)}\nHint: {hint}")
+    assert "Traceback" not in result.stderr
+
+
+def test_another_fault_of_the_system_is_a_bug(run):
+    def probe():
+        raise FileNotFoundError(errno.ENOENT, "no such file", "x")
+
+    assert isinstance(run(probe).exception, FileNotFoundError)
+
+
+def test_an_empty_path_is_not_the_working_folder(run):
+    def probe(folder: Annotated[pathlib.Path, typer.Option("--dir")] = pathlib.Path("d")):
+        console.out(str(folder))
+
+    result = run(probe, "--dir", "")
+    assert result.exit_code == 2
+    assert "Invalid value for '--dir': it is empty, and a path is needed" in result.stderr
+    assert run(probe).stdout == "d\n"
+    assert run(probe, "--dir", ".").stdout == ".\n"

@@ -74,7 +74,25 @@ def test_a_base_of_ones_own_is_found_beside_the_file(write):
 def test_one_level_of_extends(write):
     write("extends: base/tiny\n", "middle.yaml")
     error = fault(write(GOOD.replace("base/tiny", "middle")))
-    assert "line 1: extends: middle is itself extended and may not extend another" in error.what
+    assert "mine.yaml, line 1: extends: middle is no base: it extends base/tiny itself" in error.what
+    assert "presets copy middle" in error.hint
+
+
+def test_a_file_named_as_the_base_it_extends_is_not_its_own_base(write):
+    error = fault(write(GOOD.replace("base/tiny", "tiny-stage2"), "tiny-stage2.yaml"))
+    assert "tiny-stage2 is no base: it extends base/tiny itself" in error.what
+    assert "there is no mine" in fault(write(GOOD.replace("base/tiny", "mine"), "mine.yaml")).what
+
+
+def test_a_folder_is_no_preset(tmp_path):
+    error = fault(tmp_path)
+    assert error.what == f"{tmp_path} is a folder, and a preset is a YAML file or a name"
+
+
+def test_a_seq_length_of_the_wrong_type_is_not_missing_too(write):
+    error = fault(write(GOOD), ["data.seq_length=1e3"])
+    assert len(error.details) == 1
+    assert "expected a whole number" in error.details[0]
 
 
 def test_a_base_that_does_not_exist(write):
