@@ -101,6 +101,8 @@ def mix(
     """
     from llavanext_cli.mixing.build import run_mix
 
+    if time_limit != time_limit:  # nan passes every comparison
+        raise typer.BadParameter("nan is no number of seconds", param_hint="--time-limit")
     with console.progress("Mixing", "records") as progress:
         report = run_mix(
             mix_file,

@@ -119,7 +119,7 @@ def run_mix(
             report.notes.append(f"{_cache_path(out)} could not be used: the checks of this run are not remembered")
         if not report.sampled:
             raise _no_records()
-        sheet.write(report_page(report).encode())
+        sheet.write(report_page(report).encode(errors="replace"))  # a name on Linux may be no text
         listing.commit()
         sheet.commit()
         if on_bad == "fail" and report.dropped:

@@ -89,6 +89,8 @@ def _read_entry(entry: Any, folder: Path, taken: set[str]) -> DataSet:
     media_root = _path(entry, "media_root", folder, faults) or (json_path.parent if json_path else None)
     if media_root and entry.get("media_root") and not media_root.is_dir():
         faults.append(f"media_root: {media_root} is no folder")
+    if media_root and not _is_unicode(str(media_root)):
+        faults.append(f"media_root: the name of {str(media_root)!r} is not Unicode, and JSON cannot hold it; rename it")
     written = entry.get("sampling_strategy", "all")
     try:
         strategy = parse_strategy(written)
@@ -107,6 +109,15 @@ def _read_entry(entry: Any, folder: Path, taken: set[str]) -> DataSet:
         name, number = f"{base}-{number}", number + 1
     taken.add(name)
     return DataSet(name, json_path, media_root, strategy, written)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a path is more than bytes: Linux allows any in a name, and Python hides those it cannot read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _path(entry: dict[str, Any], key: str, folder: Path, faults: list[str]) -> Path | None:

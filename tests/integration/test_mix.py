@@ -386,6 +386,21 @@ def test_usage_errors(tmp_path):
     assert mix(tmp_path / "mix.yaml").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--check", "some").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--workers", "0").exit_code == 2
+    assert mix(tmp_path / "mix.yaml", "-o", "x", "--time-limit", "nan").exit_code == 2
+
+
+def test_names_that_are_not_unicode(tmp_path):
+    """Linux allows any bytes in a name. An output may have such a name; a root that JSON has to hold may not."""
+    write_data(tmp_path / "data.json", [record(1)])
+    odd = tmp_path / os.fsdecode(b"odd\xff")
+    odd.mkdir()
+    good = write_mix(tmp_path, {"json_path": "data.json"})
+    assert mix(good, "-o", odd / os.fsdecode(b"\xfe.jsonl")).exit_code == 0
+    (tmp_path / "data.json").rename(odd / "data.json")
+    good.rename(odd / "mix.yaml")
+    refused = mix(odd / "mix.yaml", "-o", tmp_path / "s.jsonl")
+    assert refused.exit_code == 1 and "is not Unicode, and JSON cannot hold it" in refused.stderr
+    assert not (tmp_path / "s.jsonl").exists()
 
 
 def test_a_disk_without_room(tmp_path):
