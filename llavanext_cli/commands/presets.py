@@ -50,8 +50,8 @@ def list_command(json: Json = False) -> None:
     if json:
         console.out_json({"presets": found})
         return
-    header = ("name", "task", "target", "devices", "description")
-    console.table(header, [(p.name, p.task, p.target, p.devices, p.description) for p in found])
+    header = ("name", "target", "devices", "tokens", "memory", "what for")
+    console.table(header, [(p.name, p.target, p.devices, p.tokens, p.memory, p.description) for p in found])
 
 
 @presets.command("show")

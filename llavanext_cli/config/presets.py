@@ -24,13 +24,21 @@ LIST_HINT = "`llavanext presets list` shows the presets."
 
 @dataclass(frozen=True)
 class PresetInfo:
-    """A shipped preset, as `presets list` shows it. `target` is Ascend or CPU."""
+    """A shipped preset, as `presets list` shows it.
+
+    Attributes:
+        target: Ascend or CPU.
+        tokens: longest sequence; of an ask preset, prompt and answer together.
+        memory: greatest memory of one NPU, such as "57GB"; None on a CPU.
+    """
 
     name: str
     path: Path
     task: str
     target: str
     devices: int
+    tokens: int
+    memory: str | None
     description: str
 
 
@@ -80,7 +88,16 @@ def list_presets() -> list[PresetInfo]:
     for name, path in preset_files().items():
         preset = load_preset(name)
         result.append(
-            PresetInfo(name, path, preset.task, preset.runtime.target, preset.parallel.devices, preset.description)
+            PresetInfo(
+                name=name,
+                path=path,
+                task=preset.task,
+                target=preset.runtime.target,
+                devices=preset.parallel.devices,
+                tokens=preset.ask.cache_tokens if preset.ask else preset.data.seq_length,
+                memory=preset.runtime.memory,
+                description=preset.description,
+            )
         )
     return result
 

@@ -21,10 +21,11 @@ def run(monkeypatch, tmp_path):
 def test_list(run):
     result = run("list")
     lines = result.stdout.splitlines()
-    assert lines[0].split() == ["name", "task", "target", "devices", "description"]
+    assert lines[0].split() == ["name", "target", "devices", "tokens", "memory", "what", "for"]
     assert [line.split()[0] for line in lines[1:]] == sorted(preset_files())
     presets = json.loads(run("list", "--json").stdout)["presets"]
-    assert {preset["name"]: preset["devices"] for preset in presets}["video-7b-stage3"] == 8
+    (stage3,) = [preset for preset in presets if preset["name"] == "video-7b-stage3"]
+    assert (stage3["devices"], stage3["tokens"], stage3["memory"]) == (8, 4096, "57GB")
 
 
 def test_show_prints_the_file(run):
