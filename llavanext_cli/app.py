@@ -83,6 +83,8 @@ def _finish(command: Any, shared_parameters: list[Any]) -> None:
     command.context_settings = SETTINGS | command.context_settings
     command.rich_markup_mode = None
     command.help = keep_lines(command.help or "")
+    # Whole in the list of commands, where click would cut it at the width of a line.
+    command.short_help = " ".join(command.help.partition("\n\n")[0].split())
     if isinstance(command, TyperGroup):
         for child in command.commands.values():
             _finish(child, shared_parameters)
@@ -91,6 +93,8 @@ def _finish(command: Any, shared_parameters: list[Any]) -> None:
         for parameter in command.params:
             if isinstance(parameter.type, TyperPath):
                 parameter.type = FilledPath()
+            if parameter.param_type_name == "argument" and parameter.metavar is None:
+                parameter.metavar = parameter.name.upper()
 
 
 def keep_lines(text: str) -> str:

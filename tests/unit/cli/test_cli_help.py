@@ -141,3 +141,26 @@ def test_lines_of_an_example_are_kept_and_others_are_not():
     text = "One\nsentence.\n\nExample:\n  llavanext a\n  llavanext b"
     assert keep_lines(text) == "One\nsentence.\n\n\b\nExample:\n  llavanext a\n  llavanext b"
     assert keep_lines(keep_lines(text)) == keep_lines(text)
+
+
+@pytest.mark.parametrize("group", [(), ("presets",)])
+def test_a_list_of_commands_has_every_summary_whole(group):
+    from typer.testing import CliRunner
+
+    shown = " ".join(CliRunner().invoke(app, [*group, "--help"]).stdout.split())
+    for name, command in find(group).commands.items():
+        summary = " ".join(command.help.partition("\n\n")[0].split())
+        assert summary.endswith(".")
+        assert f"{name} {summary}" in shown
+
+
+def test_each_panel_of_the_commands_stands_once():
+    panels = list(dict.fromkeys(entry.panel for entry in COMMANDS))
+    assert not any(one != other and one.startswith(other) for one in panels for other in panels)
+
+
+def test_arguments_are_written_in_capitals():
+    for path in PATHS:
+        for parameter in find(path).params:
+            if parameter.param_type_name == "argument":
+                assert parameter.metavar and parameter.metavar != parameter.name, (path, parameter.name)
