@@ -12,6 +12,7 @@ EXIT_USER = 1
 EXIT_USAGE = 2
 EXIT_RUNTIME = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 class LlavaNextError(Exception):
@@ -59,3 +60,11 @@ class RuntimeMissingError(LlavaNextError):
 
 class TrainingError(LlavaNextError):
     """A training job ended before it was done."""
+
+
+class RunStoppedError(LlavaNextError):
+    """A training job was ended by Ctrl-C (exit code 130) or SIGTERM (143), and can go on."""
+
+    def __init__(self, what: str, hint: str, exit_code: int):
+        super().__init__(what, hint)
+        self.exit_code = exit_code

@@ -5,13 +5,17 @@ samples file ─▶ order (plan.py) ─▶ encode (processing) ─▶ pad to sta
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llavanext_cli.config.mindformers import COLUMNS
+from llavanext_cli.errors import DataError
 from llavanext_cli.processing.packing import collate
+from llavanext_cli.records import IGNORE_INDEX, EncodedSample
 
 if TYPE_CHECKING:
     from mindspore.dataset import Dataset
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset
     from llavanext_cli.mixing.samples import SampleFile
     from llavanext_cli.processing.processor import Processor
+    from llavanext_cli.records import Sample
 
 
 class EncodedSamples:
@@ -29,15 +34,24 @@ class EncodedSamples:
         order: index into `file` of each position.
         processor: encodes a sample.
         preset: gives the static shapes.
+        skipped: file that lists the samples that cannot be read, which then teach nothing; None: they are errors.
     """
 
-    def __init__(self, file: SampleFile, order: Sequence[int], processor: Processor, preset: Preset):
+    def __init__(
+        self,
+        file: SampleFile,
+        order: Sequence[int],
+        processor: Processor,
+        preset: Preset,
+        skipped: Path | None = None,
+    ):
         self.file = file
         self.order = list(order)
         self.processor = processor
         self.seq_length = preset.data.seq_length
         self.tiles = preset.data.tiles
         self.frames = preset.data.frame_budget
+        self.skipped = skipped
 
     def __len__(self) -> int:
         return len(self.order)
@@ -45,11 +59,26 @@ class EncodedSamples:
     def __getitem__(self, position: int) -> tuple[np.ndarray, ...]:
         """`input_ids int32[S]`, `tiles float32[G+F, 3, R, R]`, `feature_index int32[S]`, `labels int32[S]`."""
         sample = self.file[self.order[int(position)]]
-        encoded = self.processor.encode(sample, self.file.roots)
+        try:
+            encoded = self.processor.encode(sample, self.file.roots)
+        except DataError as fault:
+            if self.skipped is None:
+                raise
+            encoded = self._skip(sample, fault)
         batch = collate(
             [encoded], seq_length=self.seq_length, tiles=self.tiles, frames=self.frames, arch=self.processor.arch
         )
         return tuple(getattr(batch, column)[0] for column in COLUMNS)
+
+    def _skip(self, sample: Sample, fault: DataError) -> EncodedSample:
+        """An empty place in the batch, without a supervised token: the same loss on every number of workers."""
+        line = json.dumps({"id": sample.id, "source": sample.source, "reason": fault.what}) + "\n"
+        with self.skipped.open("a", encoding="utf-8") as file:
+            file.write(line)  # one write of a short line: readers do not mix theirs
+        side = self.processor.arch.vision.image_size
+        nothing = np.zeros((0, 3, side, side), np.float32)
+        one = np.zeros(1, np.int32)
+        return EncodedSample(sample.id, one, one + IGNORE_INDEX, nothing, nothing, one + 1)  # rows 0, 1: newline, text
 
 
 def build_dataset(samples: EncodedSamples, *, batch_size: int, workers: int) -> Dataset:

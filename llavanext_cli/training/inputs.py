@@ -25,8 +25,9 @@ def count_tokens(
     checkpoint: Checkpoint,
     preset: Preset,
     progress: Callable[[int, int], None] | None = None,
+    skip_bad: bool = False,
 ) -> list[tuple[str, int]]:
-    """(id, tokens) of every sample, without decoding a pixel.
+    """(id, tokens) of every sample, without decoding a pixel; with `skip_bad`, of those that can be read.
 
     Raises:
         DataError: a medium is missing or its header cannot be read, or a sample is malformed.
@@ -34,7 +35,11 @@ def count_tokens(
     processor = build_processor(checkpoint, preset)
     counts = []
     for number, sample in enumerate(samples):
-        counts.append((sample.id, processor.count(sample, samples.roots)))
+        try:
+            counts.append((sample.id, processor.count(sample, samples.roots)))
+        except DataError:
+            if not skip_bad:
+                raise
         if progress and number % 100 == 0:
             progress(number, len(samples))
     if progress:

@@ -3,6 +3,7 @@
 OUT/job.json              what was asked for
 OUT/mindformers.yaml      the complete configuration, as MindFormers reads it
 OUT/metrics.jsonl         one line a logged step
+OUT/skipped.jsonl         samples that could not be read, with `--on-bad skip`
 OUT/checkpoints/step-…/   on the way
 OUT/model/                the trained model: what `ask` and `convert --to hf` take
 OUT/logs/                 worker_RANK.log, scheduler.log, what MindSpore and MindFormers write
@@ -17,7 +18,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a preset by name or path with its overrides and devices (None: the preset's own), and absolute paths."""
+    """One run: a preset by name or path with its overrides and devices (None: the preset's own), and absolute paths.
+
+    `resume` is the checkpoint folder to go on from; `on_bad` says what a sample does that cannot be read: "fail" ends
+    the run, "skip" leaves it out.
+    """
 
     preset: str
     overrides: tuple[str, ...]
@@ -25,10 +30,16 @@ class Job:
     data: Path
     checkpoint: Path
     out: Path
+    resume: Path | None = None
+    on_bad: str = "fail"
 
     @property
     def file(self) -> Path:
         return self.out / "job.json"
+
+    def file_of(self, node: int) -> Path:
+        """What the workers of a node read: `job.json`, and `job_1.json` … on further nodes."""
+        return self.out / f"job_{node}.json" if node else self.file
 
     @property
     def config_file(self) -> Path:
@@ -51,12 +62,22 @@ class Job:
         return self.out / "logs"
 
     @property
+    def warnings_file(self) -> Path:
+        """Lines that a worker wants the user to see."""
+        return self.logs_folder / "warnings.txt"
+
+    @property
+    def skipped_file(self) -> Path:
+        """The samples that could not be read and were skipped: one JSON object a line."""
+        return self.out / "skipped.jsonl"
+
+    @property
     def libraries_folder(self) -> Path:
         return self.logs_folder / "libraries"
 
-    def save(self) -> None:
+    def save(self, node: int = 0) -> None:
         fields = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
-        self.file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        self.file_of(node).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, file: Path) -> Job:
@@ -68,4 +89,6 @@ class Job:
             Path(fields["data"]),
             Path(fields["checkpoint"]),
             Path(fields["out"]),
+            Path(fields["resume"]) if fields.get("resume") else None,
+            fields.get("on_bad", "fail"),
         )

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,16 +23,48 @@ import yaml
 from llavanext_cli.config.mindformers import expand
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.config.schema import Preset
-from llavanext_cli.errors import ConfigError, LlavaNextError, RuntimeMissingError, TrainingError
+from llavanext_cli.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    ConfigError,
+    LlavaNextError,
+    RunStoppedError,
+    RuntimeMissingError,
+    TrainingError,
+)
 from llavanext_cli.model.runtime import library_environment, share_threads
+from llavanext_cli.training.folder import make_out, resume_run
 from llavanext_cli.training.job import Job
 from llavanext_cli.training.plan import RunPlan, plan_run
-
-POLL_SECONDS = 0.2
-END_SECONDS = 10.0
-"""How long workers get to end after SIGTERM before they are killed."""
+from llavanext_cli.training.processes import POLL_SECONDS, Ended, Workers, interrupted_by_sigterm
 
 StepCallback = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The machines of a run: how many, which of them this is, where the first listens, how long they wait for all."""
+
+    count: int = 1
+    rank: int = 0
+    master: tuple[str, int] | None = None
+    timeout_seconds: int = 600
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.count:
+            raise ConfigError(
+                f"node {self.rank} of {self.count} does not exist", hint=f"--node-rank is 0 to {self.count - 1}"
+            )
+        if self.count > 1 and self.master is None:
+            raise ConfigError("several nodes need a place to meet", hint="add --master ADDRESS:PORT of node 0")
+
+
+def parse_master(text: str) -> tuple[str, int]:
+    """`10.0.0.1:8118` → address and port."""
+    address, _, port = text.rpartition(":")
+    if not address or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--master is ADDRESS:PORT, not {text!r}", hint="for example --master 10.0.0.1:8118")
+    return address, int(port)
 
 
 @dataclass(frozen=True)
@@ -47,6 +77,7 @@ class ReadyRun:
         plan: steps, samples, epochs.
         expanded: the complete MindFormers configuration.
         command: what will be started on this machine.
+        nodes: the machines.
     """
 
     preset: Preset
@@ -54,11 +85,13 @@ class ReadyRun:
     plan: RunPlan
     expanded: dict[str, Any]
     command: tuple[str, ...]
+    nodes: Nodes = Nodes()
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a run did: the trained model's folder, its metrics, steps, samples, last loss, and seconds of training."""
+    """What a run did: the trained model's folder, its metrics, steps, samples, last loss, seconds of training, and
+    how many times a sample was skipped because it could not be read."""
 
     model: Path
     metrics: Path
@@ -66,6 +99,7 @@ class TrainReport:
     samples: int
     loss: float | None
     seconds: float
+    skipped: int = 0
 
 
 def check_training(
@@ -76,6 +110,8 @@ def check_training(
     *,
     devices: int | None = None,
     overrides: tuple[str, ...] = (),
+    nodes: Nodes = Nodes(),
+    on_bad: str = "fail",
     progress: Callable[[int, int], None] | None = None,
 ) -> ReadyRun:
     """Everything that can be found wrong before a device is touched or a file written.
@@ -87,6 +123,8 @@ def check_training(
         out: folder for everything the run will write.
         devices: NPUs or CPU workers; changes `parallel.devices` and `parallel.data` of the preset.
         overrides: "key.path=value" changes to the preset.
+        nodes: the machines of the run; `devices` are those of all of them.
+        on_bad: what becomes of a sample that cannot be read while training: "fail" or "skip".
         progress: called with (done, total) while the samples' lengths are counted.
 
     Raises:
@@ -100,33 +138,57 @@ def check_training(
     opened = open_checkpoint(checkpoint)
     samples = read_samples(data)
     plan = plan_run(preset, len(samples))
-    check_lengths(count_tokens(samples, opened, preset, progress), preset)
-    job = Job(_absolute(preset_name), overrides, devices, data.resolve(), checkpoint.resolve(), out.resolve())
+    check_lengths(count_tokens(samples, opened, preset, progress, on_bad == "skip"), preset)
+    job = Job(
+        _absolute(preset_name), overrides, devices, data.resolve(), checkpoint.resolve(), out.resolve(), None, on_bad
+    )
     expanded = expand(preset, architecture=opened.architecture, out=job.libraries_folder, steps=plan.steps)
-    return ReadyRun(preset, job, plan, expanded, worker_command(preset, job))
+    return ReadyRun(preset, job, plan, expanded, worker_command(preset, job, nodes), nodes)
 
 
-def run_training(run: ReadyRun, *, force: bool = False, on_step: StepCallback | None = None) -> TrainReport:
+def run_training(
+    run: ReadyRun,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    on_step: StepCallback | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> TrainReport:
     """Train.
 
     Args:
         run: from `check_training`.
         force: replace an existing `out`.
+        resume: go on from the newest whole checkpoint in `out`, or begin when there is none.
         on_step: called with each line of metrics.
+        say: called with each line that the user should see at once.
 
     Raises:
+        RunStoppedError: Ctrl-C or SIGTERM ended the run; it can be resumed.
         LlavaNextError: `out` holds something, or a worker failed; logs stay in OUT/logs.
     """
     job = run.job
-    _make_out(job, force)
-    job.save()
-    job.config_file.write_text(yaml.safe_dump(run.expanded, sort_keys=False), encoding="utf-8")
+    if run.nodes.rank > 0:
+        job.libraries_folder.mkdir(parents=True, exist_ok=True)
+    elif resume and job.file.is_file():
+        job = resume_run(job, run.preset, run.plan, say)
+    else:
+        make_out(job, force)
+    for stale in (*job.logs_folder.glob("failure_*.json"), *job.logs_folder.glob("worker_*.pid")):
+        stale.unlink(missing_ok=True)
+    job.save(run.nodes.rank)
+    if run.nodes.rank == 0:
+        job.config_file.write_text(yaml.safe_dump(run.expanded, sort_keys=False), encoding="utf-8")
     started = time.monotonic()
-    last = _run_workers(run.preset, job, run.command, on_step or (lambda line: None))
-    if not job.model_folder.is_dir():
+    last = _run_workers(run, job, on_step or (lambda line: None), say)
+    if run.nodes.rank == 0 and not job.model_folder.is_dir():
         raise TrainingError("the workers ended without a model", hint=f"see {job.logs_folder}")
     seconds = time.monotonic() - started
-    return TrainReport(job.model_folder, job.metrics_file, run.plan.steps, run.plan.samples, last.get("loss"), seconds)
+    skipped = len(job.skipped_file.read_bytes().splitlines()) if job.skipped_file.is_file() else 0
+    if skipped:
+        say(f"{skipped} times a sample could not be read and was skipped: see {job.skipped_file}")
+    plan = run.plan
+    return TrainReport(job.model_folder, job.metrics_file, plan.steps, plan.samples, last.get("loss"), seconds, skipped)
 
 
 def load_train_preset(name: str, overrides: Sequence[str], devices: int | None) -> Preset:
@@ -142,36 +204,32 @@ def _absolute(preset: str) -> str:
     return str(Path(preset).resolve()) if Path(preset).is_file() else preset
 
 
-def _make_out(job: Job, force: bool) -> None:
-    """An empty folder for the run. `force` replaces an earlier run, and nothing that is none."""
-    if job.out.is_file() or (job.out.is_dir() and any(job.out.iterdir())):
-        if not job.file.is_file():
-            raise LlavaNextError(f"{job.out} holds something that is no training run", hint="choose another --out")
-        if not force:
-            raise LlavaNextError(f"{job.out} already holds a run", hint="choose another --out, or add --force")
-        shutil.rmtree(job.out)
-    try:
-        job.libraries_folder.mkdir(parents=True)
-        job.checkpoints_folder.mkdir()
-    except OSError as fault:
-        raise LlavaNextError(f"{job.out} cannot be made: {fault.strerror}", hint="choose another --out") from fault
+def worker_command(preset: Preset, job: Job, nodes: Nodes) -> tuple[str, ...]:
+    """The command that starts all workers of this machine.
 
-
-def worker_command(preset: Preset, job: Job) -> tuple[str, ...]:
-    """The command that starts all workers of this machine."""
-    worker = [str(Path(__file__).with_name("worker.py")), str(job.file)]
+    Raises:
+        ConfigError: the devices cannot be shared by the nodes, or the port is taken.
+    """
+    worker = [str(Path(__file__).with_name("worker.py")), str(job.file_of(nodes.rank))]
     devices = preset.parallel.devices
     if devices == 1:
         return (sys.executable, *worker)
+    if devices % nodes.count:
+        raise ConfigError(f"{devices} devices cannot be shared by {nodes.count} nodes", hint="change --devices")
     msrun = Path(sys.executable).with_name("msrun")
     if not msrun.is_file():
         raise RuntimeMissingError(f"msrun is not beside {sys.executable}", hint="run `pip install mindspore==2.9.0`")
+    address, port = nodes.master or ("127.0.0.1", _free_port())
+    if nodes.master and nodes.rank == 0:
+        _check_port(address, port)
     return (
         str(msrun),
         f"--worker_num={devices}",
-        f"--local_worker_num={devices}",
-        "--master_addr=127.0.0.1",
-        f"--master_port={_free_port()}",
+        f"--local_worker_num={devices // nodes.count}",
+        f"--master_addr={address}",
+        f"--master_port={port}",
+        *([f"--node_rank={nodes.rank}"] if nodes.count > 1 else []),
+        f"--cluster_time_out={nodes.timeout_seconds}",
         f"--log_dir={job.logs_folder}",
         "--join=True",
         *worker,
@@ -182,6 +240,18 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _check_port(address: str, port: int) -> None:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+    except OSError as fault:
+        raise ConfigError(
+            f"{address}:{port} cannot be used by the first node: {fault.strerror}",
+            hint="name a free port of this machine with --master, the same on all nodes",
+        ) from fault
 
 
 def _environment(preset: Preset, job: Job) -> dict[str, str]:
@@ -195,102 +265,88 @@ def _environment(preset: Preset, job: Job) -> dict[str, str]:
     return environment
 
 
-def _run_workers(preset: Preset, job: Job, command: tuple[str, ...], on_step: StepCallback) -> dict[str, Any]:
+def _run_workers(run: ReadyRun, job: Job, on_step: StepCallback, say: Callable[[str], None]) -> dict[str, Any]:
     """Run to the end, handing on metrics as they come; returns the last line of them."""
-    output = job.logs_folder / ("worker_0.log" if preset.parallel.devices == 1 else "msrun.log")
+    single = run.preset.parallel.devices == 1
+    log = job.logs_folder / ("worker_0.log" if single else f"msrun_{run.nodes.rank}.log")
+    lines, warnings = _follow(job.metrics_file), _follow(job.warnings_file)
+    lines.skip()
+    warnings.skip()
     last: dict[str, Any] = {}
-    lines = _follow(job.metrics_file)
-    with output.open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=job.libraries_folder,
-            env=_environment(preset, job),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+
+    def hand_on() -> None:
+        nonlocal last
+        for line in lines.read():
+            last = json.loads(line)
+            on_step(last)
+        for line in warnings.read():
+            say(line)
+
+    environment = _environment(run.preset, job)
+    with (
+        interrupted_by_sigterm() as seen,
+        Workers(
+            run.command, log=log, pids=job.logs_folder, environment=environment, folder=job.libraries_folder
+        ) as workers,
+    ):
         try:
-            with _terminated_like_interrupted():
-                while process.poll() is None:
-                    time.sleep(POLL_SECONDS)
-                    for last in lines.read():
-                        on_step(last)
-        finally:
-            _end(process)
-    for last in lines.read():
-        on_step(last)
-    if process.returncode:
-        raise _failure(job, process.returncode)
+            while (code := workers.poll()) is None:
+                time.sleep(POLL_SECONDS)
+                hand_on()
+        except KeyboardInterrupt:
+            workers.stop()
+            hand_on()
+            raise _stopped(job, seen["signal"]) from None
+        ended = workers.find_ended()
+    hand_on()
+    if code:
+        raise _failure(job, code, ended)
     return last
 
 
+def _stopped(job: Job, number: int) -> RunStoppedError:
+    saved = sorted(job.checkpoints_folder.glob("step-*"))
+    where = f"the newest checkpoint is {saved[-1].name}" if saved else "no checkpoint was saved yet"
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    return RunStoppedError(
+        f"stopped by {name}; {where}",
+        "the same command with --resume goes on from there",
+        EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED,
+    )
+
+
 class _follow:
-    """The complete lines of a growing JSON Lines file, each once."""
+    """The complete lines of a growing file, each once."""
 
     def __init__(self, file: Path):
         self.file, self.offset = file, 0
 
-    def read(self) -> Iterator[dict[str, Any]]:
+    def skip(self) -> None:
+        """Pass over what is there already."""
+        with contextlib.suppress(FileNotFoundError):
+            self.offset = self.file.stat().st_size
+
+    def read(self) -> Iterator[str]:
         with contextlib.suppress(FileNotFoundError), self.file.open("rb") as stream:
             stream.seek(self.offset)
             for line in stream:
                 if not line.endswith(b"\n"):
                     return
                 self.offset += len(line)
-                yield json.loads(line)
+                yield line.decode().rstrip("\n")
 
 
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """While workers run, SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that they are ended too."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the workers with everything they started; none is left when this returns."""
-    if process.poll() is not None and not _group_alive(process.pid):
-        return
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        deadline = time.monotonic() + END_SECONDS
-        while time.monotonic() < deadline:
-            if process.poll() is not None and not _group_alive(process.pid):
-                return
-            time.sleep(POLL_SECONDS)
-
-
-def _group_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _failure(job: Job, code: int) -> LlavaNextError:
+def _failure(job: Job, code: int, ended: Ended | None) -> LlavaNextError:
     """The earliest thing that went wrong in any worker."""
     records = []
     for file in job.logs_folder.glob("failure_*.json"):
         with contextlib.suppress(ValueError):
             records.append(json.loads(file.read_text(encoding="utf-8")))
     if not records:
-        ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        return TrainingError(f"a worker {ending} and left no traceback", hint=f"see the logs in {job.logs_folder}")
+        what = ended or Ended(0, code)
+        hint = f"see {job.logs_folder}/worker_{what.rank}.log; the same command with --resume goes on"
+        return TrainingError(f"{what} and left no traceback", hint=hint)
     first = min(records, key=lambda record: record["time"])
     hint = first["hint"] or f"see {job.logs_folder}/worker_{first['rank']}.log"
-    details = [] if first["known"] else first["traceback"].rstrip().splitlines()[-12:]
+    details = first["details"] if first["known"] else first["traceback"].rstrip().splitlines()[-12:]
     return TrainingError(f"worker {first['rank']} failed: {first['what'].splitlines()[0]}", hint=hint, details=details)

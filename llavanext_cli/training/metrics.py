@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from mindspore import Callback
 
-from llavanext_cli.errors import TrainingError
+from llavanext_cli.errors import CheckpointError, TrainingError
+from llavanext_cli.training.state import keep_newest, step_folder
 
 BAD_LOSSES = 3
 """Consecutive steps whose loss is not a number before a run is stopped."""
 
 
 class SaveCheckpoint(Protocol):
-    """Writes the weights as a folder."""
+    """Writes weights and state as a folder."""
 
     def __call__(self, folder: Path, step: int) -> None: ...
 
@@ -30,9 +32,14 @@ class TrainingMonitor(Callback):
         steps: optimizer steps of the run.
         global_batch: samples a step, over all workers.
         log_every, save_every: steps between lines, and between checkpoints (0: none on the way).
-        save: writes one checkpoint folder.
+        save: writes one checkpoint folder; called by every worker.
         checkpoints: folder that holds them.
         keep: newest checkpoints that stay.
+        first: steps that were done before this start.
+        begin: called with the training cell before the first step; fills in the state of a run that goes on.
+        batch: step → the ids of its samples over all workers, for messages.
+        warn: called with a line that the user should see.
+        should_stop: whether to save, and end, after this step.
     """
 
     def __init__(
@@ -46,51 +53,73 @@ class TrainingMonitor(Callback):
         save: SaveCheckpoint,
         checkpoints: Path,
         keep: int,
+        first: int = 0,
+        begin: Callable[[Any], None] = lambda cell: None,
+        batch: Callable[[int], Sequence[str]] = lambda step: (),
+        warn: Callable[[str], None] = lambda line: None,
+        should_stop: Callable[[], bool] = lambda: False,
     ):
         super().__init__()
         self.metrics = metrics
-        self.steps, self.global_batch = steps, global_batch
+        self.steps, self.global_batch, self.first = steps, global_batch, first
         self.log_every, self.save_every = log_every, save_every
         self.save, self.checkpoints, self.keep = save, checkpoints, keep
-        self.bad_losses = 0
+        self.begin, self.batch, self.warn, self.should_stop = begin, batch, warn, should_stop
+        self.bad_steps: list[int] = []
         self.started = self.step_started = time.monotonic()
 
     def on_train_begin(self, run_context) -> None:
+        self.begin(run_context.original_args().train_network)
         self.started = self.step_started = time.monotonic()
 
     def on_train_step_end(self, run_context) -> None:
         call = run_context.original_args()
-        step = call.cur_step_num
+        step = self.first + call.cur_step_num
         loss, overflow, _, rate, norm = (_number(value) for value in call.net_outputs)
         now = time.monotonic()
         seconds, self.step_started = now - self.step_started, now
         self._check_loss(step, loss)
-        if self.metrics is None:
-            return
-        if step % self.log_every == 0 or step in (1, self.steps):
+        logged = step % self.log_every == 0 or step in (self.first + 1, self.steps)
+        if self.metrics is not None and logged:
             line = {
                 "step": step,
                 "steps": self.steps,
-                "loss": loss,
+                "loss": loss if math.isfinite(loss) else None,
                 "learning_rate": rate,
-                "gradient_norm": norm,
+                "gradient_norm": norm if norm is not None and math.isfinite(norm) else None,
                 "skipped": bool(overflow),
                 "samples_per_second": round(self.global_batch / seconds, 3),
                 "seconds": round(now - self.started, 3),
             }
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        if self.save_every and step % self.save_every == 0 and step < self.steps:
-            self.save(self.checkpoints / f"step-{step:08d}", step)
-            _keep_newest(self.checkpoints, self.keep)
+        stopping = step < self.steps and self.should_stop()
+        if stopping or (self.save_every and step % self.save_every == 0 and step < self.steps):
+            self._save(step)
+        if stopping:
+            raise SystemExit(143)
 
-    def _check_loss(self, step: int, loss: float | None) -> None:
-        good = loss is not None and math.isfinite(loss)
-        self.bad_losses = 0 if good else self.bad_losses + 1
-        if self.bad_losses == BAD_LOSSES:
+    def _save(self, step: int) -> None:
+        """A disk that is full ends no run: the last good checkpoint stays, and the next one is tried again."""
+        try:
+            self.save(step_folder(self.checkpoints, step), step)
+        except CheckpointError as fault:
+            self.warn(f"no checkpoint at step {step}: {fault.what}; the earlier ones are kept, training goes on")
+            return
+        if self.metrics is not None:
+            keep_newest(self.checkpoints, self.keep)
+        self.step_started = time.monotonic()  # saving is no part of the next step's time
+
+    def _check_loss(self, step: int, loss: float) -> None:
+        if math.isfinite(loss):
+            self.bad_steps.clear()
+            return
+        self.bad_steps.append(step)
+        if len(self.bad_steps) == BAD_LOSSES:
             raise TrainingError(
                 f"the loss has not been a number for {BAD_LOSSES} steps, up to step {step}",
                 hint="lower train.learning_rate with --set, and check the data with `llavanext mix --check full`",
+                details=[f"step {bad} had the samples {', '.join(self.batch(bad))}" for bad in self.bad_steps],
             )
 
 
@@ -99,10 +128,3 @@ def _number(value: Any) -> float | None:
     if value is None:
         return None
     return float(value.asnumpy().reshape(-1)[0]) if hasattr(value, "asnumpy") else float(value)
-
-
-def _keep_newest(folder: Path, keep: int) -> None:
-    import shutil
-
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)

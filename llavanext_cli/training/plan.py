@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.errors import DataError
 
@@ -39,6 +42,31 @@ def plan_run(preset: Preset, samples: int) -> RunPlan:
             hint="mix more data, or lower train.batch_size with --set",
         )
     return RunPlan(samples, global_batch, steps, steps * global_batch / samples)
+
+
+def run_settings(preset: Preset, plan: RunPlan, data: str) -> dict[str, Any]:
+    """What the losses of a run depend on, as plain values: a run that goes on must have the same.
+
+    Devices, readers, threads and what is logged may change, as long as the global batch stays.
+
+    Args:
+        data: a digest of the data file.
+    """
+    free = ("steps", "epochs", "batch_size", "accumulate", "save_every", "keep", "log_every", "recompute")
+    train = {f"train.{key}": value for key, value in asdict(preset.train).items() if key not in free}
+    shapes = {f"data.{key}": getattr(preset.data, key) for key in ("seq_length", "tiles", "frames", "clips", "shuffle")}
+    types = {f"runtime.{key}": getattr(preset.runtime, key) for key in ("compute_dtype", "parameter_dtype")}
+    run = {"steps": plan.steps, "samples a step": plan.global_batch, "samples": plan.samples, "data file": data}
+    return json.loads(json.dumps(train | shapes | types | run))
+
+
+def digest_file(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sample_order(samples: int, count: int, *, shuffle: bool, seed: int) -> list[int]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -17,19 +19,28 @@ from llavanext_cli.config.presets import load_preset
 from llavanext_cli.errors import LlavaNextError
 from llavanext_cli.model.runtime import load_libraries, share_threads
 from llavanext_cli.training.job import Job
+from llavanext_cli.training.processes import end_with_parent
 
 
 def main() -> None:
+    end_with_parent()
     job = Job.load(Path(sys.argv[1]))
+    if os.environ.get("MS_ROLE") == "MS_SCHED":  # msrun starts its scheduler by this file too
+        run_worker(job, threading.Event())
+        return
+    (job.logs_folder / f"worker_{_rank()}.pid").write_text(str(os.getpid()), encoding="ascii")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends the workers in order
     try:
-        run_worker(job)
-    except BaseException as fault:
+        run_worker(job, stop)
+    except Exception as fault:
         _record_failure(job, fault)
         raise
 
 
-def run_worker(job: Job) -> None:
-    """Train as the job says; the first worker writes metrics and checkpoints."""
+def run_worker(job: Job, stop: threading.Event) -> None:
+    """Train as the job says; the first worker writes metrics and checkpoints. `stop` ends the run after its step."""
     preset = load_preset(job.preset, job.overrides, job.devices)
     threads = share_threads(preset.runtime.threads, preset.parallel.devices)
     load_libraries(job.libraries_folder, preset.runtime.target, threads=threads, verbose=True)
@@ -43,58 +54,81 @@ def run_worker(job: Job) -> None:
     from llavanext_cli.training.freeze import freeze
     from llavanext_cli.training.inputs import build_processor
     from llavanext_cli.training.metrics import TrainingMonitor
-    from llavanext_cli.training.plan import plan_run, rank_order, sample_order
-    from llavanext_cli.weights.checkpoint import load_into, open_checkpoint, save_checkpoint_folder
+    from llavanext_cli.training.plan import digest_file, plan_run, rank_order, run_settings, sample_order
+    from llavanext_cli.training.session import TrainingSession
+    from llavanext_cli.training.state import open_run_state
+    from llavanext_cli.weights.checkpoint import load_into, open_checkpoint
 
     train = preset.train
     assert train is not None, "launch.py starts train presets only"
     checkpoint = open_checkpoint(job.checkpoint)
+    state = open_run_state(job.resume) if job.resume else None
     file = read_samples(job.data)
     plan = plan_run(preset, len(file))
     config, network = build_preset_network(
         preset, architecture=checkpoint.architecture, folder=job.libraries_folder, steps=plan.steps
     )
     rank = get_rank() if preset.parallel.devices > 1 else 0
-    load_into(network, checkpoint)
+    load_into(network, state.model if state else checkpoint)
     freeze(network, train.trainable)
 
+    first = state.step if state else 0
     order = sample_order(plan.samples, plan.steps * plan.global_batch, shuffle=preset.data.shuffle, seed=train.seed)
     group_size = preset.parallel.tensor * preset.parallel.pipeline
-    mine = rank_order(
-        order, batch=train.batch_size * train.accumulate, rank=rank // group_size, ranks=preset.parallel.data
+    per_worker = train.batch_size * train.accumulate
+    rest = order[first * plan.global_batch :]
+    mine = rank_order(rest, batch=per_worker, rank=rank // group_size, ranks=preset.parallel.data)
+    skipped = job.skipped_file if job.on_bad == "skip" else None
+    samples = EncodedSamples(file, mine, build_processor(checkpoint, preset), preset, skipped)
+
+    def warn(line: str) -> None:
+        if rank == 0:
+            with job.warnings_file.open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+
+    session = TrainingSession(
+        network,
+        checkpoint,
+        settings=run_settings(preset, plan, digest_file(job.data)),
+        note={"preset": preset.name, "steps": plan.steps},
+        rank=rank,
+        parallel=preset.parallel,
+        state=state,
     )
-    processor = build_processor(checkpoint, preset)
-    samples = EncodedSamples(file, mine, processor, preset)
-
-    def save(folder: Path, step: int) -> None:
-        weights = {name: parameter.asnumpy() for name, parameter in network.parameters_dict().items()}
-        note = {"preset": preset.name, "step": step, "steps": plan.steps}
-        save_checkpoint_folder(folder, weights, like=checkpoint, extra=note)
-
     monitor = TrainingMonitor(
         job.metrics_file if rank == 0 else None,
         steps=plan.steps,
         global_batch=plan.global_batch,
         log_every=train.log_every,
         save_every=train.save_every,
-        save=save,
+        save=session.save,
         checkpoints=job.checkpoints_folder,
         keep=train.keep,
+        first=first,
+        begin=session.begin,
+        batch=lambda step: [file[i].id for i in order[(step - 1) * plan.global_batch : step * plan.global_batch]],
+        warn=warn,
+        should_stop=lambda: stop.is_set() and rank == 0 and not session.sliced,
     )
-    data = build_dataset(samples, batch_size=train.batch_size * train.accumulate, workers=preset.data.workers)
+    data = build_dataset(samples, batch_size=per_worker, workers=preset.data.workers)
     Trainer(args=config, model=network, train_dataset=data, callbacks=[monitor]).train()
-    if rank == 0:
-        save(job.model_folder, plan.steps)
+    session.save(job.model_folder, plan.steps, final=True)
 
 
-def _record_failure(job: Job, fault: BaseException) -> None:
-    rank = os.environ.get("RANK_ID", "0")
+def _rank() -> int:
+    """The rank that msrun gave this process; 0 when it was started directly."""
+    return int(os.environ.get("RANK_ID", "0"))
+
+
+def _record_failure(job: Job, fault: Exception) -> None:
+    rank = _rank()
     known = isinstance(fault, LlavaNextError)
     record = {
-        "rank": int(rank),
+        "rank": rank,
         "time": time.time(),
-        "what": str(fault) if known else f"{type(fault).__name__}: {fault}",
+        "what": fault.what if isinstance(fault, LlavaNextError) else f"{type(fault).__name__}: {fault}",
         "hint": fault.hint if isinstance(fault, LlavaNextError) else "",
+        "details": fault.details if isinstance(fault, LlavaNextError) else (),
         "known": known,
         "traceback": traceback.format_exc(),
     }

@@ -9,7 +9,7 @@ llavanext_manifest.json              every tensor's file, type, shape and SHA-25
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,20 +196,22 @@ def load_into(network: nn.Cell, checkpoint: Checkpoint | str | Path, progress: P
 
 def save_checkpoint_folder(
     folder: str | Path,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray | PlannedTensor],
     like: Checkpoint,
     extra: dict[str, Any] | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    also: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a complete checkpoint folder from arrays, such as those of a training run.
 
     Args:
-        tensors: our name → array of float32, float16 or bfloat16. Arrays are taken one at a time, so a lazy mapping
-            saves memory. KV caches are skipped.
+        tensors: our name → array of float32, float16 or bfloat16, or where its bytes come from. Arrays are taken one at
+            a time, so a lazy mapping saves memory. KV caches are skipped.
         like: the checkpoint the run began with: its config.json, tokenizer and carried tensors are copied.
         extra: kept in the manifest under "extra" (steps, loss, preset …); must be JSON.
         force: replace a checkpoint that is there.
+        also: writes further files into the folder, before it gets its name.
 
     Returns:
         The folder.
@@ -227,11 +229,11 @@ def save_checkpoint_folder(
     check_destination(folder, (like.folder,), force)
 
     def planned(name: str) -> PlannedTensor:
-        dtype = dtype_of(tensors[name])
-        size = tensors[name].nbytes
-        return PlannedTensor(
-            name, dtype, expected[name], (Made(size, lambda: iter([to_bytes(tensors[name])])),), "training"
-        )
+        value = tensors[name]
+        if isinstance(value, PlannedTensor):
+            return value
+        pieces = (Made(value.nbytes, lambda: iter([to_bytes(tensors[name])])),)
+        return PlannedTensor(name, dtype_of(value), expected[name], pieces, "training")
 
     plan = [planned(name) for name in expected]
     carried = [PlannedTensor(n, s.dtype, s.shape, (extent(s),), "carried") for n, s in like.carried.items()]
@@ -240,6 +242,8 @@ def save_checkpoint_folder(
         source = {"kind": "training", "name": like.folder.resolve().name} | _lineage(like)
         write_checkpoint(temporary, plan, carried, source, extra=extra, progress=progress)
         copy_companions(like.folder, temporary)
+        if also is not None:
+            also(temporary)
     return folder
 
 

@@ -1,0 +1,61 @@
+"""The folder of a run before its workers start: made empty, or found as an earlier start left it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+
+from llavanext_cli.config.schema import Preset
+from llavanext_cli.errors import LlavaNextError
+from llavanext_cli.training.job import Job
+from llavanext_cli.training.plan import RunPlan, digest_file, run_settings
+from llavanext_cli.training.state import check_settings, find_run_state, remove_leftovers
+
+
+def make_out(job: Job, force: bool) -> None:
+    """An empty folder for the run. `force` replaces an earlier run, and nothing that is none."""
+    if job.out.is_file() or (job.out.is_dir() and any(job.out.iterdir())):
+        if not job.file.is_file():
+            raise LlavaNextError(f"{job.out} holds something that is no training run", hint="choose another --out")
+        if not force:
+            raise LlavaNextError(
+                f"{job.out} already holds a run",
+                hint="add --resume to go on with it, choose another --out, or add --force",
+            )
+        shutil.rmtree(job.out)
+    try:
+        job.libraries_folder.mkdir(parents=True)
+        job.checkpoints_folder.mkdir()
+    except OSError as fault:
+        raise LlavaNextError(f"{job.out} cannot be made: {fault.strerror}", hint="choose another --out") from fault
+
+
+def resume_run(job: Job, preset: Preset, plan: RunPlan, say: Callable[[str], None]) -> Job:
+    """The job that goes on where the run in its folder stopped; what came after that is taken out of its metrics."""
+    if job.model_folder.is_dir():
+        raise LlavaNextError(f"{job.out} is finished", hint=f"its model is {job.model_folder}")
+    remove_leftovers(job.checkpoints_folder)
+    state, passed = find_run_state(job.checkpoints_folder)
+    for line in passed:
+        say(line)
+    if state is None:
+        say("no checkpoint was saved yet: beginning at step 1")
+        job.metrics_file.unlink(missing_ok=True)
+        return job
+    check_settings(state, run_settings(preset, plan, digest_file(job.data)))
+    say(f"going on after step {state.step} of {plan.steps}")
+    lines = job.metrics_file.read_text(encoding="utf-8").splitlines() if job.metrics_file.is_file() else []
+    kept = [line for line in lines if _step_of(line) <= state.step]
+    job.metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    return replace(job, resume=state.model.folder)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; one that was cut off counts as later than all."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf

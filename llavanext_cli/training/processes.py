@@ -1,0 +1,169 @@
+"""The processes of a run on this machine: started, watched and ended, so that none outlives the run.
+
+MindSpore's `msrun` gives every worker a session of its own, and data readers are children of workers: a process group
+does not hold them all. What does is a mark in their environment, which every descendant inherits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MARK = "LLAVANEXT_RUN"
+POLL_SECONDS = 0.2
+SAVE_SECONDS = 5.0
+"""How long the first worker gets to finish its step and save when a run is ended from outside."""
+_PR_SET_PDEATHSIG = 1
+_MSRUN_END = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A worker that ended badly: its rank, and its exit code (negative: the signal; None: not known)."""
+
+    rank: int
+    code: int | None
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return f"worker {self.rank} ended"
+        if self.code < 0:
+            return f"worker {self.rank} was ended by {signal.Signals(-self.code).name}"
+        return f"worker {self.rank} ended with code {self.code}"
+
+
+class Workers:
+    """All processes of one run on this machine. Use as a context manager: none is left after it.
+
+    Args:
+        command: starts them.
+        log: file for what the command itself prints.
+        pids: folder in which worker R writes its process number, as `worker_R.pid`.
+        environment, folder: of the command.
+    """
+
+    def __init__(self, command: Sequence[str], *, log: Path, pids: Path, environment: Mapping[str, str], folder: Path):
+        self.log, self.pids = log, pids
+        self.mark = uuid.uuid4().hex
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**environment, MARK: self.mark},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        kill_marked(self.mark)
+        self.process.wait()
+
+    def poll(self) -> int | None:
+        """None while they run; the exit code of all, negative for a signal."""
+        code = self.process.poll()
+        if code is None and (ended := self.find_ended()) is not None:
+            kill_marked(self.mark)
+            self.process.wait()
+            return ended.code or 1
+        return code
+
+    def find_ended(self) -> Ended | None:
+        """The worker whose end msrun saw first, and which made it end the others."""
+        ranks = {pid: rank for rank, pid in self.workers().items()}
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        for found in _MSRUN_END.finditer(text):
+            if int(found[1]) in ranks:
+                return Ended(ranks[int(found[1])], int(found[2]))
+        if self.process.poll():
+            return Ended(0, self.process.returncode) if len(ranks) == 1 else None
+        return None
+
+    def workers(self) -> dict[int, int]:
+        """Rank → process number, of the workers that have started here."""
+        found = {}
+        for file in self.pids.glob("worker_*.pid"):
+            with contextlib.suppress(ValueError, OSError):
+                found[int(file.stem.removeprefix("worker_"))] = int(file.read_text(encoding="ascii"))
+        return found
+
+    def stop(self) -> None:
+        """Let the first worker finish its step and save, then end all."""
+        first = self.workers().get(0)
+        if first is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(first, signal.SIGTERM)
+            deadline = time.monotonic() + SAVE_SECONDS
+            while _alive(first) and self.process.poll() is None and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+        kill_marked(self.mark)
+
+
+def kill_marked(mark: str) -> None:
+    """End every process that carries the mark, and wait until none is left."""
+    deadline = time.monotonic() + 10
+    while (left := find_marked(mark)) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def find_marked(mark: str) -> list[int]:
+    """Processes of this user that inherited the mark; those that have ended already do not count."""
+    wanted = f"{MARK}={mark}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
+@contextlib.contextmanager
+def interrupted_by_sigterm() -> Iterator[dict[str, int]]:
+    """While workers run, SIGTERM raises KeyboardInterrupt as Ctrl-C does; the yielded mapping tells which it was."""
+    seen = {"signal": signal.SIGINT}
+
+    def interrupt(number: int, frame: Any) -> None:
+        seen["signal"] = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+        yield seen
+        return
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def end_with_parent() -> None:
+    """The kernel ends this process when its parent ends, however that comes about (Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,196 @@
+"""A checkpoint of a run: a complete model folder, and beside it what is needed to go on as if nothing had happened.
+
+checkpoints/step-00000016/
+    model-….safetensors, config.json, …     what `ask`, `convert` and `train` take
+    training/state.safetensors              moments of the optimizer, its counters, LoRA's small matrices
+    training/state.json                     step, the settings the run depends on, a digest of every tensor
+
+The folder gets its name when everything in it is on the disk, and every digest is compared before a run goes on from
+it: a checkpoint that was half written, or changed later, is passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llavanext_cli.errors import CheckpointError, TrainingError
+from llavanext_cli.weights.checkpoint import Checkpoint, open_checkpoint, read_array, save_checkpoint_folder
+from llavanext_cli.weights.folder import write_json
+from llavanext_cli.weights.headers import TensorSpec, read_json, read_safetensors_header
+from llavanext_cli.weights.plan import extent
+from llavanext_cli.weights.stream import PlannedTensor, Stream, digest_pieces, write_safetensors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+VERSION = 1
+TENSORS = "training/state.safetensors"
+NOTE = "training/state.json"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A checkpoint to go on from, compared with its digests.
+
+    Attributes:
+        model: the folder as any other checkpoint.
+        step: optimizer steps that were done.
+        settings: what the run depended on, see `plan.run_settings`.
+        tensors: name → where its bytes lie.
+    """
+
+    model: Checkpoint
+    step: int
+    settings: dict[str, Any]
+    tensors: dict[str, TensorSpec]
+
+    def read(self) -> dict[str, np.ndarray]:
+        """The state by name; moments are float32, counters int32."""
+        return {name: read_exact(spec) for name, spec in self.tensors.items()}
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:08d}"
+
+
+def save_run_state(
+    folder: Path,
+    weights: Mapping[str, np.ndarray],
+    state: Iterable[PlannedTensor],
+    like: Checkpoint,
+    *,
+    step: int,
+    settings: Mapping[str, Any],
+    note: Mapping[str, Any],
+) -> None:
+    """Write one checkpoint; it appears whole or not at all, also when power is lost.
+
+    Args:
+        folder: its name, such as `checkpoints/step-00000016`.
+        weights: every parameter of the model, our names.
+        state: what else is needed to go on.
+        like: the checkpoint the run began with.
+        note: kept in the model's manifest.
+
+    Raises:
+        CheckpointError: the disk is full, or cannot be written. Earlier checkpoints are untouched.
+    """
+    state = list(state)
+
+    def add_state(temporary: Path) -> None:
+        (temporary / TENSORS).parent.mkdir()
+        with Stream(sum(tensor.nbytes for tensor in state)) as stream:
+            digests = write_safetensors(temporary / TENSORS, state, stream)
+        write_json(
+            temporary / NOTE,
+            {"llavanext_state": VERSION, "step": step, "settings": dict(settings), "sha256": digests},
+        )
+        _sync(temporary)
+
+    save_checkpoint_folder(folder, weights, like=like, extra=dict(note), also=add_state)
+    _sync_one(folder.parent)
+
+
+def find_run_state(checkpoints: Path) -> tuple[RunState | None, list[str]]:
+    """The newest checkpoint that is whole, and what was passed over, in words."""
+    passed = []
+    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
+        try:
+            return open_run_state(folder), passed
+        except CheckpointError as fault:
+            passed.append(f"{folder.name} is passed over: {fault.what}")
+    return None, passed
+
+
+def open_run_state(folder: Path) -> RunState:
+    """Open a checkpoint and compare every tensor with its digest.
+
+    Raises:
+        CheckpointError: something is missing or was changed.
+    """
+    if not (folder / NOTE).is_file():
+        raise CheckpointError(
+            f"{folder}: no {NOTE}, so a run cannot go on from it", "Its model can be used all the same."
+        )
+    note = read_json(folder / NOTE)
+    if not isinstance(note, dict) or note.get("llavanext_state") != VERSION:
+        raise CheckpointError(f"{folder / NOTE}: not a version that this program reads")
+    model = open_checkpoint(folder)
+    tensors = read_safetensors_header(folder / TENSORS)
+    digests = note.get("sha256")
+    if not isinstance(digests, dict) or digests.keys() != tensors.keys():
+        raise CheckpointError(f"{folder / TENSORS}: other tensors than {NOTE} lists")
+    entries = {name: entry["sha256"] for name, entry in model.manifest["tensors"].items()} | digests
+    specs = model.parameters | tensors
+    with Stream(sum(spec.nbytes for spec in specs.values())) as stream:
+        for name, spec in specs.items():
+            if digest_pieces((extent(spec),), stream) != entries[name]:
+                raise CheckpointError(f"{folder}: {name} is damaged", "An earlier checkpoint is used.")
+    return RunState(model, int(note["step"]), note["settings"], tensors)
+
+
+def check_settings(state: RunState, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings than the run began with: the result would be neither run's.
+
+    Raises:
+        TrainingError: which settings differ, and their two values.
+    """
+    differing = [
+        f"{key}: {state.settings.get(key)} until now, {settings.get(key)} asked for"
+        for key in sorted(state.settings.keys() | settings.keys())
+        if state.settings.get(key) != settings.get(key)
+    ]
+    if differing:
+        raise TrainingError(
+            f"{state.model.folder.parents[1]} was begun with other settings",
+            hint="resume with the settings it was begun with, or start anew in another --out with "
+            f"--checkpoint {state.model.folder}",
+            details=differing,
+        )
+
+
+def keep_newest(checkpoints: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and what writers that were killed left behind."""
+    for old in sorted(checkpoints.glob("step-*"))[:-keep]:
+        # Renamed first: a checkpoint that is half removed must not look like one.
+        retired = old.rename(old.with_name(f".{old.name}.old"))
+        shutil.rmtree(retired)
+
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Remove what writers that were killed left behind. Only when no writer runs."""
+    for left in checkpoints.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def read_exact(spec: TensorSpec) -> np.ndarray:
+    """One tensor in its own type: counters are integers."""
+    import numpy as np
+
+    if spec.dtype not in ("I32", "I64"):
+        return read_array(spec)
+    with open(spec.path, "rb") as file:
+        file.seek(spec.offset)
+        data = file.read(spec.nbytes)
+    return np.frombuffer(data, np.int32 if spec.dtype == "I32" else np.int64).reshape(spec.shape)
+
+
+def _sync(folder: Path) -> None:
+    """Everything below a folder is on the disk when this returns."""
+    for root, _, files in os.walk(folder):
+        for file in files:
+            _sync_one(Path(root) / file)
+        _sync_one(Path(root))
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

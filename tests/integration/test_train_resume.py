@@ -1,0 +1,151 @@
+"""A run that is ended in the middle leaves nothing behind, and goes on as if nothing had happened."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llavanext_cli.training.processes import MARK
+from tests.integration.test_train import COMMON, losses
+
+STEPS = 20
+SETTINGS = ["--devices", "2", "--set", f"train.steps={STEPS}", "--set", "train.batch_size=2"]
+SETTINGS += ["--set", "train.log_every=1", "--set", "train.save_every=6", "--set", "train.keep=1"]
+
+
+@pytest.fixture(scope="module")
+def command(data, tiny_checkpoint):
+    """The words of a run of two workers; what is compared with what must have been started by the same."""
+
+    def words(out: Path, *more) -> list[str]:
+        start = [sys.executable, "-m", "llavanext_cli", "train", "tiny-stage2", "--data", data]
+        return [*map(str, [*start, "--checkpoint", tiny_checkpoint, "--out", out, *COMMON, *SETTINGS, *more])]
+
+    return words
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, command):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = subprocess.run(command(out), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def start_and_wait(words: list[str], out: Path, step: int) -> subprocess.Popen:
+    """Start, and wait until that step is logged."""
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.is_file() and metrics.read_text().count("\n") >= step:
+            return process
+        time.sleep(0.02)
+    process.kill()
+    pytest.fail(f"step {step} was not reached: {process.communicate()[1]}")
+
+
+def marked(out: Path) -> list[str]:
+    """Command lines of living processes that this run started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if MARK.encode() in (entry / "environ").read_bytes():
+                    line = (entry / "cmdline").read_bytes().decode()
+                    found += [line] if str(out) in line else []
+            except OSError:
+                continue
+    return found
+
+
+def assert_same_losses(out: Path, uninterrupted: Path) -> None:
+    ours, theirs = losses(out), losses(uninterrupted)
+    assert len(ours) == len(theirs) == STEPS
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").open()] == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed(command, uninterrupted, tmp_path):
+    out = tmp_path / "run"
+    process = start_and_wait(command(out), out, 9)
+    assert marked(out)
+    os.kill(int((out / "logs" / "worker_1.pid").read_text()), signal.SIGKILL)
+    killed = time.monotonic()
+    _, talk = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert process.returncode == 1
+    assert "worker 1 was ended by SIGKILL" in talk
+    assert "--resume" in talk
+    assert marked(out) == []
+    assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-00000006"]
+
+    changed = subprocess.run(
+        command(out, "--resume", "--set", "train.learning_rate=1e-4"), capture_output=True, text=True, check=False
+    )
+    assert changed.returncode == 1
+    assert "train.learning_rate: 0.0015 until now, 0.0001 asked for" in changed.stderr
+
+    # A checkpoint that was damaged later is passed over, here for the beginning of the run.
+    shutil.copytree(out, tmp_path / "damaged" / "run")
+    state = tmp_path / "damaged" / "run" / "checkpoints" / "step-00000006" / "training" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-4] + b"oops")
+
+    resumed = subprocess.run(command(out, "--resume"), capture_output=True, text=True, timeout=600, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after step 6 of 20" in resumed.stderr
+    assert_same_losses(out, uninterrupted)
+    for file in ("model-00001-of-00001.safetensors", "llavanext_manifest.json"):
+        assert (out / "model" / file).read_bytes() == (uninterrupted / "model" / file).read_bytes()
+
+    again = subprocess.run(command(out, "--resume"), capture_output=True, text=True, timeout=60, check=False)
+    assert again.returncode == 1
+    assert "is finished" in again.stderr
+
+    from llavanext_cli.training.state import find_run_state
+
+    found, passed = find_run_state(tmp_path / "damaged" / "run" / "checkpoints")
+    assert found is None
+    assert "damaged" in passed[0]
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_step_it_is_at(command, uninterrupted, tmp_path):
+    out = tmp_path / "run"
+    process = start_and_wait(command(out), out, 9)
+    talk = stop(process, signal.SIGTERM, 143)
+    assert marked(out) == []
+    (saved,) = (out / "checkpoints").glob("step-*")
+    assert int(saved.name[5:]) >= 9
+    assert saved.name in talk
+    resumed = subprocess.run(command(out, "--resume"), capture_output=True, text=True, timeout=600, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_losses(out, uninterrupted)
+
+
+def test_ctrl_c_saves_too(command, tmp_path):
+    out = tmp_path / "run"
+    one = [*command(out), "--devices", "1", "--set", "train.steps=500", "--set", "train.save_every=0"]
+    talk = stop(start_and_wait(one, out, 2), signal.SIGINT, 130)
+    assert marked(out) == []
+    assert "Ctrl-C" in talk
+    (saved,) = (out / "checkpoints").glob("step-*")
+    assert json.loads((saved / "training" / "state.json").read_text())["step"] == int(saved.name[5:])
+
+
+def stop(process: subprocess.Popen, number: int, code: int) -> str:
+    """Send the signal; what the command says until it ends, within 10 seconds and with that code."""
+    process.send_signal(number)
+    begun = time.monotonic()
+    _, talk = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 10
+    assert process.returncode == code, talk
+    return talk

@@ -1,0 +1,226 @@
+"""Checkpoints of a run: whole or not there, whatever ends the writer; and their way back together from slices."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
+from llavanext_cli.errors import CheckpointError, TrainingError
+from llavanext_cli.training.saving import CheckpointSaver, write_slices
+from llavanext_cli.training.state import check_settings, find_run_state, keep_newest, open_run_state, remove_leftovers
+from llavanext_cli.weights.checkpoint import load_parameters, open_checkpoint, write_checkpoint
+from llavanext_cli.weights.keymap import expected_parameters
+from llavanext_cli.weights.merge import SliceLayout
+from llavanext_cli.weights.stream import Made, PlannedTensor
+
+SETTINGS = {"train.seed": 0, "samples": 48}
+ARCHITECTURE = Architecture(
+    vision=VisionArchitecture(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=7
+    ),
+    text=TextArchitecture(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=128,
+    ),
+    image_token_index=101,
+    video_token_index=100,
+    image_grid_pinpoints=((28, 56),),
+)
+
+
+def arrays_of(step: int) -> dict[str, np.ndarray]:
+    """Weights and optimizer of a step: every number is the step, so a mixture would show."""
+    shapes = expected_parameters(ARCHITECTURE)
+    arrays = {name: np.full(shape, step, np.float32) for name, shape in shapes.items()}
+    arrays |= {f"adam_m.{name}": np.full(shape, -step, np.float32) for name, shape in shapes.items()}
+    return arrays | {"global_step": np.array([step], np.int32)}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    from llavanext_cli.config.hf_config import architecture_to_hf
+
+    folder = tmp_path_factory.mktemp("base") / "model"
+    folder.mkdir()
+    plan = []
+    for name, shape in expected_parameters(ARCHITECTURE).items():
+        zeros = np.zeros(shape, np.float32)
+        plan.append(PlannedTensor(name, "F32", shape, (Made(zeros.nbytes, lambda a=zeros: iter([a.data.cast("B")])),)))
+    write_checkpoint(folder, plan, [], {"kind": "test"})
+    (folder / "config.json").write_text(json.dumps(architecture_to_hf(ARCHITECTURE)))
+    return folder
+
+
+def saver_of(base: Path, **changes) -> CheckpointSaver:
+    whole = {name: array.shape for name, array in arrays_of(0).items()}
+    return CheckpointSaver(
+        open_checkpoint(base), **({"settings": SETTINGS, "rank": 0, "ranks": 1, "whole": whole} | changes)
+    )
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tests.unit.training.test_training_state import arrays_of, saver_of
+from llavanext_cli.training.state import keep_newest, step_folder
+base, checkpoints = Path(sys.argv[1]), Path(sys.argv[2])
+saver, step = saver_of(base), int(sys.argv[3])
+print("ready", flush=True)
+while True:
+    step += 1
+    saver.save(step_folder(checkpoints, step), arrays_of(step), step, {})
+    keep_newest(checkpoints, 2)
+"""
+
+
+def test_a_writer_killed_at_twenty_random_moments_never_leaves_a_checkpoint_that_loads_wrong(base, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    moments = random.Random(7)
+    last = leftovers = 0
+    for _ in range(20):
+        words = [sys.executable, "-c", WRITER, str(base), str(checkpoints), str(last)]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
+        assert process.stdout.readline() == b"ready\n", process.stderr.read()
+        time.sleep(moments.uniform(0.0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        leftovers += bool(list(checkpoints.glob(".step-*")))
+        state, passed = find_run_state(checkpoints)
+        assert passed == [], "every folder that has its name is whole"
+        step = state.step if state else 0
+        assert step >= last, "an earlier checkpoint was lost"
+        if state is not None:
+            assert all((array == step).all() for array in load_parameters(state.model).values())
+            tensors = state.read()
+            assert tensors.pop("global_step") == step
+            assert all((array == -step).all() for array in tensors.values())
+        last = step
+        remove_leftovers(checkpoints)
+    assert last > 5, "checkpoints were written"
+    assert leftovers > 5, "writers were killed in the middle"
+
+
+def test_what_was_changed_later_is_passed_over(base, tmp_path):
+    saver = saver_of(base)
+    for step in (1, 2, 3, 4):
+        saver.save(tmp_path / f"step-{step:08d}", arrays_of(step), step, {})
+    (tmp_path / "step-00000004" / "training" / "state.json").unlink()
+    weights = next((tmp_path / "step-00000003").glob("model-*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    state = tmp_path / "step-00000002" / "training" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-9])
+    found, passed = find_run_state(tmp_path)
+    assert found.step == 1
+    assert len(passed) == 3
+    assert "no training/state.json" in passed[0]
+    assert "is damaged" in passed[1]
+    assert find_run_state(tmp_path / "empty") == (None, [])
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(base, tmp_path, monkeypatch):
+    import errno
+
+    from llavanext_cli.weights import stream
+
+    saver = saver_of(base)
+    saver.save(tmp_path / "step-00000001", arrays_of(1), 1, {})
+    monkeypatch.setattr(stream.os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        saver.save(tmp_path / "step-00000002", arrays_of(2), 2, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert open_run_state(tmp_path / "step-00000001").step == 1
+
+
+def test_the_newest_are_kept(base, tmp_path):
+    saver = saver_of(base)
+    for step in (8, 9, 10):
+        saver.save(tmp_path / f"step-{step:08d}", arrays_of(step), step, {})
+    keep_newest(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000009", "step-00000010"]
+
+
+def test_other_settings_are_refused_with_both_values(base, tmp_path):
+    saver_of(base).save(tmp_path / "run" / "checkpoints" / "step-00000001", arrays_of(1), 1, {})
+    state, _ = find_run_state(tmp_path / "run" / "checkpoints")
+    check_settings(state, SETTINGS)
+    with pytest.raises(TrainingError, match="other settings") as fault:
+        check_settings(state, SETTINGS | {"samples": 47})
+    assert fault.value.details == ("samples: 48 until now, 47 asked for",)
+
+
+def test_the_final_model_has_no_state(base, tmp_path):
+    saver_of(base).save(tmp_path / "model", arrays_of(3), 3, {"step": 3}, final=True)
+    opened = open_checkpoint(tmp_path / "model")
+    assert opened.manifest["extra"] == {"step": 3}
+    assert not (tmp_path / "model" / "training").exists()
+
+
+# ---------------------------------------------------------------------------------------------------- slices of devices
+
+GRID = (4, 2)
+"""8 ranks: data parallel 4, tensor parallel 2."""
+
+
+def layouts_and_arrays():
+    """Random arrays, cut as dp 4 x mp 2 cuts them, moments over the data-parallel ranks as well."""
+    rng = np.random.default_rng(3)
+    arrays, layouts = {}, {}
+    for name, array in arrays_of(0).items():
+        arrays[name] = rng.normal(size=array.shape).astype(array.dtype) if array.dtype == np.float32 else array + 5
+        rows = array.shape[0] if array.ndim else 0
+        if array.ndim == 2 and rows % 8 == 0 and not name.startswith("adam"):
+            layouts[name] = SliceLayout(GRID, ((0,), ()), optimizer_step=2, optimizer_size=4)
+        elif array.ndim == 2 and not name.startswith("adam"):
+            layouts[name] = SliceLayout(GRID, ((), (0,)))
+    return arrays, layouts
+
+
+def cut(arrays, layouts, rank):
+    def slices(name, array):
+        layout = layouts.get(name) or layouts.get(name.partition(".")[2])
+        return tuple(slice(*part) for part in layout.box(array.shape, rank)) if layout else ()
+
+    return {name: array[slices(name, array)] for name, array in arrays.items()}
+
+
+def test_slices_of_eight_ranks_become_one_folder(base, tmp_path):
+    arrays, layouts = layouts_and_arrays()
+    whole = {name: array.shape for name, array in arrays.items()}
+    folder = tmp_path / "step-00000005"
+    parts = tmp_path / ".step-00000005.parts"
+    parts.mkdir()
+    for rank in range(1, 8):
+        write_slices(parts, cut(arrays, layouts, rank), whole, layouts, rank=rank, stage=8)
+    sizes = [(parts / f"rank_{rank}.safetensors").stat().st_size for rank in range(1, 8)]
+    assert max(sizes) < 0.2 * sum(array.nbytes for array in arrays.values()), "copies are written once"
+    saver = saver_of(base, ranks=8, layouts=lambda: layouts)
+    saver.save(folder, cut(arrays, layouts, 0), 5, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+    state = open_run_state(folder)
+    back = load_parameters(state.model) | state.read()
+    assert back.keys() == arrays.keys()
+    assert all(np.array_equal(back[name], arrays[name]) for name in arrays)
+
+
+def test_a_rank_that_fails_ends_the_wait_of_the_first(base, tmp_path):
+    arrays, layouts = layouts_and_arrays()
+    parts = tmp_path / ".step-00000005.parts"
+    parts.mkdir()
+    (parts / "rank_1.failed").touch()
+    saver = saver_of(base, ranks=2, layouts=lambda: layouts)
+    with pytest.raises(CheckpointError, match=r"ranks \[1\] did not write"):
+        saver.save(tmp_path / "step-00000005", cut(arrays, layouts, 0), 5, {})
+    assert list(tmp_path.iterdir()) == []
