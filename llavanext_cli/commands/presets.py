@@ -158,27 +158,49 @@ def check_command(
             autocompletion=complete_preset,
         ),
     ] = None,
+    compile_: Annotated[
+        bool,
+        typer.Option("--compile", help="Also compile their graphs for their NPUs, which need not be here."),
+    ] = False,
+    layers: Annotated[
+        int | None,
+        typer.Option("--layers", min=1, help="With --compile: shorten the model, for an answer within a minute."),
+    ] = None,
+    settings: Set = None,
     json: Json = False,
 ) -> None:
     """Check presets and report everything that is wrong with them, not only the first fault.
 
+    With --compile, MindSpore's simulation mode checks a preset for 8 NPUs on a laptop (Linux): everything up to the
+    kernels, sharding and communication included. Nothing is run.
+
     Example:
       llavanext presets check
+      llavanext presets check video-7b-stage2 --compile --layers 2
 
     Next: llavanext train PRESET --data FILE --checkpoint DIR --out DIR
     """
     from llavanext_cli.config.presets import check_presets
+    from llavanext_cli.training.simulate import simulate
 
-    reports = check_presets(names or [])
-    if json:
-        console.out_json({"presets": reports})
-    else:
-        for report in reports:
-            console.out(f"{report.name}: {'ok' if report.ok else 'wrong'}")
+    reports = check_presets(names or [], settings or ())
     wrong = [report for report in reports if not report.ok]
+    compiled = []
+    for report in (r for r in reports if compile_ and r.ok):
+        with console.progress(f"Compiling {report.name}", "ranks") as on_rank:
+            source = str(report.path)
+            compiled.append(simulate(source, overrides=settings or (), layers=layers, progress=on_rank))
+    if json:
+        console.out_json({"presets": reports, **({"compiled": [c.summary() for c in compiled]} if compile_ else {})})
+    else:
+        lines = {result.name: result.describe() for result in compiled}
+        for report in reports:
+            console.out(f"{report.name}: {lines.get(report.name, 'ok') if report.ok else 'wrong'}")
     if wrong:
         raise ConfigError(
             f"{len(wrong)} of {len(reports)} presets {'is' if len(wrong) == 1 else 'are'} wrong",
             "`llavanext presets show NAME --full` lists every key and what it means.",
             [line for report in wrong for line in report.problems],
         )
+    for result in compiled:
+        result.raise_fault()

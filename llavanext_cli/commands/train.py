@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from enum import Enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llavanext_cli import console, options
+
+if TYPE_CHECKING:
+    from llavanext_cli.training.launch import ReadyRun
 
 
 class OnBad(str, Enum):
@@ -42,6 +45,12 @@ def train(
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Minutes to wait for all nodes.")] = 10,
     dry_run: options.DryRun = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what it takes: memory of a device, steps, tokens, checkpoints.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compile the training step for its devices, in simulation; nothing runs.")
+    ] = False,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
@@ -54,6 +63,7 @@ def train(
     Next: llavanext ask "What is it?" --image a.jpg --checkpoint run/model
     """
     from llavanext_cli.training.launch import Nodes, check_training, parse_master, run_training
+    from llavanext_cli.training.preview import refuse_unfit
 
     place = Nodes(nodes, node_rank, parse_master(master) if master else None, round(timeout * 60))
 
@@ -69,6 +79,12 @@ def train(
             on_bad=on_bad.value,
             progress=on_check,
         )
+    if plan:
+        _show_plan(run, json)
+    if check:
+        _check(run, json)
+    if plan or check:
+        return
     if dry_run:
         if json:
             console.out_json({"command": run.command, **asdict(run.plan)})
@@ -76,6 +92,8 @@ def train(
             console.out(shlex.join(run.command))
             console.say(f"{run.plan.steps} steps over {run.plan.samples} samples; nothing was written.")
         return
+    if not force:
+        refuse_unfit(run)
     with console.progress("Training", "steps") as on_train:
         report = run_training(
             run,
@@ -91,6 +109,51 @@ def train(
     loss = f", loss {report.loss:.4f}" if report.loss is not None else ""
     console.say(f"Trained {report.steps} steps in {report.seconds:.0f} s{loss}.")
     console.say(f'Next: llavanext ask "What is it?" --image PICTURE --checkpoint {report.model}')
+
+
+def _show_plan(run: ReadyRun, json: bool) -> None:
+    from llavanext_cli.training.preview import preview_run
+
+    preview = preview_run(run)
+    if json:
+        console.out_json({"plan": preview, "fits": preview.memory.fits})
+        return
+    memory, gib = preview.memory, 1 << 30
+    kinds = {"gathered": "estimate", "activations": "estimate"}
+    rows = [(name, f"{size / gib:.2f} GB", kinds.get(name, "exact")) for name, size in memory.parts.items()]
+    pool = f"{memory.pool / gib:.0f} GB" if memory.pool else "none set"
+    rows += [("together", f"{memory.total / gib:.2f} GB", ""), ("pool", pool, "runtime.memory")]
+    console.table(("memory of a device", "size", ""), rows)
+    console.fields(
+        {
+            "samples": preview.samples,
+            "steps": f"{preview.steps} ({preview.epochs:.2f} epochs of {preview.steps_per_epoch} steps)",
+            "tokens a step": preview.tokens_per_step,
+            "tokens an epoch": preview.tokens_per_epoch,
+            "checkpoint": f"{preview.checkpoint_bytes / 1e9:.2f} GB of weights",
+        }
+    )
+    if preview.advice:
+        console.warn(f"it does not fit. {preview.advice}")
+
+
+def _check(run: ReadyRun, json: bool) -> None:
+    from llavanext_cli.training.simulate import simulate
+
+    job = run.job
+    with console.progress("Compiling", "ranks") as on_rank:
+        report = simulate(
+            job.preset,
+            overrides=job.overrides,
+            devices=job.devices,
+            checkpoint=job.checkpoint,
+            progress=on_rank,
+        )
+    if json:
+        console.out_json(report.summary())
+    report.raise_fault()
+    if not json:
+        console.out(f"{report.name}: {report.describe()}")
 
 
 def describe(line: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ def expand(
         "parallel": {
             "parallel_mode": DATA_PARALLEL if on_cpu else SEMI_AUTO_PARALLEL,
             "gradients_mean": False,
-            "full_batch": False,
+            "full_batch": several and not training,
             "enable_parallel_optimizer": parallel.optimizer_sharding and not on_cpu,
         },
         "parallel_config": {
@@ -78,7 +78,7 @@ def expand(
         },
         "trainer": {"type": "CausalLanguageModelingTrainer", "model_name": "llava_next"},
     }
-    if not on_cpu and several:
+    if not on_cpu and several and training:
         columns = [[parallel.data] + [1] * rank for rank in (1, 4, 1, 1)]
         config["parallel"]["dataset_strategy"] = columns
     if preset.train:

@@ -153,11 +153,12 @@ def load_preset(name_or_path: str | Path, overrides: Sequence[str] = (), devices
     return preset
 
 
-def check_presets(names: Sequence[str] = ()) -> list[CheckReport]:
+def check_presets(names: Sequence[str] = (), overrides: Sequence[str] = ()) -> list[CheckReport]:
     """Load presets and expand them to their MindFormers configuration; go on after one that is wrong.
 
     Args:
         names: names or files; without any, all that are shipped.
+        overrides: `key.path=value` settings for each of them.
     """
     from llavanext_cli.config.mindformers import expand
 
@@ -166,7 +167,7 @@ def check_presets(names: Sequence[str] = ()) -> list[CheckReport]:
         path = None
         try:
             _, path = find_preset(name)
-            expand(load_preset(name))
+            expand(load_preset(name, overrides))
             problems: tuple[str, ...] = ()
         except ConfigError as fault:
             # The summary says nothing that the details do not; without details it is all there is.

@@ -151,20 +151,18 @@ def parallel_rules(preset: Preset) -> Findings:
                 ("parallel.tensor", f"model.text.{name}"),
                 f"{parallel.tensor} devices cannot share {name} {size} evenly",
             )
-    if parallel.pipeline > text.num_hidden_layers:
+    if parallel.pipeline > 1:
+        # Compiled in simulation: "Can not find border of the pipeline", with the tower on stage 0 and without.
         yield (
-            ("parallel.pipeline", "model.text.num_hidden_layers"),
-            f"{parallel.pipeline} stages for {text.num_hidden_layers} layers",
+            ("parallel.pipeline",),
+            "MindSpore 2.9.0 finds no border between stages in this model's graph: set it to 1 and use parallel.tensor",
         )
-    if parallel.pipeline > 1 and preset.task == "ask":
-        yield ("parallel.pipeline",), "an answer cannot be made in pipeline stages: use parallel.tensor"
     if preset.runtime.target == "CPU":
-        for name in ("tensor", "pipeline"):
-            if getattr(parallel, name) > 1:
-                yield (
-                    (f"parallel.{name}", "runtime.target"),
-                    "CPU workers share the samples only: set it to 1 and use parallel.data",
-                )
+        if parallel.tensor > 1:
+            yield (
+                ("parallel.tensor", "runtime.target"),
+                "CPU workers share the samples only: set it to 1 and use parallel.data",
+            )
         if parallel.optimizer_sharding:
             yield ("parallel.optimizer_sharding", "runtime.target"), "is for Ascend only: set it to false on CPU"
 
@@ -271,11 +269,6 @@ def train_rules(preset: Preset) -> Findings:
         yield (
             ("train.recompute", "model.text.num_hidden_layers"),
             f"{train.recompute} layers, but the language model has {preset.model.text.num_hidden_layers}",
-        )
-    if train.accumulate < preset.parallel.pipeline:
-        yield (
-            ("train.accumulate", "parallel.pipeline"),
-            f"{preset.parallel.pipeline} pipeline stages need at least as many batches to work on",
         )
     if preset.runtime.compute_dtype == "float16":
         yield (

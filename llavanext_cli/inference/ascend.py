@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llavanext_cli.inference.cpu import Step
+from llavanext_cli.inference.paging import block_tables, next_slots, prompt_slots
 from llavanext_cli.processing.packing import collate
 
 if TYPE_CHECKING:
@@ -29,32 +30,41 @@ class AscendEngine:
         arch: of the same checkpoint.
         batch: sequences computed at once.
         cache_tokens: positions of the cache of each.
+        block_size: positions of one block of it.
     """
 
-    def __init__(self, network: Any, arch: Architecture, batch: int, cache_tokens: int):
+    def __init__(self, network: Any, arch: Architecture, batch: int, cache_tokens: int, block_size: int):
         self.network, self.arch, self.batch, self.cache_tokens = network, arch, batch, cache_tokens
+        self.block_size, self.blocks = block_size, -(-cache_tokens // block_size)
         self.shapes: set[tuple[int, int, int]] = set()
 
     def start(self, samples: Sequence[EncodedSample], room: int, limit: int, past: int = 0) -> Step:
         """Prefill; the arguments of `CpuEngine.start`. This cache always begins anew: `past` is 0."""
-        batch, frames = self._pad(samples)
-        self.network.language_model.add_flags_custom(is_first_iteration=True)
-        # One graph a shape. MindSpore keys graphs by phase alone when it is called "prefill" or "increment".
-        self.network.phase = f"prefill {batch.input_ids.shape} {batch.tiles.shape[1]} {frames}"
-        from mindspore import Tensor
-
-        media: tuple = (None, None)
-        if batch.tiles.shape[1]:
-            media = (Tensor(batch.tiles), Tensor(batch.feature_index))
-        return self._call(Tensor(batch.input_ids), *media, lengths=batch.lengths, frames=frames)
+        return self._run(self.prefill(*self._pad(samples)))
 
     def step(self, tokens: np.ndarray, lengths: np.ndarray) -> Step:
         """One more token `int32[B]` of each sequence; `lengths` count it."""
+        return self._run(self.increment(tokens, lengths))
+
+    def prefill(self, batch: Batch, frames: int) -> tuple[Any, ...]:
+        """Set the network to its prefill graph; what it is called with. `frames` of the batch's tiles are frames."""
         from mindspore import Tensor
 
+        self.network.language_model.add_flags_custom(is_first_iteration=True)
+        # One graph a shape. MindSpore keys graphs by phase alone when it is called "prefill" or "increment".
+        self.network.phase = f"prefill {batch.input_ids.shape} {batch.tiles.shape[1]} {frames}"
+        media: tuple = (None, None)
+        if batch.tiles.shape[1]:
+            media = (Tensor(batch.tiles), Tensor(batch.feature_index))
+        slots = prompt_slots(batch.lengths, batch.input_ids.shape[1], self.blocks * self.block_size)
+        return self._inputs(batch.input_ids, *media, batch.lengths, slots, frames)
+
+    def increment(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[Any, ...]:
+        """Set the network to its graph of one token `int32[B]`; what it is called with."""
         self.network.language_model.add_flags_custom(is_first_iteration=False)
-        self.network.phase = "decode"
-        return self._call(Tensor(tokens.reshape(-1, 1).astype(np.int32)), None, None, lengths=lengths, frames=0)
+        self.network.phase = "increment"
+        slots = next_slots(lengths, self.blocks * self.block_size)
+        return self._inputs(tokens.reshape(-1, 1).astype(np.int32), None, None, lengths, slots, 0)
 
     def _pad(self, samples: Sequence[EncodedSample]) -> tuple[Batch, int]:
         """The batch, and how many of its tiles are frames."""
@@ -69,11 +79,15 @@ class AscendEngine:
         rows = [*samples, *[samples[0]] * (self.batch - len(samples))]
         return collate(rows, seq_length=shape[0], tiles=shape[1], frames=shape[2], arch=self.arch), shape[2]
 
-    def _call(self, input_ids: Any, tiles: Any, feature_index: Any, *, lengths: np.ndarray, frames: int) -> Step:
+    def _inputs(
+        self, input_ids: np.ndarray, tiles: Any, index: Any, lengths: np.ndarray, slots: np.ndarray, frames: int
+    ) -> tuple[Any, ...]:
         from mindspore import Tensor
 
-        logits = self.network(
-            input_ids, tiles, feature_index, None, Tensor(lengths.astype(np.int32)), None, None, frames
-        )
-        logits = logits.reshape(self.batch, -1)
+        tables = Tensor(block_tables(self.batch, self.blocks))
+        lengths = Tensor(lengths.astype(np.int32))
+        return Tensor(input_ids), tiles, index, None, lengths, tables, Tensor(slots), frames
+
+    def _run(self, inputs: tuple[Any, ...]) -> Step:
+        logits = self.network(*inputs).reshape(self.batch, -1)
         return Step(logits.asnumpy().argmax(-1).astype(np.int32), logits)

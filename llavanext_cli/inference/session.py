@@ -131,7 +131,7 @@ class Session:
         else:
             from llavanext_cli.inference.ascend import AscendEngine
 
-            self.engine = AscendEngine(network, self.arch, batch_size, self.cache_tokens)
+            self.engine = AscendEngine(network, self.arch, batch_size, self.cache_tokens, block_size)
         self.network = network
         self.remembers = on_cpu and batch_size == 1
         self.before: tuple[EncodedSample, np.ndarray] | None = None

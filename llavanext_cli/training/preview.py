@@ -1,0 +1,79 @@
+"""`train --plan`: what a run would take, before it is started."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llavanext_cli.errors import TrainingError
+from llavanext_cli.training.memory import BYTES, GIB, MemoryPlan, advice, plan_memory
+from llavanext_cli.weights.checkpoint import open_checkpoint
+from llavanext_cli.weights.keymap import expected_parameters
+
+if TYPE_CHECKING:
+    from llavanext_cli.training.launch import ReadyRun
+
+
+@dataclass(frozen=True)
+class RunPreview:
+    """Sizes of a run.
+
+    Attributes:
+        samples, steps, epochs, global_batch: as in `RunPlan`.
+        steps_per_epoch: optimizer steps in one pass over the samples.
+        tokens_per_step, tokens_per_epoch: positions that are computed, padding included.
+        checkpoint_bytes: of the weights of one checkpoint; kept checkpoints add up.
+        memory: of one device.
+        advice: what to change when it does not fit; empty when it does.
+    """
+
+    samples: int
+    steps: int
+    epochs: float
+    global_batch: int
+    steps_per_epoch: int
+    tokens_per_step: int
+    tokens_per_epoch: int
+    checkpoint_bytes: int
+    memory: MemoryPlan
+    advice: str
+
+
+def preview_run(run: ReadyRun) -> RunPreview:
+    """What a run that passed its checks would take."""
+    preset, plan = run.preset, run.plan
+    model = open_checkpoint(run.job.checkpoint).architecture
+    memory = plan_memory(preset, model)
+    steps = plan.samples // plan.global_batch
+    tokens = plan.global_batch * preset.data.seq_length
+    values = sum(math.prod(shape) for shape in expected_parameters(model).values())
+    return RunPreview(
+        samples=plan.samples,
+        steps=plan.steps,
+        epochs=plan.epochs,
+        global_batch=plan.global_batch,
+        steps_per_epoch=steps,
+        tokens_per_step=tokens,
+        tokens_per_epoch=steps * tokens,
+        checkpoint_bytes=values * BYTES[preset.runtime.parameter_dtype],
+        memory=memory,
+        advice="" if memory.fits else advice(preset),
+    )
+
+
+def refuse_unfit(run: ReadyRun) -> None:
+    """Stop a run that cannot fit its memory pool, before a device is touched.
+
+    Raises:
+        TrainingError: what it needs, what there is, and what to change.
+    """
+    memory = plan_memory(run.preset, open_checkpoint(run.job.checkpoint).architecture)
+    if memory.fits:
+        return
+    need, pool = memory.total / GIB, memory.pool / GIB
+    raise TrainingError(
+        f"each device would need {need:.1f} GB, and its pool has {pool:.0f} GB (runtime.memory)",
+        hint=f"{advice(run.preset)}; or start it all the same with --force",
+        details=[f"{name} {size / GIB:.1f} GB" for name, size in memory.parts.items()],
+    )
