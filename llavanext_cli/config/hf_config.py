@@ -20,6 +20,7 @@ from llavanext_cli.config.architecture import (
     TextArchitecture,
     VisionArchitecture,
 )
+from llavanext_cli.config.sections import MOST, MOST_LAYERS, SectionReader, is_int
 from llavanext_cli.errors import CheckpointError
 
 VISION_MODEL_TYPES = ("clip_vision_model",)
@@ -49,56 +50,6 @@ _TEXT_DEFAULTS = {
 _IMAGE_TOKEN_DEFAULTS = {"llava_next_video": 32001, "llava_next": 32000}
 
 
-class SectionReader:
-    """Takes typed values out of one section of a config.json and collects what is wrong with them."""
-
-    def __init__(self, section: dict[str, Any], name: str, faults: list[str]):
-        self.section, self.name, self.faults = section, name, faults
-
-    def fault(self, key: str, message: str) -> None:
-        self.faults.append(f"{self.name}{key}: {message}")
-
-    def _take(self, key: str, default: Any, fits: Any, wanted: str) -> Any:
-        value = self.section.get(key)
-        if value is None:
-            return default
-        if fits(value):
-            return value
-        self.fault(key, f"must be {wanted}, not {value!r}")
-        return default
-
-    def count(self, key: str, default: int, least: int = 1) -> int:
-        return self._take(key, default, lambda v: _is_int(v) and v >= least, f"a whole number of at least {least}")
-
-    def positive(self, key: str, default: float) -> float:
-        return float(self._take(key, default, lambda v: _is_number(v) and v > 0, "a positive number"))
-
-    def flag(self, key: str, default: bool) -> bool:
-        return self._take(key, default, lambda v: isinstance(v, bool), "true or false")
-
-    def choice(self, key: str, default: str, supported: tuple[str, ...]) -> str:
-        value = self.section.get(key)
-        if value is None:
-            return default
-        if value not in supported:
-            self.fault(key, f"{value!r} is not supported; supported: {', '.join(supported)}")
-            return default
-        return value
-
-    def must_be(self, key: str, supported: Any) -> None:
-        """A key whose other values the model cannot compute."""
-        if self.section.get(key) not in (None, supported):
-            self.fault(key, f"{self.section[key]!r} is not supported; supported: {supported!r}")
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value - value == 0  # no nan, no inf
-
-
 def load_architecture(folder: str | Path) -> Architecture:
     """See `config.architecture.load_architecture`."""
     return parse_architecture(read_config(folder), str(Path(folder) / "config.json"))
@@ -111,6 +62,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         CheckpointError: there is none, or it holds no JSON object.
     """
     path = Path(folder) / "config.json"
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(f"{path}: is no regular file")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -214,7 +167,10 @@ def parse_vision_section(reader: SectionReader) -> VisionArchitecture:
     reader.choice("model_type", "clip_vision_model", VISION_MODEL_TYPES)
     reader.must_be("num_channels", 3)
     vision = VisionArchitecture(
-        **{key: reader.count(key, default) for key, default in _CLIP_DEFAULTS.items()},
+        **{
+            key: reader.count(key, default, most=MOST_LAYERS if key == "num_hidden_layers" else MOST)
+            for key, default in _CLIP_DEFAULTS.items()
+        },
         hidden_act=reader.choice("hidden_act", "quick_gelu", ACTIVATIONS),
         layer_norm_eps=reader.positive("layer_norm_eps", 1e-5),
     )
@@ -237,7 +193,7 @@ def parse_text_section(reader: SectionReader) -> TextArchitecture:
     text = TextArchitecture(
         hidden_size=reader.count("hidden_size", 4096),
         intermediate_size=reader.count("intermediate_size", defaults.get("intermediate_size", 11008)),
-        num_hidden_layers=reader.count("num_hidden_layers", 32),
+        num_hidden_layers=reader.count("num_hidden_layers", 32, most=MOST_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=reader.count("num_key_value_heads", defaults.get("num_key_value_heads", heads)),
         vocab_size=reader.count("vocab_size", 32000),
@@ -259,7 +215,7 @@ def parse_text_section(reader: SectionReader) -> TextArchitecture:
     if heads % text.num_key_value_heads:
         reader.fault("num_key_value_heads", f"{text.num_key_value_heads} does not divide the {heads} attention heads")
     window = reader.section.get("sliding_window", defaults.get("sliding_window"))
-    if kind == "mistral" and window is not None and not (_is_int(window) and window >= text.max_position_embeddings):
+    if kind == "mistral" and window is not None and not (is_int(window) and window >= text.max_position_embeddings):
         # Full attention equals windowed attention only while the window covers every position.
         reader.fault(
             "sliding_window",
@@ -275,7 +231,7 @@ def _special(reader: SectionReader, key: str, default: int) -> int:
         value = value[0]
     if value is None:
         return default
-    if not _is_int(value) or value < -1:
+    if not is_int(value) or value < -1:
         reader.fault(key, f"must be one token id, not {value!r}")
         return default
     return default if value == -1 else value  # -1 is an old way to say "none"
@@ -330,7 +286,7 @@ def _parse_pinpoints(reader: SectionReader, image_size: int) -> tuple[tuple[int,
         reader.fault("image_grid_pinpoints", f"must be a list of [height, width], not {points!r}")
         return ()
     for point in points:
-        if not (isinstance(point, list) and len(point) == 2 and all(_is_int(n) and n > 0 for n in point)):
+        if not (isinstance(point, list) and len(point) == 2 and all(is_int(n) and n > 0 for n in point)):
             reader.fault("image_grid_pinpoints", f"must hold [height, width] in pixels, not {point!r}")
             return ()
         if any(n % image_size for n in point):
@@ -343,7 +299,7 @@ def _parse_feature_layer(reader: SectionReader, layers: int) -> int:
     value = reader.section.get("vision_feature_layer", -2)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if not _is_int(value):
+    if not is_int(value):
         reader.fault("vision_feature_layer", f"{value!r} is not supported; supported: one layer")
         return -2
     if not -(layers + 1) <= value <= layers:

@@ -16,6 +16,7 @@ from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.checkpoint import SHARD_BYTES, write_checkpoint
 from llavanext_cli.weights.folder import (
+    MANIFEST,
     check_destination,
     check_space,
     copy_companions,
@@ -23,7 +24,7 @@ from llavanext_cli.weights.folder import (
     new_folder,
     write_json,
 )
-from llavanext_cli.weights.headers import read_safetensors_header
+from llavanext_cli.weights.headers import read_json, read_safetensors_header
 from llavanext_cli.weights.plan import Plan, extent
 from llavanext_cli.weights.sources import build_plan, check_vocabulary
 from llavanext_cli.weights.stream import Progress, Stream, digest_pieces, plan_shards, write_safetensors
@@ -101,8 +102,8 @@ def run_convert(
         shard_bytes: greatest size of one file of safetensors.
         force: replace a checkpoint that is at the destination.
         dry_run: plan and check, write nothing.
-        verify: read the result back and compare digests.
-        progress: called with (bytes done, bytes in all); with `verify` every byte counts twice.
+        verify: read the result back and compare digests; one of our checkpoints is compared with its manifest first.
+        progress: called with (bytes done, bytes in all); with `verify` every byte counts twice or three times.
 
     Raises:
         CheckpointError: nothing is left at the destination, and what was there before is still there.
@@ -124,15 +125,18 @@ def run_convert(
         plan = _cast(plan, DTYPES[dtype], companions, tally)
     check_space(destination, plan.nbytes)
     files: tuple[str, ...] = ()
-    passes = 2 if verify else 1  # writing, and reading back
-    writing, reading = (_one_pass(progress, number, passes, plan.nbytes) for number in range(2))
+    stored = _digests(sources[0]) if verify and to == "hf" and like is None else {}
+    count = 1 + verify + bool(stored)  # reading what is there, writing, reading back
+    passes = iter([_one_pass(progress, number, count, plan.nbytes) for number in range(count)])
     if not dry_run:
+        if stored:
+            _verify(sources[0], stored, plan.nbytes, next(passes), "its manifest", "Convert or train it again.")
         with new_folder(destination) as temporary:
             copy_companions(companions, temporary)
             for name, content in plan.files.items():
                 write_json(temporary / name, content)
             if to == "hf":
-                written = _write_hf(temporary, plan, shard_bytes, writing)
+                written = _write_hf(temporary, plan, shard_bytes, next(passes))
             else:
                 origin = {
                     "kind": "hf" if like is None else "ranks",
@@ -148,11 +152,12 @@ def run_convert(
                     part=part,
                     weight_format=weight_format,
                     shard_bytes=shard_bytes,
-                    progress=writing,
+                    progress=next(passes),
                 )
                 written = manifest["tensors"] | manifest["carried"]
             if verify:
-                _verify(temporary, written, plan.nbytes, reading)
+                hint = "Check the disk; the result was removed."
+                _verify(temporary, written, plan.nbytes, next(passes), "what was written", hint)
             files = tuple(sorted({entry["file"] for entry in written.values()}))
     return ConvertReport(
         sources=sources,
@@ -219,8 +224,16 @@ def _one_pass(progress: Progress | None, number: int, passes: int, nbytes: int) 
     return lambda done, total: progress(number * nbytes + done, passes * nbytes)
 
 
-def _verify(folder: Path, written: dict[str, dict[str, Any]], nbytes: int, progress: Progress | None) -> None:
-    """Read the files back and compare each tensor's digest with the one taken while it was written."""
+def _digests(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """What the manifest of one of our checkpoints says about each tensor: file and digest."""
+    manifest = read_json(checkpoint / MANIFEST)
+    return manifest["tensors"] | manifest["carried"]
+
+
+def _verify(
+    folder: Path, written: dict[str, dict[str, Any]], nbytes: int, progress: Progress | None, than: str, hint: str
+) -> None:
+    """Read the files of a folder and compare each tensor's digest with the one taken while it was written."""
     from llavanext_cli.weights.ckpt_format import read_ckpt_header
 
     with Stream(nbytes, progress) as stream:
@@ -231,10 +244,8 @@ def _verify(folder: Path, written: dict[str, dict[str, Any]], nbytes: int, progr
             else:
                 pieces = {name: (extent(spec),) for name, spec in read_safetensors_header(path).items()}
             for name in (name for name, entry in written.items() if entry["file"] == file):
-                if name not in pieces or digest_pieces(pieces[name], stream) != written[name]["sha256"]:
-                    raise CheckpointError(
-                        f"{file}: {name} differs from what was written", "Check the disk; the result was removed."
-                    )
+                if name not in pieces or digest_pieces(pieces[name], stream) != written[name].get("sha256"):
+                    raise CheckpointError(f"{file}: {name} differs from {than}", hint)
 
 
 def _fold_dropped(dropped: tuple[tuple[str, str], ...]) -> tuple[str, ...]:

@@ -8,12 +8,14 @@ Format: https://huggingface.co/docs/safetensors/index#format — 8 bytes little-
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from llavanext_cli.errors import CheckpointError
 
@@ -56,6 +58,13 @@ class TensorSpec:
     strides: tuple[int, ...] | None = None
 
 
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open for reading. A pipe or a device, which has no end, is an OSError."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return open(path, "rb")
+
+
 def read_safetensors_header(path: str | Path) -> dict[str, TensorSpec]:
     """Read and check the header of one safetensors file.
 
@@ -67,7 +76,7 @@ def read_safetensors_header(path: str | Path) -> dict[str, TensorSpec]:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little") if size >= 8 else -1
             if length < 0 or 8 + length > size:
@@ -212,7 +221,8 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise CheckpointError(f"{path}: more than {JSON_LIMIT} bytes", REFETCH)
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            return json.loads(file.read().decode())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:

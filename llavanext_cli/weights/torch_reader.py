@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.weights.headers import DTYPE_BYTES, TensorSpec, count_elements
+from llavanext_cli.weights.headers import DTYPE_BYTES, TensorSpec, count_elements, open_regular
 from llavanext_cli.weights.pickles import PICKLE_LIMIT, PickleReader, StoredTensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -50,7 +50,7 @@ def read_torch_header(path: str | Path) -> dict[str, TensorSpec]:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if file.read(4) == b"PK\x03\x04":
                 state, places = _read_zip(path, file, size)

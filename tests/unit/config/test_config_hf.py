@@ -162,6 +162,8 @@ def test_mistral_is_llama_with_grouped_heads() -> None:
 
 
 REFUSED = [
+    ({"text": {"num_hidden_layers": 10**9}}, "text_config.num_hidden_layers: must be a whole number of at most 1000"),
+    ({"vision": {"image_size": 10**12}}, "vision_config.image_size: must be a whole number of at most 2147483647"),
     ({"text": {"model_type": "qwen2"}}, "text_config.model_type: 'qwen2' is not supported; supported: llama, mistral"),
     ({"text": {"hidden_act": "gelu"}}, "text_config.hidden_act: 'gelu' is not supported; supported: silu"),
     ({"text": {"attention_bias": True}}, "text_config.attention_bias: True is not supported; supported: False"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -310,6 +311,35 @@ def test_verify_finds_a_byte_that_changed(
     monkeypatch.setattr("llavanext_cli.weights.ckpt_format.write_to", faulty)
     fails(hf_folder, tmp_path, "differs from what was written|damaged", no_leftovers, verify=True, **options)
     run_convert(hf_folder, tmp_path / "unverified", **options)
+
+
+def test_verify_compares_a_checkpoint_with_its_manifest(
+    hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    """A byte that changed since the checkpoint was written would be exported as if it were right."""
+    ours = tmp_path / "ours"
+    run_convert(hf_folder, ours)
+    done: list[int] = []
+    report = run_convert(ours, tmp_path / "back", to="hf", verify=True, progress=lambda now, total: done.append(now))
+    assert report.verified and done[-1] == 3 * report.nbytes
+    (weights,) = ours.glob("model*.safetensors")
+    damaged = bytearray(weights.read_bytes())
+    damaged[-3] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="differs from its manifest"):
+        run_convert(ours, tmp_path / "again", to="hf", verify=True)
+    assert not (tmp_path / "again").exists() and not list(tmp_path.glob(".again*"))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_a_pipe_is_not_waited_for(name: str, hf_folder: Path, tmp_path: Path) -> None:
+    for weights in hf_folder.glob("*.safetensors*"):
+        weights.unlink()
+    (hf_folder / name).unlink(missing_ok=True)
+    os.mkfifo(hf_folder / name)
+    with pytest.raises(CheckpointError, match="regular file"):
+        run_convert(hf_folder, tmp_path / "out")
 
 
 def test_grouped_heads_that_do_not_fit(make_hf: MakeHf, hub_tensors: dict, tmp_path: Path, tiny: Architecture) -> None:

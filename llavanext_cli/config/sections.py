@@ -1,0 +1,66 @@
+"""Takes typed values out of one section of a Hugging Face config.json, and collects what is wrong with them.
+
+Used by `hf_config`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+MOST = 2**31 - 1
+MOST_LAYERS = 1000
+"""Beyond this a file is damaged; the names of that many layers alone would fill the memory."""
+
+
+class SectionReader:
+    """Takes typed values out of one section of a config.json and collects what is wrong with them."""
+
+    def __init__(self, section: dict[str, Any], name: str, faults: list[str]):
+        self.section, self.name, self.faults = section, name, faults
+
+    def fault(self, key: str, message: str) -> None:
+        self.faults.append(f"{self.name}{key}: {message}")
+
+    def _take(self, key: str, default: Any, fits: Any, wanted: str) -> Any:
+        value = self.section.get(key)
+        if value is None:
+            return default
+        if fits(value):
+            return value
+        self.fault(key, f"must be {wanted}, not {value!r}")
+        return default
+
+    def count(self, key: str, default: int, least: int = 1, most: int = MOST) -> int:
+        wanted = f"a whole number of at least {least}"
+        value = self.section.get(key)
+        if is_int(value) and value > most:
+            wanted = f"a whole number of at most {most}"
+        return self._take(key, default, lambda v: is_int(v) and least <= v <= most, wanted)
+
+    def positive(self, key: str, default: float) -> float:
+        return float(self._take(key, default, lambda v: is_number(v) and v > 0, "a positive number"))
+
+    def flag(self, key: str, default: bool) -> bool:
+        return self._take(key, default, lambda v: isinstance(v, bool), "true or false")
+
+    def choice(self, key: str, default: str, supported: tuple[str, ...]) -> str:
+        value = self.section.get(key)
+        if value is None:
+            return default
+        if value not in supported:
+            self.fault(key, f"{value!r} is not supported; supported: {', '.join(supported)}")
+            return default
+        return value
+
+    def must_be(self, key: str, supported: Any) -> None:
+        """A key whose other values the model cannot compute."""
+        if self.section.get(key) not in (None, supported):
+            self.fault(key, f"{self.section[key]!r} is not supported; supported: {supported!r}")
+
+
+def is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value - value == 0  # no nan, no inf
