@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from llavanext_cli.mixing.cache import VerdictCache
 from llavanext_cli.mixing.media import FileState, Verdict
@@ -23,6 +24,10 @@ from llavanext_cli.mixing.worker import ChunkJob, ChunkResult, Context
 FILES_A_TASK = {"header": 32, "full": 4}
 """Files a worker is handed at once, by level; it answers each on its own. Few where each takes long, so that the last
 ones are shared out evenly."""
+
+CHUNKS_A_TASK = 4
+"""Chunks a worker is handed at once where no files are read: a chunk takes it two milliseconds, about as long as the
+answer of a busy main process."""
 
 Progress = Callable[[int, int], None]
 
@@ -57,7 +62,8 @@ class Pipeline:
         self.reads_files = context.check in ("header", "full")
         self.line: deque[_Underway] = deque()
         self.finished = 0
-        self.window = 2 * pool.count + 2
+        self.together = 1 if self.reads_files else CHUNKS_A_TASK
+        self.window = (2 * pool.count + 2) * self.together
         # Files being checked: (kind, absolute path) → state, and the chunks that wait for it.
         self.states: dict[tuple[str, str], FileState] = {}
         self.waiters: dict[tuple[str, str], list[tuple[_Underway, tuple[str, str]]]] = {}
@@ -68,11 +74,11 @@ class Pipeline:
         for key, index, value in self.pool.results():
             stage, subject = key
             if stage == "inspect":
-                self._inspected(subject, value)
+                self._inspected(subject[index], value)
             elif stage == "check":
                 self._checked(subject[index], value)
             else:
-                subject.result = value
+                subject[index].result = value
             while self.line and self.line[0].result is not None:
                 done = self.line.popleft()
                 self.finished += len(done.job.chosen)
@@ -81,13 +87,13 @@ class Pipeline:
             self._tell()
 
     def _advance(self) -> None:
-        while len(self.line) < self.window and (job := next(self.jobs, None)):
-            chunk = _Underway(job)
-            self.line.append(chunk)
-            if self.reads_files:
-                self.pool.submit(("inspect", chunk), "inspect", [chunk.job])
-            else:
-                self.pool.submit(("convert", chunk), "convert", [chunk.job])
+        stage = "inspect" if self.reads_files else "convert"
+        while len(self.line) + self.together <= self.window:
+            chunks = [_Underway(job) for job in islice(self.jobs, self.together)]
+            if not chunks:
+                return
+            self.line += chunks
+            self.pool.submit((stage, chunks), stage, [chunk.job for chunk in chunks])
 
     def _inspected(self, chunk: _Underway, found: dict[tuple[str, str], FileState | Verdict]) -> None:
         root = self.context.sources[chunk.job.source].root
@@ -139,7 +145,7 @@ class Pipeline:
     def _convert_if_ready(self, chunk: _Underway) -> None:
         if not chunk.waiting:
             job = chunk.job._replace(verdicts=chunk.verdicts)
-            self.pool.submit(("convert", chunk), "convert", [job], urgent=True)
+            self.pool.submit(("convert", [chunk]), "convert", [job], urgent=True)
 
     def _tell(self) -> None:
         if self.progress:
