@@ -228,6 +228,12 @@ class _Transfer:
         announced = response.headers.get("Content-Length", "")
         if announced.isdigit():
             self._checked(int(announced))
+        elif announced:  # never waited for: such an answer has no end
+            response.close()
+            raise FetchError(
+                f"{urlsplit(self.url).hostname} announces a length that is none: {announced[:20]!r}",
+                "The server, or a proxy on the way, is misbehaving: use another source.",
+            )
         position = 0
         try:
             with open(self.part, "wb") as file:

@@ -97,6 +97,14 @@ def test_a_server_that_lies_about_the_length(net, tmp_path, lie, ranges):
                 get(net, site, tmp_path / "a", size=SIZE)
 
 
+def test_a_length_below_nothing_is_not_waited_for(net, tmp_path):
+    with (
+        FileSite({"/a.bin": DATA}, {"/a.bin": Manners(ranges=False, announce=-SIZE - 5)}) as site,
+        pytest.raises(FetchError, match=r"announces a length that is none: '-5'"),
+    ):
+        get(net, site, tmp_path / "a")
+
+
 def test_a_total_that_is_not_true(net, tmp_path):
     with FileSite({"/a.bin": DATA}, {"/a.bin": Manners(wrong_total=SIZE + 9)}) as site:
         with pytest.raises(FetchError, match=r"has 3000009 bytes at 127.0.0.1, not 3000000"):
