@@ -169,7 +169,7 @@ class Site:
         if manners.chunked:
             handler.send_header("Transfer-Encoding", "chunked")
         else:
-            handler.send_header("Content-Length", str(max(0, len(body) + manners.announce)))
+            handler.send_header("Content-Length", str(len(body) + manners.announce))
         handler.end_headers()
         if handler.command == "HEAD":
             return
