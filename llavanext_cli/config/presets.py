@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llavanext_cli.config import reading
 from llavanext_cli.config.reading import Builder, Document, load_yaml, parse_yaml, suggestion, takes_mapping
@@ -87,6 +87,8 @@ def list_presets() -> list[PresetInfo]:
     result = []
     for name, path in preset_files().items():
         preset = load_preset(name)
+        tokens = preset.ask.cache_tokens if preset.ask else preset.data.seq_length
+        assert tokens is not None, "load_preset lets no train preset without seq_length through"
         result.append(
             PresetInfo(
                 name=name,
@@ -94,7 +96,7 @@ def list_presets() -> list[PresetInfo]:
                 task=preset.task,
                 target=preset.runtime.target,
                 devices=preset.parallel.devices,
-                tokens=preset.ask.cache_tokens if preset.ask else preset.data.seq_length,
+                tokens=tokens,
                 memory=preset.runtime.memory,
                 description=preset.description,
             )
@@ -275,7 +277,7 @@ def _build(builder: Builder, name: str, path: Path, known: Mapping[str, Any]) ->
         if key not in tops:
             builder.add(key, "unknown key" + suggestion(key, tops, "", known))
     head = builder.build(Head, {key: values[key] for key in ("task", "description") if key in values}, "", known)
-    task = head.task or ("ask" if "ask" in values and "train" not in values else "train")
+    task: Literal["train", "ask"] = head.task or ("ask" if "ask" in values and "train" not in values else "train")
 
     sections: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
@@ -296,7 +298,9 @@ def _build(builder: Builder, name: str, path: Path, known: Mapping[str, Any]) ->
 
 def _refuse_unread(builder: Builder, cls: type, section: str, task: str) -> None:
     given = builder.document.values.get(section)
-    for f in dataclasses.fields(cls) if isinstance(given, dict) else ():
+    if not isinstance(given, dict):
+        return
+    for f in dataclasses.fields(cls):
         if f.name in given and f.metadata.get("task") not in (None, task):
             builder.add(f"{section}.{f.name}", f"is not read by the task {task}: leave it out")
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import operator
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -28,10 +29,10 @@ MAX_DEPTH = 20
 class _Loader(yaml.SafeLoader):
     """Composes nodes; resolves plain scalars as YAML 1.2's core schema does."""
 
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - the base class declares it so
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - the base class declares it so
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs leave it untyped
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.composer.ComposerError(None, None, "anchors and aliases are not read here", event.start_mark)
         self.depth = getattr(self, "depth", 0) + 1
@@ -42,7 +43,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-_SCALARS = {
+_SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "null": (r"~|null|Null|NULL|", lambda text: None),
     "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
     "int": (r"[-+]?[0-9][0-9_]{0,30}", lambda text: int(text)),
@@ -153,11 +154,11 @@ def _value(node: Any, where: str, key: str, origins: dict[str, str], problems: l
             origins[dotted] = line
             result[name] = _value(value_node, where, dotted, origins, problems)
         return result
-    pattern, construct = _SCALARS.get(node.tag.removeprefix(_TAG), (None, None))
-    if pattern is None or not re.fullmatch(pattern, node.value):
+    scalar = _SCALARS.get(node.tag.removeprefix(_TAG))
+    if scalar is None or not re.fullmatch(scalar[0], node.value):
         problems.append(": ".join(filter(None, (place, key, f"the tag {node.tag} is not read here"))))
         return None
-    return construct(node.value)
+    return scalar[1](node.value)
 
 
 # ---------------------------------------------------------------------------------------------- values → dataclasses
@@ -195,6 +196,11 @@ class Mismatch(Exception):
 def hints(cls: type) -> dict[str, Any]:
     """Types of a dataclass's fields."""
     return get_type_hints(cls)
+
+
+def is_section(kind: Any) -> TypeGuard[type]:
+    """Whether a field's type is a dataclass, a mapping with keys of its own."""
+    return dataclasses.is_dataclass(kind)
 
 
 class Builder:
@@ -235,12 +241,14 @@ class Builder:
             chosen[f.name] = self._field(cls, f, values, _join(prefix, f.name), known)
         return cls(**chosen)
 
-    def _field(self, cls: type, f: dataclasses.Field, values: Mapping[str, Any], key: str, known: Iterable[str]) -> Any:
+    def _field(
+        self, cls: type, f: dataclasses.Field[Any], values: Mapping[str, Any], key: str, known: Iterable[str]
+    ) -> Any:
         kind = hints(cls)[f.name]
         default = f.default if f.default is not dataclasses.MISSING else None
         if f.default_factory is not dataclasses.MISSING:
             default = f.default_factory()
-        if dataclasses.is_dataclass(kind):
+        if is_section(kind):
             return self.build(kind, values.get(f.name), key, known)
         if f.name not in values:
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
@@ -334,15 +342,14 @@ def _check_bounds(value: Any, limits: Mapping[str, Any]) -> None:
     for number in numbers:
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
-        for name, holds in (
-            ("least", lambda n, bound: n >= bound),
-            ("most", lambda n, bound: n <= bound),
-            ("above", lambda n, bound: n > bound),
-            ("below", lambda n, bound: n < bound),
+        for name, word, holds in (
+            ("least", "at least", operator.ge),
+            ("most", "at most", operator.le),
+            ("above", "more than", operator.gt),
+            ("below", "less than", operator.lt),
         ):
             bound = limits.get(name)
             if bound is not None and not holds(number, bound):
-                word = {"least": "at least", "most": "at most", "above": "more than", "below": "less than"}[name]
                 raise Mismatch(f"must be {word} {bound:g}, got {number:g} ({limits['doc']})")
 
 

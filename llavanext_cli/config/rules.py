@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from llavanext_cli.config.architecture import ACTIVATIONS, POOL_MODES, SELECT_STRATEGIES, Architecture, TextArchitecture
-from llavanext_cli.config.schema import Preset
+from llavanext_cli.config.schema import Ask, Preset, Train
 
 TEXT_ROOM = 64
 """Tokens that the system prompt and a short question need beside the media."""
@@ -18,7 +18,10 @@ def check_preset(preset: Preset) -> list[tuple[tuple[str, ...], str]]:
     """Everything that is wrong between fields, as (dotted keys, message); empty when all is well."""
     rules = (vision_rules, text_rules, joint_rules, parallel_rules, runtime_rules, media_rules)
     found = [finding for rule in rules for finding in rule(preset)]
-    found += train_rules(preset) if preset.task == "train" else ask_rules(preset)
+    if preset.train is not None:
+        found += train_rules(preset, preset.train)
+    if preset.ask is not None:
+        found += ask_rules(preset, preset.ask)
     return found
 
 
@@ -94,8 +97,8 @@ def text_rules(preset: Preset) -> Findings:
     scaling = text.rope_scaling
     if scaling is not None:
         factor = scaling.get("factor")
-        numeric = isinstance(factor, (int, float)) and not isinstance(factor, bool)
-        if set(scaling) != {"type", "factor"} or scaling["type"] != "linear" or not numeric or factor < 1:
+        stretches = isinstance(factor, (int, float)) and not isinstance(factor, bool) and factor >= 1
+        if set(scaling) != {"type", "factor"} or scaling["type"] != "linear" or not stretches:
             yield (
                 ("model.text.rope_scaling",),
                 f"must be null or {{type: linear, factor: 1 or more}}, not {scaling}",
@@ -252,8 +255,8 @@ def _room(preset: Preset, key: str, tokens: int, answer: int, answer_words: str)
         )
 
 
-def train_rules(preset: Preset) -> Findings:
-    train, data = preset.train, preset.data
+def train_rules(preset: Preset, train: Train) -> Findings:
+    data = preset.data
     if data.seq_length is not None:
         yield from _room(preset, "data.seq_length", data.seq_length, 0, "")
     if not train.trainable:
@@ -277,8 +280,7 @@ def train_rules(preset: Preset) -> Findings:
         )
 
 
-def ask_rules(preset: Preset) -> Findings:
-    ask = preset.ask
+def ask_rules(preset: Preset, ask: Ask) -> Findings:
     if ask.cache_tokens is None:
         return
     answer_words = f" and the answer {ask.max_new_tokens} (ask.max_new_tokens)"

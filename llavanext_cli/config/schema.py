@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llavanext_cli.config.architecture import Architecture
-from llavanext_cli.config.reading import hints, setting
+from llavanext_cli.config.reading import hints, is_section, setting
 
 PARTS = ("vision", "projector", "newline", "language")
 """The parts of the model that can be trained or frozen."""
@@ -124,6 +124,7 @@ class Preset:
     @property
     def global_batch(self) -> int:
         """Samples of one optimizer step over all devices; only for the task "train"."""
+        assert self.train is not None
         return self.train.batch_size * self.train.accumulate * self.parallel.data
 
 
@@ -152,7 +153,7 @@ def schema_keys() -> dict[str, Any]:
     def walk(cls: type, prefix: str) -> Iterator[tuple[str, Any]]:
         for f in dataclasses.fields(cls):
             kind = hints(cls)[f.name]
-            if dataclasses.is_dataclass(kind):
+            if is_section(kind):
                 yield from walk(kind, f"{prefix}{f.name}.")
             else:
                 yield prefix + f.name, kind

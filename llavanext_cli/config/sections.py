@@ -5,11 +5,14 @@ Used by `hf_config`.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeGuard, TypeVar
 
 MOST = 2**31 - 1
 MOST_LAYERS = 1000
 """Beyond this a file is damaged; the names of that many layers alone would fill the memory."""
+
+Value = TypeVar("Value")
 
 
 class SectionReader:
@@ -21,8 +24,8 @@ class SectionReader:
     def fault(self, key: str, message: str) -> None:
         self.faults.append(f"{self.name}{key}: {message}")
 
-    def _take(self, key: str, default: Any, fits: Any, wanted: str) -> Any:
-        value = self.section.get(key)
+    def _take(self, key: str, default: Value, fits: Callable[[Any], bool], wanted: str) -> Value:
+        value: Value | None = self.section.get(key)
         if value is None:
             return default
         if fits(value):
@@ -47,10 +50,10 @@ class SectionReader:
         value = self.section.get(key)
         if value is None:
             return default
-        if value not in supported:
-            self.fault(key, f"{value!r} is not supported; supported: {', '.join(supported)}")
-            return default
-        return value
+        if isinstance(value, str) and value in supported:
+            return value
+        self.fault(key, f"{value!r} is not supported; supported: {', '.join(supported)}")
+        return default
 
     def must_be(self, key: str, supported: Any) -> None:
         """A key whose other values the model cannot compute."""
@@ -58,9 +61,9 @@ class SectionReader:
             self.fault(key, f"{self.section[key]!r} is not supported; supported: {supported!r}")
 
 
-def is_int(value: Any) -> bool:
+def is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value - value == 0  # no nan, no inf

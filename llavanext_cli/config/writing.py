@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llavanext_cli.config.presets import find_preset
-from llavanext_cli.config.reading import hints
+from llavanext_cli.config.reading import hints, is_section
 from llavanext_cli.config.schema import SECTIONS, Preset
 from llavanext_cli.errors import ConfigError
 
@@ -43,7 +43,7 @@ def diff_presets(one: Preset, other: Preset) -> dict[str, tuple[Any, Any]]:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result = {}
+    result: dict[str, Any] = {}
     for key, value in values.items():
         result |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return result
@@ -64,7 +64,7 @@ def _yaml_lines(cls: type, value: Any, indent: str, task: str) -> Iterator[str]:
         if f.metadata.get("task") not in (None, task):
             continue
         kind, item = hints(cls)[f.name], getattr(value, f.name)
-        if dataclasses.is_dataclass(kind):
+        if is_section(kind):
             yield f"{indent}{f.name}:"
             yield from _yaml_lines(kind, item, indent + "  ", task)
         else:
