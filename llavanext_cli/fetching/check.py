@@ -11,8 +11,8 @@ from pathlib import Path
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.fetching.digest import Digests, Expected, hash_file
+from llavanext_cli.fetching.endpoint import checked_endpoint
 from llavanext_cli.fetching.folder import Folder, locked_folder
-from llavanext_cli.fetching.hub import checked_endpoint
 from llavanext_cli.fetching.manifest import ArchiveRecord, FileRecord
 from llavanext_cli.fetching.net import Limits, Net
 from llavanext_cli.fetching.network import open_network

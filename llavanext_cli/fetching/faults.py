@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import requests
 
@@ -107,3 +107,23 @@ def _chain(fault: BaseException) -> list[BaseException]:
             found.append(link)
             todo += [link.__cause__, link.__context__, getattr(link, "reason", None), *link.args]
     return found
+
+
+def explain_status(response: requests.Response, url: str) -> FetchError:
+    """The error for an answer that holds no file; closes it."""
+    status, host = response.status_code, urlsplit(url).hostname
+    response.close()
+    if status in (404, 410):
+        return FetchError(f"{host} has no {urlsplit(url).path}", "Is the address right?")
+    if status in (401, 403, 407):
+        return FetchError(
+            f"{host} does not give out {file_label(url)} (HTTP {status})", "It may want a login or a token."
+        )
+    return FetchError(f"{host} answers HTTP {status} for {file_label(url)}", "Use another source, or try later.")
+
+
+def file_label(url: str) -> str:
+    """A short name for messages: no query, which may hold a signature."""
+    parts = urlsplit(url)
+    inside = parse_qs(parts.query).get("FilePath", [""])[0]  # ModelScope's addresses name the file there
+    return inside or unquote(parts.path.rpartition("/")[2]) or url.partition("?")[0]

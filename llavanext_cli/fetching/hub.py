@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 
 import requests
 
-from llavanext_cli.errors import ConfigError, FetchError, LlavaNextError
-from llavanext_cli.fetching import guard
+from llavanext_cli.errors import FetchError, LlavaNextError
 from llavanext_cli.fetching.digest import Expected, Follower
+from llavanext_cli.fetching.endpoint import hub_token
 from llavanext_cli.fetching.faults import UnreachableError, explain_no_answer
 from llavanext_cli.fetching.net import Net, TransferBrokenError
 from llavanext_cli.fetching.redaction import cause_of
@@ -30,50 +30,6 @@ from llavanext_cli.fetching.registry import DATASET, HUB, Place, near_names
 from llavanext_cli.fetching.remote import Listing, Origin, RemoteFile
 
 POLL_SECONDS = 0.5
-
-
-def hub_endpoint(endpoint: str | None) -> str:
-    """The server to ask: the option, HF_ENDPOINT, or the Hub itself.
-
-    Raises:
-        ConfigError: it is no http(s) address.
-    """
-    from huggingface_hub import constants
-
-    return checked_endpoint(endpoint or os.environ.get("HF_ENDPOINT") or constants._HF_DEFAULT_ENDPOINT)
-
-
-def checked_endpoint(endpoint: str) -> str:
-    try:
-        parts = urlsplit(endpoint.strip())
-        good = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
-        _ = parts.port
-    except ValueError:
-        good = False
-    if not good:
-        raise ConfigError("an endpoint is an address such as https://host", "See --endpoint and HF_ENDPOINT.")
-    if "@" in parts.netloc:
-        raise ConfigError("an endpoint must not hold a user or password", "Put the token into HF_TOKEN.")
-    return endpoint.strip().rstrip("/")
-
-
-def hub_token(endpoint: str) -> str | bool:
-    """The token for this endpoint, or False: it is never sent in the clear to a public address."""
-    from huggingface_hub import constants, get_token
-
-    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
-        return False
-    parts = urlsplit(endpoint)
-    if parts.scheme == "http" and guard.reach_of(parts.hostname or "", resolve=True) != guard.PRIVATE:
-        return False
-    return checked_token(get_token() or "", "HF_TOKEN") or False
-
-
-def checked_token(token: str, variable: str) -> str:
-    """Raises `ConfigError` for a token that could not be sent: something else was pasted."""
-    if not (token.isascii() and token.isprintable()) or set(token) & set(' ;,"\\'):
-        raise ConfigError(f"the token in {variable} holds characters that no token has", "Copy it again.")
-    return token
 
 
 class Hub:

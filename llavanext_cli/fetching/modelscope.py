@@ -21,8 +21,8 @@ import requests
 from llavanext_cli.errors import FetchError
 from llavanext_cli.fetching import guard
 from llavanext_cli.fetching.digest import Expected
+from llavanext_cli.fetching.endpoint import checked_endpoint, checked_token
 from llavanext_cli.fetching.faults import explain_no_answer
-from llavanext_cli.fetching.hub import checked_endpoint, checked_token
 from llavanext_cli.fetching.net import Net
 from llavanext_cli.fetching.redaction import cause_of, redact
 from llavanext_cli.fetching.registry import DATASET, MODELSCOPE, Place, near_names

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from llavanext_cli.errors import ConfigError, DataError, LlavaNextError
 from llavanext_cli.fetching.digest import Expected, hash_file
+from llavanext_cli.fetching.endpoint import hub_endpoint
 from llavanext_cli.fetching.folder import Folder
-from llavanext_cli.fetching.hub import Hub, hub_endpoint
+from llavanext_cli.fetching.hub import Hub
 from llavanext_cli.fetching.manifest import Manifest
 from llavanext_cli.fetching.modelscope import ModelScope, modelscope_endpoint
 from llavanext_cli.fetching.net import Net

@@ -17,12 +17,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 
 from llavanext_cli.errors import FetchError
-from llavanext_cli.fetching.faults import explain_no_answer
+from llavanext_cli.fetching.faults import explain_no_answer, explain_status, file_label
 from llavanext_cli.fetching.journal import Journal, journal_path
 from llavanext_cli.fetching.net import Limits, Net, StoppedError, TransferBrokenError, content_range
 from llavanext_cli.fetching.redaction import cause_of
@@ -75,7 +75,7 @@ def download_url(
             transferred += transfer.received
             journal_path(part).unlink(missing_ok=True)
     raise FetchError(
-        f"the file changes while it is being downloaded: {_name(url)}",
+        f"the file changes while it is being downloaded: {file_label(url)}",
         "Try again later, or use another source.",
     )
 
@@ -128,13 +128,13 @@ class _Transfer:
         if response.status_code == 416 and total == 0:
             return self._checked(0)  # there is no byte 0 in an empty file
         if response.status_code != 206 or start != 0 or total is None:
-            raise _explain_status(response, self.url)
+            raise explain_status(response, self.url)
         return self._checked(total)
 
     def _checked(self, total: int) -> int:
         if self.expected is not None and total != self.expected:
             raise FetchError(
-                f"{_name(self.url)} has {total} bytes at {urlsplit(self.url).hostname}, not {self.expected}",
+                f"{file_label(self.url)} has {total} bytes at {urlsplit(self.url).hostname}, not {self.expected}",
                 "The server has another file, or a proxy answers for it: use another source.",
             )
         return total
@@ -191,7 +191,7 @@ class _Transfer:
             attempt = 0 if self.limits.is_progress(start - before, time.monotonic() - began) else attempt + 1
             if attempt > self.limits.retries and start < end:
                 raise FetchError(
-                    f"{urlsplit(self.url).hostname} does not deliver {_name(self.url)}: {reason}",
+                    f"{urlsplit(self.url).hostname} does not deliver {file_label(self.url)}: {reason}",
                     "Run the same command again: what has arrived is kept. A slow line needs a larger --timeout.",
                 )
             if attempt:
@@ -200,7 +200,7 @@ class _Transfer:
     def _check_piece(self, response: requests.Response, start: int) -> None:
         first, total = content_range(response)
         if response.status_code not in (200, 206):
-            raise _explain_status(response, self.url)
+            raise explain_status(response, self.url)
         same = bool(self.version) or _validator(response) == self.validator
         if response.status_code == 200 or total != self.journal.size or not same:
             response.close()
@@ -247,7 +247,7 @@ class _Transfer:
         except TransferBrokenError as fault:
             if last:
                 raise FetchError(
-                    f"{urlsplit(self.url).hostname} does not deliver {_name(self.url)} whole: {fault}",
+                    f"{urlsplit(self.url).hostname} does not deliver {file_label(self.url)} whole: {fault}",
                     "This server cannot resume a download: use another source, or a steadier line.",
                 ) from None
             return False
@@ -264,7 +264,7 @@ class _Transfer:
         if response.status_code in (200, 206) and response.headers.get("Content-Encoding"):
             response.close()
             raise FetchError(
-                f"{urlsplit(self.url).hostname} sends {_name(self.url)} compressed, though asked not to",
+                f"{urlsplit(self.url).hostname} sends {file_label(self.url)} compressed, though asked not to",
                 "A proxy on the way changes files: use another source.",
             )
         return response
@@ -353,21 +353,3 @@ def _validator(response: requests.Response) -> str:
     """What names this version of the file: a strong ETag, or else the date of its last change."""
     etag = response.headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
-
-
-def _explain_status(response: requests.Response, url: str) -> FetchError:
-    """The error for an answer that holds no file; closes it."""
-    status, host = response.status_code, urlsplit(url).hostname
-    response.close()
-    if status in (404, 410):
-        return FetchError(f"{host} has no {urlsplit(url).path}", "Is the address right?")
-    if status in (401, 403, 407):
-        return FetchError(f"{host} does not give out {_name(url)} (HTTP {status})", "It may want a login or a token.")
-    return FetchError(f"{host} answers HTTP {status} for {_name(url)}", "Use another source, or try later.")
-
-
-def _name(url: str) -> str:
-    """A short name for messages: no query, which may hold a signature."""
-    parts = urlsplit(url)
-    inside = parse_qs(parts.query).get("FilePath", [""])[0]  # ModelScope's addresses name the file there
-    return inside or unquote(parts.path.rpartition("/")[2]) or url.partition("?")[0]

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from llavanext_cli.errors import ConfigError, DataError, FetchError, LlavaNextError
-from llavanext_cli.fetching import hub as hub_module
+from llavanext_cli.fetching import endpoint as endpoint_module
 from llavanext_cli.fetching.net import Limits
 from llavanext_cli.fetching.run import run_fetch
 from tests.unit.fetching.loopback import FileSite, HubSite, Manners, ModelScopeSite, content
@@ -263,9 +263,11 @@ def test_a_listing_that_points_elsewhere_does_not_get_the_token(hub, tmp_path, m
 
 def test_no_token_in_the_clear_to_a_public_address(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_rightrightright")
-    assert hub_module.hub_token("http://93.184.215.14") is False
+    assert endpoint_module.hub_token("http://93.184.215.14") is False
     assert (
-        hub_module.hub_token("https://93.184.215.14") == hub_module.hub_token("http://10.1.2.3") == "hf_rightrightright"
+        endpoint_module.hub_token("https://93.184.215.14")
+        == endpoint_module.hub_token("http://10.1.2.3")
+        == "hf_rightrightright"
     )
 
 
