@@ -15,9 +15,13 @@ from llavanext_cli.training.plan import RunPlan, digest_file, run_settings
 from llavanext_cli.training.state import check_settings, find_run_state, remove_leftovers
 
 
-def make_out(job: Job, force: bool) -> None:
-    """An empty folder for the run. `force` replaces an earlier run, and nothing that is none."""
-    if job.out.is_file() or (job.out.is_dir() and any(job.out.iterdir())):
+def make_out(job: Job, force: bool, nodes: int = 1) -> None:
+    """An empty folder for the run. `force` replaces an earlier run, and nothing that is none.
+
+    Of several nodes, the others may have begun before the first, and have put their own files there.
+    """
+    of_nodes = {"logs", *(job.file_of(node).name for node in range(1, nodes))} if nodes > 1 else set()
+    if job.out.is_file() or (job.out.is_dir() and {path.name for path in job.out.iterdir()} - of_nodes):
         if not job.file.is_file():
             raise LlavaNextError(f"{job.out} holds something that is no training run", hint="choose another --out")
         if not force:
@@ -27,8 +31,8 @@ def make_out(job: Job, force: bool) -> None:
             )
         shutil.rmtree(job.out)
     try:
-        job.libraries_folder.mkdir(parents=True)
-        job.checkpoints_folder.mkdir()
+        job.libraries_folder.mkdir(parents=True, exist_ok=True)
+        job.checkpoints_folder.mkdir(exist_ok=True)
     except OSError as fault:
         raise LlavaNextError(f"{job.out} cannot be made: {fault.strerror}", hint="choose another --out") from fault
 

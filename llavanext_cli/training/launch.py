@@ -173,9 +173,10 @@ def run_training(
     elif resume and job.file.is_file():
         job = resume_run(job, run.preset, run.plan, say)
     else:
-        make_out(job, force)
-    for stale in (*job.logs_folder.glob("failure_*.json"), *job.logs_folder.glob("worker_*.pid")):
-        stale.unlink(missing_ok=True)
+        make_out(job, force, run.nodes.count)
+    if run.nodes.count == 1:  # of several, another may be running already
+        for stale in (*job.logs_folder.glob("failure_*.json"), *job.logs_folder.glob("worker_*.pid")):
+            stale.unlink(missing_ok=True)
     job.save(run.nodes.rank)
     if run.nodes.rank == 0:
         job.config_file.write_text(yaml.safe_dump(run.expanded, sort_keys=False), encoding="utf-8")
