@@ -72,16 +72,18 @@ def saver_of(base: Path, **changes) -> CheckpointSaver:
 
 WRITER = """
 import sys
+import time
 from pathlib import Path
 from tests.unit.training.test_training_state import arrays_of, saver_of
 from llavanext_cli.training.state import keep_newest, step_folder
 base, checkpoints = Path(sys.argv[1]), Path(sys.argv[2])
 saver, step = saver_of(base), int(sys.argv[3])
-print("ready", flush=True)
 while True:
     step += 1
+    begun = time.monotonic()
     saver.save(step_folder(checkpoints, step), arrays_of(step), step, {})
     keep_newest(checkpoints, 2)
+    print(time.monotonic() - begun, flush=True)
 """
 
 
@@ -93,15 +95,15 @@ def test_a_writer_killed_at_twenty_random_moments_never_leaves_a_checkpoint_that
     for _ in range(20):
         words = [sys.executable, "-c", WRITER, str(base), str(checkpoints), str(last)]
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
-        assert process.stdout.readline() == b"ready\n", process.stderr.read()
-        time.sleep(moments.uniform(0.0, 0.25))
+        seconds = float(process.stdout.readline() or process.stderr.read())  # that one checkpoint takes here and now
+        time.sleep(moments.uniform(0.0, 3 * seconds))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         leftovers += bool(list(checkpoints.glob(".step-*")))
         state, passed = find_run_state(checkpoints)
         assert passed == [], "every folder that has its name is whole"
         step = state.step if state else 0
-        assert step >= last, "an earlier checkpoint was lost"
+        assert step > last, "an earlier checkpoint was lost"
         if state is not None:
             assert all((array == step).all() for array in load_parameters(state.model).values())
             tensors = state.read()
@@ -109,8 +111,7 @@ def test_a_writer_killed_at_twenty_random_moments_never_leaves_a_checkpoint_that
             assert all((array == -step).all() for array in tensors.values())
         last = step
         remove_leftovers(checkpoints)
-    assert last > 5, "checkpoints were written"
-    assert leftovers > 5, "writers were killed in the middle"
+    assert leftovers > 3, "writers were killed in the middle"
 
 
 def test_what_was_changed_later_is_passed_over(base, tmp_path):
