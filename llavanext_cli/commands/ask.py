@@ -1,10 +1,10 @@
-"""`llavanext ask`: questions about pictures and clips, one or a whole file of them."""
+"""`llavanext ask`: questions about pictures and clips: one, a conversation, or a whole file or folder of them."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,16 +15,28 @@ from llavanext_cli.errors import LlavaNextError
 def ask(
     checkpoint: options.Checkpoint,
     question: Annotated[str | None, typer.Argument(help="What to ask; - reads it from stdin.")] = None,
-    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture; may be repeated.")] = None,
-    video: Annotated[list[Path] | None, typer.Option("--video", "-V", help="A clip; may be repeated.")] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", "-i", metavar="FILE", help="A picture, - is stdin; may be repeated."),
+    ] = None,
+    video: Annotated[
+        list[str] | None, typer.Option("--video", "-V", metavar="FILE", help="A clip; may be repeated.")
+    ] = None,
     preset: options.Preset = None,
     set_: options.Set = None,
-    batch: Annotated[Path | None, typer.Option("--batch", help="A file of questions, as mix writes samples.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Hold a conversation; /help lists what it understands.")] = False,
+    batch: Annotated[
+        Path | None, typer.Option("--batch", help="A file of questions, or a folder of media and one question.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where --batch writes its answers.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions answered at once.")] = 8,
     frames: Annotated[
         int | None, typer.Option("--frames", min=1, help="Frames taken from a clip.", show_default="the preset's")
     ] = None,
+    time_instruction: Annotated[
+        bool, typer.Option("--time-instruction", help="Tell the model how long a clip lasts and when its frames are.")
+    ] = False,
+    allow_url: Annotated[bool, typer.Option("--allow-url", help="Media may be http(s) addresses.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", min=0, help="0: always the likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", min=0, max=1, help="Share of probability kept.")] = None,
@@ -32,7 +44,10 @@ def ask(
     repetition_penalty: Annotated[
         float | None, typer.Option("--repetition-penalty", min=0.1, help="Above 1: used tokens become less likely.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same answer.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed gives the same answer.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="Ends the answer; may be repeated.")
+    ] = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
@@ -42,64 +57,140 @@ def ask(
 
       llavanext ask "What is it?" --image a.jpg --checkpoint run/model
 
-    A file of questions, one answer a line:
+    <image> and <video> in the question say where the media belong; without them they come first.
+
+    A conversation, and many questions, one answer a line:
+
+      llavanext ask --chat --checkpoint run/model
 
       llavanext ask --batch questions.jsonl --out answers.jsonl --checkpoint run/model
 
+      llavanext ask "What is it?" --batch pictures --out answers.jsonl --checkpoint run/model
+
     Next: llavanext convert run/model hub --to hf
     """
-    changes = {
+    changes: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
         "repetition_penalty": repetition_penalty,
         "seed": seed,
+        "stop": tuple(stop) if stop else None,
     }
     changes = {key: value for key, value in changes.items() if value is not None}
-    common = {"preset_name": preset, "overrides": tuple(set_ or ()), "frames": frames, "changes": changes}
-    if batch is not None:
-        if out is None or question or image or video:
-            raise LlavaNextError("--batch takes its questions from a file", hint="give --batch FILE --out FILE")
-        from llavanext_cli.inference.batch import run_batch
-
-        with console.progress("asking", "questions") as progress:
-            report = run_batch(
-                batch,
-                out,
-                checkpoint,
-                batch_size=batch_size,
-                force=force,
-                progress=progress,
-                verbose=console.is_verbose(),
-                **common,
-            )
-        if json:
-            console.out_json(report)
-        else:
-            before = f", {report.kept} were answered before" if report.kept else ""
-            console.say(f"{report.answered} answers, {report.failed} failed{before}: {report.out}")
-        return
-    if question is None:
+    common = {
+        "preset_name": preset,
+        "overrides": tuple(set_ or ()),
+        "frames": frames,
+        "changes": changes,
+        "verbose": console.is_verbose(),
+    }
+    if chat:
+        if batch or question or json:
+            raise LlavaNextError("--chat takes its questions one by one", hint="leave out question, --batch and --json")
+        _chat(checkpoint, image or [], video or [], common)
+    elif batch is not None:
+        if out is None or image or video or time_instruction:
+            raise LlavaNextError("--batch takes its media from the input", hint="give --batch FILE|FOLDER --out FILE")
+        _batch(batch, out, checkpoint, question, batch_size, force, json, common)
+    elif question is None:
         raise LlavaNextError("no question", hint='try: llavanext ask "What is it?" --image a.jpg --checkpoint DIR')
+    else:
+        if question == "-" and "-" in (image or []):
+            raise LlavaNextError("stdin cannot be both question and picture", hint="name a file for one of them")
+        question = sys.stdin.read().strip() if question == "-" else question
+        if not question.strip():
+            raise LlavaNextError("the question is empty", hint="say what is wanted of the answer")
+        more = {"time_instruction": time_instruction, "allow_url": allow_url}
+        _one(question, image or [], video or [], checkpoint, json, common | more)
+
+
+def _one(question: str, images: list[str], videos: list[str], checkpoint: Path, json: bool, common: dict) -> None:
     from llavanext_cli.inference.ask import run_ask
 
-    answer = run_ask(
-        sys.stdin.read().strip() if question == "-" else question,
-        image or [],
-        video or [],
-        checkpoint,
-        on_text=None if json else console.write,
-        verbose=console.is_verbose(),
-        **common,
-    )
+    answer = run_ask(question, images, videos, checkpoint, on_text=None if json else console.write, **common)
     if json:
         console.out_json(answer)
     else:
         console.out()
-        speed = f", {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else ""
-        console.say(
-            f"{answer.prompt_tokens} tokens in ({answer.tiles} tiles, {answer.frames} frames), "
-            f"{len(answer.tokens)} out; "
-            f"first after {answer.seconds_to_first:.1f} s{speed}"
+        console.say(describe(answer))
+
+
+def describe(answer: Any) -> str:
+    """One line about what an answer took."""
+    speed = f", {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else ""
+    known = f" ({answer.cached_tokens} known)" if answer.cached_tokens else ""
+    return (
+        f"{answer.prompt_tokens} tokens in{known}, {answer.tiles} tiles, {answer.frames} frames; "
+        f"{len(answer.tokens)} out; first after {answer.seconds_to_first:.1f} s{speed}"
+    )
+
+
+def _batch(
+    batch: Path,
+    out: Path,
+    checkpoint: Path,
+    question: str | None,
+    batch_size: int,
+    force: bool,
+    json: bool,
+    common: dict,
+) -> None:
+    from llavanext_cli.inference.batch import run_batch
+
+    with console.progress("asking", "questions") as progress:
+        report = run_batch(
+            batch, out, checkpoint, question=question, batch_size=batch_size, force=force, progress=progress, **common
         )
+    if json:
+        console.out_json(report)
+        return
+    before = f", {report.kept} were answered before" if report.kept else ""
+    other = f", {report.skipped} other files" if report.skipped else ""
+    console.say(f"{report.answered} answers, {report.failed} failed{before}{other}: {report.out}")
+
+
+def _chat(checkpoint: Path, images: list[str], videos: list[str], common: dict) -> None:
+    from llavanext_cli.inference.ask import open_chat
+
+    with open_chat(checkpoint, **common) as talk:
+        for add, names in ((talk.add_image, images), (talk.add_video, videos)):
+            for name in names:
+                console.say(add(name))
+        on_terminal = sys.stdin.isatty()
+        if on_terminal:
+            import readline  # noqa: F401 - gives `input` the terminal's own editing and history
+
+            console.say("Ask, or /help. Ctrl-D leaves.")
+        while (line := _read_line(on_terminal)) is not None:
+            if line in ("/quit", "/exit"):
+                break
+            if not line:
+                continue
+            try:
+                if line.startswith("/"):
+                    console.say(talk.run_command(line))
+                    continue
+                answer = talk.ask(line, console.write)
+                console.out()
+                if on_terminal:
+                    console.say(describe(answer))
+            except KeyboardInterrupt:
+                console.out()
+                console.say("Interrupted: the question is taken back.")
+            except LlavaNextError as fault:
+                console.error(fault)
+
+
+def _read_line(on_terminal: bool) -> str | None:
+    """The next line, None at the end. Ctrl-C drops what was typed so far."""
+    while True:
+        try:
+            return (input("> ") if on_terminal else input()).strip()
+        except EOFError:
+            if on_terminal:
+                console.say()
+            return None
+        except KeyboardInterrupt:
+            console.say()

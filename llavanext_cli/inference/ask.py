@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.errors import ConfigError, DataError
+from llavanext_cli.inference.named import describe_times, resolve_media
 from llavanext_cli.inference.sampling import Sampling
 from llavanext_cli.processing.processor import Processor
 from llavanext_cli.processing.tokens import load_tokenizer
-from llavanext_cli.records import EncodedSample, Medium, Sample, Turn
+from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, EncodedSample, Medium, Sample, Turn
 from llavanext_cli.weights.checkpoint import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset
+    from llavanext_cli.inference.chat import Chat
     from llavanext_cli.inference.session import Answer, Session
 
 CACHE_STEP = 256
 """The cache is as long as one question needs, rounded up to this many tokens."""
+CHAT_STEP = 1024
+"""The same of a chat, which grows: a longer cache is another graph, and everything is computed anew."""
 
 
 def run_ask(
     question: str,
-    images: Sequence[Path],
-    videos: Sequence[Path],
+    images: Sequence[str | Path],
+    videos: Sequence[str | Path],
     checkpoint: Path,
     *,
     preset_name: str | None = None,
     overrides: Sequence[str] = (),
     frames: int | None = None,
-    changes: dict[str, float | int] | None = None,
+    changes: dict[str, Any] | None = None,
+    time_instruction: bool = False,
+    allow_url: bool = False,
     on_text: Callable[[str], None] | None = None,
     verbose: bool = False,
 ) -> Answer:
@@ -43,25 +50,61 @@ def run_ask(
 
     Args:
         question: may hold `<image>` and `<video>` placeholders; media without one come first, pictures before clips.
-        images, videos: files.
+        images, videos: files; `-` is a picture from stdin, http(s) addresses are read where `allow_url`.
         checkpoint: a folder that `convert` or `train` made.
         preset_name: an ask preset; None picks the one that fits the media and the device at hand.
         overrides: "key.path=value" changes to the preset.
         frames: frames taken from each clip; the preset's when None.
         changes: fields of `Sampling` that differ from the preset's.
+        time_instruction: put the original's sentence about duration and frame times before the question.
         on_text: called with each piece of the answer as it comes.
 
     Raises:
         LlavaNextError: a file, the checkpoint, the preset or the question cannot be used.
     """
-    media = (*[Medium("image", str(path)) for path in images], *[Medium("video", str(path)) for path in videos])
-    sample = Sample("", "", media, (Turn("user", question),))
     opened, preset, processor = prepare(checkpoint, preset_name, overrides, frames, wants_video=bool(videos))
-    check_media(sample, preset)
     sampling = build_sampling(preset, changes or {})
-    encoded = processor.encode_question(sample)
+    with tempfile.TemporaryDirectory(prefix="llavanext-") as folder:
+        pictures, clips = resolve_media(
+            [str(name) for name in images], [str(name) for name in videos], Path(folder), allow_url=allow_url
+        )
+        if time_instruction and clips:
+            question = "\n".join([*[describe_times(clip, preset.data.frames) for clip in clips], question])
+        sample = build_question(question, pictures, clips)
+        check_media(sample, preset)
+        encoded = processor.encode_question(sample)
     with open_session(opened, preset, cache_need(encoded, sampling), verbose=verbose) as session:
         return session.answer([encoded], sampling, (lambda row, text: on_text(text)) if on_text else None)[0]
+
+
+def build_question(question: str, images: Sequence[Path], videos: Sequence[Path]) -> Sample:
+    """A question and its media, in the order of its placeholders: the first `<image>` is the first picture, the first
+    `<video>` the first clip. Without placeholders pictures come before clips."""
+    kinds = [found[1:-1] for found in re.findall(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}", question)]
+    left = {"image": [str(path) for path in images], "video": [str(path) for path in videos]}
+    media = [Medium(kind, left[kind].pop(0)) for kind in kinds if left[kind]]
+    media += [Medium(kind, path) for kind in ("image", "video") for path in left[kind]]
+    return Sample("", "", tuple(media), (Turn("user", question),))
+
+
+@contextmanager
+def open_chat(
+    checkpoint: Path,
+    *,
+    preset_name: str | None = None,
+    overrides: Sequence[str] = (),
+    frames: int | None = None,
+    changes: dict[str, Any] | None = None,
+    verbose: bool = False,
+) -> Iterator[Chat]:
+    """A conversation with a checkpoint; arguments as in `run_ask`."""
+    from llavanext_cli.inference.chat import Chat
+
+    opened, preset, processor = prepare(checkpoint, preset_name, overrides, frames, wants_video=True)
+    sampling = build_sampling(preset, changes or {})
+    assert preset.ask is not None, "an ask preset"
+    with open_session(opened, preset, preset.ask.cache_tokens, cache_step=CHAT_STEP, verbose=verbose) as session:
+        yield Chat(session, processor, preset, sampling)
 
 
 def prepare(
@@ -94,7 +137,7 @@ def check_media(sample: Sample, preset: Preset) -> None:
         raise DataError(f"preset {preset.name} takes no pictures", hint="use --preset video-7b-ask-image")
 
 
-def build_sampling(preset: Preset, changes: dict[str, float | int]) -> Sampling:
+def build_sampling(preset: Preset, changes: dict[str, Any]) -> Sampling:
     """The preset's way of drawing tokens, with the command's changes."""
     ask = preset.ask
     assert ask is not None, "an ask preset"
@@ -116,15 +159,16 @@ def cache_need(encoded: EncodedSample, sampling: Sampling) -> int:
 
 @contextmanager
 def open_session(
-    checkpoint: Checkpoint, preset: Preset, cache_tokens: int, *, batch_size: int = 1, verbose: bool = False
+    checkpoint: Checkpoint, preset: Preset, cache_tokens: int, *, verbose: bool = False, **shapes: int
 ) -> Iterator[Session]:
-    """A session whose libraries write to a temporary folder that goes with it."""
+    """A session whose libraries write to a temporary folder that goes with it; `shapes` as in `Session`."""
+    from llavanext_cli.inference.graphs import default_store
     from llavanext_cli.inference.session import Session
 
     assert preset.ask is not None, "an ask preset"
     folder = Path(tempfile.mkdtemp(prefix="llavanext-"))
     try:
         limit = min(cache_tokens, preset.ask.cache_tokens)
-        yield Session(checkpoint, preset, folder, batch_size=batch_size, cache_tokens=limit, verbose=verbose)
+        yield Session(checkpoint, preset, folder, cache_tokens=limit, graphs=default_store(), verbose=verbose, **shapes)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,37 +1,47 @@
-"""Answer a file of questions: one answer a line, in the order of the input, appended as they come."""
+"""Answer many questions: one line an input, in the order of the input, appended as they come.
+
+    inputs    0 1 2 3 4 5 6 7 | 8 9 ...        windows of a few batches, in order
+    groups    (1 4 6 7) (0 2 3 5) | ...        within a window: batches of like length
+    output    0 1 2 3 ...                      a line as soon as all before it are there
+
+Which questions share a batch, and to what length they are padded, follows from the input alone. So a run that was
+killed computes the batches of its missing lines just as the undisturbed run would, and writes the same answers.
+"""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llavanext_cli.errors import DataError, LlavaNextError
 from llavanext_cli.inference.ask import build_sampling, check_media, open_session, prepare
-from llavanext_cli.mixing.samples import read_samples
+from llavanext_cli.inference.inputs import Input, Inputs, read_inputs
 from llavanext_cli.processing.processor import Processor, Roots
-from llavanext_cli.records import EncodedSample, Sample
+from llavanext_cli.records import EncodedSample
+
+WINDOW = 4
+"""Batches whose questions are sorted by length together. A kill loses less than this."""
+BUCKET = 128
+"""Prompts are padded to a multiple of this many tokens: few graphs for many lengths."""
 
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What a batch did: lines of the input, answers written now, failed inputs, lines that were answered before."""
+    """What a batch did: inputs, answers written now, failed inputs, lines that were there before, and files of the
+    folder that are neither pictures nor clips."""
 
     questions: int
     answered: int
     failed: int
     kept: int
+    skipped: int
+    seconds: float
     out: Path
-
-
-@dataclass(frozen=True)
-class Question:
-    """One line of the input: the conversation up to the last question, and the answer it came with, if any."""
-
-    sample: Sample
-    reference: str | None
 
 
 def run_batch(
@@ -39,103 +49,150 @@ def run_batch(
     out: Path,
     checkpoint: Path,
     *,
+    question: str | None = None,
     preset_name: str | None = None,
     overrides: Sequence[str] = (),
     frames: int | None = None,
     batch_size: int = 8,
-    changes: dict[str, float | int] | None = None,
+    changes: dict[str, Any] | None = None,
     force: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
     verbose: bool = False,
 ) -> BatchReport:
-    """Answer every question of a file; a run that was interrupted goes on where it stopped.
+    """Answer every question; a run that was interrupted goes on where it stopped.
 
     Args:
-        questions: samples as `mix` writes them. A last turn of the assistant is kept as `reference`, not shown.
+        questions: a file of questions (see inputs.py), or a folder of pictures and clips.
         out: JSON Lines `{"index", "id", "question", "answer", "reference", "prompt_tokens", "answer_tokens",
-        "finish"}`,
-            or `{"index", "id", "error"}` where a question could not be asked. Complete lines that are there are kept.
+            "finish"}`, or `{"index", "id", "error"}` where a question could not be asked. Complete lines that are
+            there are kept.
+        question: what to ask about each file of a folder.
         batch_size: questions answered at once.
         force: begin anew.
+        progress: called with (inputs done, all inputs, rate and time left).
 
     Raises:
-        LlavaNextError: the file, the checkpoint or the preset cannot be used.
+        LlavaNextError: input, checkpoint or preset cannot be used.
     """
-    file = read_samples(questions)
-    wants_video = any(medium.kind == "video" for sample in file for medium in sample.media)
+    started = time.monotonic()
+    inputs = read_inputs(questions, question)
+    wants_video = any(m.kind == "video" for item in inputs.items if item.sample for m in item.sample.media)
     opened, preset, processor = prepare(checkpoint, preset_name, overrides, frames, wants_video=wants_video)
     sampling = build_sampling(preset, changes or {})
-    kept = 0 if force else _complete_lines(out)
-    if kept > len(file):
+    total, kept = len(inputs.items), 0 if force else _complete_lines(out)
+    if kept > total:
         raise DataError(f"{out} holds {kept} answers, more than {questions} has questions", hint="use another --out")
-    asked = [split_question(sample) for sample in file]
-    need = max((_room(q, processor, file.roots) for q in asked[kept:]), default=0)
     failed = 0
-    if kept < len(asked):
+    if kept < total:
         assert preset.ask is not None, "an ask preset"
-        tokens = min(need + sampling.max_new_tokens + 1, preset.ask.cache_tokens)
+        shapes = {"batch_size": batch_size, "bucket": BUCKET}
         with (
-            open_session(opened, preset, tokens, batch_size=batch_size, verbose=verbose) as session,
+            open_session(opened, preset, preset.ask.cache_tokens, verbose=verbose, **shapes) as session,
             out.open("w" if force else "a", encoding="utf-8") as stream,
         ):
-            for begin in range(kept, len(asked), batch_size):
-                group = list(enumerate(asked[begin : begin + batch_size], begin))
-                lines = dict(_answer_group(group, session, sampling, processor, preset, file.roots))
-                for index, _ in group:
-                    failed += "error" in lines[index]
-                    stream.write(json.dumps(lines[index], ensure_ascii=False) + "\n")
+            begun = time.monotonic()
+            groups = plan_groups(inputs, processor, batch_size, kept)
+            pending: dict[int, dict[str, Any]] = {}
+            written = kept
+            for lines in answer_groups(groups, inputs, session, sampling, processor, preset):
+                pending |= {index: line for index, line in lines.items() if index >= kept}
+                while written in pending:
+                    line = pending.pop(written)
+                    failed += "error" in line
+                    stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    written += 1
                 stream.flush()
                 if progress:
-                    progress(min(begin + batch_size, len(asked)), len(asked))
-    return BatchReport(len(asked), len(asked) - kept - failed, failed, kept, out)
+                    done = written + len(pending)
+                    progress(done, total, _pace(done - kept, total - done, time.monotonic() - begun))
+    return BatchReport(total, total - kept - failed, failed, kept, inputs.skipped, time.monotonic() - started, out)
 
 
-def split_question(sample: Sample) -> Question:
-    """A training sample's last answer is set aside as the reference."""
-    if sample.turns[-1].role == "user":
-        return Question(sample, None)
-    turns = sample.turns[:-1]
-    return Question(Sample(sample.id, sample.source, sample.media, turns), sample.turns[-1].text)
+def plan_groups(inputs: Inputs, processor: Processor, batch_size: int, kept: int) -> Iterator[list[int]]:
+    """Indices of each batch, the same whatever `kept` is; batches whose lines are all there are left out."""
+    window = WINDOW * batch_size
+    for begin in range(kept // window * window, len(inputs.items), window):
+        members = range(begin, min(begin + window, len(inputs.items)))
+        ordered = sorted(members, key=lambda index: (_length(inputs.items[index], processor, inputs.roots), index))
+        groups = [ordered[at : at + batch_size] for at in range(0, len(ordered), batch_size)]
+        yield from sorted((group for group in groups if max(group) >= kept), key=min)
 
 
-def _answer_group(
-    group: list[tuple[int, Question]], session: Any, sampling: Any, processor: Processor, preset: Any, roots: Roots
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(index, output line) of each question; a fault is that question's alone."""
-    ready: list[tuple[int, Question, EncodedSample]] = []
-    for index, question in group:
-        try:
-            check_media(question.sample, preset)
-            encoded = processor.encode_question(question.sample, roots)
-            session.check_room(encoded)
-            ready.append((index, question, encoded))
-        except LlavaNextError as fault:
-            yield index, {"index": index, "id": question.sample.id, "error": fault.what}
-    if not ready:
-        return
-    answers = session.answer([encoded for _, _, encoded in ready], sampling)
-    for (index, question, _), answer in zip(ready, answers, strict=True):
-        yield (
-            index,
-            {
-                "index": index,
-                "id": question.sample.id,
-                "question": question.sample.turns[-1].text,
-                "answer": answer.text,
-                "reference": question.reference,
-                "prompt_tokens": answer.prompt_tokens,
-                "answer_tokens": len(answer.tokens),
-                "finish": answer.finish,
-            },
-        )
+def answer_groups(
+    groups: Iterator[list[int]], inputs: Inputs, session: Any, sampling: Any, processor: Processor, preset: Any
+) -> Iterator[dict[int, dict[str, Any]]]:
+    """Index → output line, batch by batch. The media of the next batch are read while this one is computed."""
+
+    def encode(group: list[int]) -> list[tuple[int, EncodedSample | str]]:
+        return [(index, _encode(inputs.items[index], session, processor, preset, inputs.roots)) for index in group]
+
+    with ThreadPoolExecutor(1) as reader:
+        waiting = None
+        for group in groups:
+            coming = reader.submit(encode, group)
+            if waiting is not None:
+                yield _answer(waiting.result(), inputs, session, sampling)
+            waiting = coming
+        if waiting is not None:
+            yield _answer(waiting.result(), inputs, session, sampling)
 
 
-def _room(question: Question, processor: Processor, roots: Roots) -> int:
+def _encode(item: Input, session: Any, processor: Processor, preset: Any, roots: Roots) -> EncodedSample | str:
+    """The encoded question, or what is wrong with it."""
+    if item.sample is None:
+        return item.fault
+    try:
+        check_media(item.sample, preset)
+        encoded = processor.encode_question(item.sample, roots)
+        session.check_room(encoded)
+    except LlavaNextError as fault:
+        return fault.what
+    return encoded
+
+
+def _answer(
+    group: list[tuple[int, EncodedSample | str]], inputs: Inputs, session: Any, sampling: Any
+) -> dict[int, dict[str, Any]]:
+    """Output lines of one batch; a fault is that question's alone."""
+    lines: dict[int, dict[str, Any]] = {}
+    ready = []
+    for index, encoded in group:
+        if isinstance(encoded, str):
+            lines[index] = {"index": index, "id": inputs.items[index].id, "error": encoded}
+        else:
+            ready.append((index, encoded))
+    answers = session.answer([encoded for _, encoded in ready], sampling) if ready else []
+    for (index, _), answer in zip(ready, answers, strict=True):
+        item = inputs.items[index]
+        assert item.sample is not None, "it was encoded"
+        lines[index] = {
+            "index": index,
+            "id": item.id,
+            "question": item.sample.turns[-1].text,
+            "answer": answer.text,
+            "reference": item.reference,
+            "prompt_tokens": answer.prompt_tokens,
+            "answer_tokens": len(answer.tokens),
+            "finish": answer.finish,
+        }
+    return lines
+
+
+def _length(item: Input, processor: Processor, roots: Roots) -> int:
     """Prompt tokens from headers; 0 where the question has a fault of its own, which is reported when it is asked."""
     try:
-        return processor.count_question(question.sample, roots)
+        return processor.count_question(item.sample, roots) if item.sample else 0
     except LlavaNextError:
         return 0
+
+
+def _pace(done: int, left: int, seconds: float) -> str:
+    """ "0.8 a second, 2 min left"."""
+    if not done or not seconds:
+        return ""
+    rate, rest = done / seconds, left * seconds / done
+    spelled = f"{rest:.0f} s" if rest < 90 else f"{rest / 60:.0f} min" if rest < 5400 else f"{rest / 3600:.1f} h"
+    return f"{rate:.2g} a second, {spelled} left" if rate >= 0.1 else f"{60 * rate:.2g} a minute, {spelled} left"
 
 
 def _complete_lines(out: Path) -> int:

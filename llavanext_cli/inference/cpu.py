@@ -12,6 +12,7 @@ whenever it is asked.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from llavanext_cli.processing.packing import collate
 
 if TYPE_CHECKING:
     from llavanext_cli.config.architecture import Architecture
+    from llavanext_cli.inference.graphs import GraphStore
     from llavanext_cli.records import EncodedSample
 
 PIECES = (8, 5, 4, 3, 2, 1)
@@ -49,15 +51,25 @@ class CpuEngine:
         batch: sequences computed at once.
         bucket: prompts are padded to a multiple of this many tokens.
         cache_step: a cache is as long as a multiple of this many tokens.
+        graphs: keeps what is compiled; None: nothing is kept.
     """
 
-    def __init__(self, network: Any, arch: Architecture, batch: int, bucket: int, cache_step: int):
+    def __init__(
+        self,
+        network: Any,
+        arch: Architecture,
+        batch: int,
+        bucket: int,
+        cache_step: int,
+        graphs: GraphStore | None = None,
+    ):
         from llavanext_cli.model.backend.decoder import Embedder, Tower
 
         self.network, self.arch, self.batch, self.bucket, self.cache_step = network, arch, batch, bucket, cache_step
         self.tower, self.embedder = Tower(network), Embedder(network)
         self.decoders: dict[int, Any] = {}  # never emptied: MindSpore knows cells by `id`, also those that are gone
         self.length = 0
+        self.graphs = graphs
 
     def start(self, samples: Sequence[EncodedSample], room: int, limit: int, past: int = 0) -> Step:
         """Prefill.
@@ -75,19 +87,17 @@ class CpuEngine:
         rows = [*samples, *[samples[0]] * (self.batch - len(samples))]
         hidden = self.embed(rows, past, bucket)
         last = np.array([sample.length - past - 1 for sample in rows], np.int32)
-        decoder.phase = f"prefill {bucket} {past == 0}"
-        return self._run(decoder, hidden, np.full(self.batch, past, np.int32), last, past == 0)
+        phase = f"prefill {bucket} {past == 0}"
+        return self._run(decoder, phase, hidden, np.full(self.batch, past, np.int32), last, past == 0)
 
     def step(self, tokens: np.ndarray, lengths: np.ndarray) -> Step:
         """One more token `int32[B]` of each sequence; `lengths` count it."""
         from mindspore import Tensor
 
         decoder = self.decoders[self.length]
-        decoder.phase = "decode"
-        self.embedder.phase = "decode"
-        hidden = self.embedder(Tensor(tokens.reshape(-1, 1).astype(np.int32)))
+        hidden = self._call(self.embedder, "words 1", Tensor(tokens.reshape(-1, 1).astype(np.int32)))
         past = np.minimum(lengths, self.length).astype(np.int32) - 1
-        return self._run(decoder, hidden, past, np.zeros(self.batch, np.int32), False)
+        return self._run(decoder, "decode", hidden, past, np.zeros(self.batch, np.int32), False)
 
     def cache_length(self, room: int, limit: int) -> int:
         return min(-(-room // self.cache_step) * self.cache_step, limit)
@@ -112,15 +122,13 @@ class CpuEngine:
         index = np.ascontiguousarray(batch.feature_index[:, past : past + bucket])
         rows = tiles * self.arch.tile_features + frames * self.arch.frame_features
         if index.min() > rows:
-            self.embedder.phase = f"words {bucket}"
-            return self.embedder(Tensor(ids))
+            return self._call(self.embedder, f"words {bucket}", Tensor(ids))
         table = np.zeros((len(samples), rows, self.arch.text.hidden_size), np.float32)
         own = len({id(sample) for sample in samples})  # what fills the batch is the first again, and comes last
         for row in range(own):
             self.fill(table[row], batch.tiles[row], index[row], tiles)
         table[own:] = table[0]
-        self.embedder.phase = f"media {bucket} {rows}"
-        return self.embedder(Tensor(ids), Tensor(table), Tensor(index))
+        return self._call(self.embedder, f"media {bucket} {rows}", Tensor(ids), Tensor(table), Tensor(index))
 
     def fill(self, table: np.ndarray, pixels: np.ndarray, index: np.ndarray, tiles: int) -> None:
         """Compute the rows of a feature table `[N, D]` that `index` points at: whole tiles and frames of `pixels`."""
@@ -143,11 +151,18 @@ class CpuEngine:
         """Feature rows of a few tiles or frames, `float32[T * Q, D]`."""
         from mindspore import Tensor
 
-        self.tower.phase = f"tower {len(tiles)} {is_clip}"
-        return self.tower(Tensor(np.ascontiguousarray(tiles)), is_clip).asnumpy()
+        phase = f"tower {len(tiles)} {is_clip}"
+        return self._call(self.tower, phase, Tensor(np.ascontiguousarray(tiles)), is_clip).asnumpy()
 
-    def _run(self, decoder: Any, hidden: Any, past: np.ndarray, last: np.ndarray, first: bool) -> Step:
+    def _run(self, decoder: Any, phase: str, hidden: Any, past: np.ndarray, last: np.ndarray, first: bool) -> Step:
         from mindspore import Tensor
 
-        tokens, logits = decoder(hidden, Tensor(past), Tensor(last), first)
+        tokens, logits = self._call(decoder, phase, hidden, Tensor(past), Tensor(last), first)
         return Step(tokens.asnumpy(), logits)
+
+    def _call(self, cell: Any, phase: str, *inputs: Any) -> Any:
+        """Run one graph. MindSpore keys graphs by phase, and by that alone when it is "prefill" or "increment"."""
+        cell.phase = phase
+        key = f"{type(cell).__name__} {phase} of {self.batch} x {self.length if cell in self.decoders.values() else 0}"
+        with self.graphs.compiling(key) if self.graphs else nullcontext():
+            return cell(*inputs)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llavanext_cli.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -29,6 +31,19 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, good, allowed in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < float("inf"), "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
+            ("seed", self.seed >= 0, "at least 0"),
+            ("stop", all(self.stop), "a string with something in it"),
+        ):
+            if not good:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, and must be {allowed}")
 
     @property
     def is_greedy(self) -> bool:

@@ -75,7 +75,7 @@ class Session:
         cache_tokens: most room for prompt and answer of each; the preset's when None.
         bucket, cache_step: prompts and caches are as long as multiples of these (CPU). Coarse ones are compiled less
             often, fine ones compute less.
-        graphs: folder in which compiled graphs are kept from one run to the next; None: they are not.
+        graphs: folder in which compiled graphs are kept from one run to the next (CPU); None: they are not.
         verbose: leave the libraries' warnings on the terminal.
     """
 
@@ -95,7 +95,9 @@ class Session:
         from llavanext_cli.model.runtime import load_libraries
 
         assert preset.ask is not None, "a session needs an ask preset"
-        load_libraries(folder, preset.runtime.target, threads=preset.runtime.threads, graphs=graphs, verbose=verbose)
+        on_cpu = preset.runtime.target == "CPU"
+        scratch = folder / "graphs" if graphs and on_cpu else None
+        load_libraries(folder, preset.runtime.target, threads=preset.runtime.threads, graphs=scratch, verbose=verbose)
         from llavanext_cli.model.config import LlavaNextConfig
         from llavanext_cli.model.llava_next import LlavaNext
         from llavanext_cli.weights.checkpoint import load_into
@@ -104,7 +106,6 @@ class Session:
         self.tokenizer = load_tokenizer(checkpoint.folder)
         self.batch_size = batch_size
         self.cache_tokens = cache_tokens or preset.ask.cache_tokens
-        on_cpu = preset.runtime.target == "CPU"
         block_size = preset.ask.block_size
         network = LlavaNext(
             LlavaNextConfig(
@@ -126,8 +127,10 @@ class Session:
         network.set_train(False)
         if on_cpu:
             from llavanext_cli.inference.cpu import CpuEngine
+            from llavanext_cli.inference.graphs import GraphStore
 
-            self.engine = CpuEngine(network, self.arch, batch_size, bucket, cache_step)
+            store = GraphStore(graphs, scratch, f"{self.arch} {preset.runtime}") if graphs and scratch else None
+            self.engine = CpuEngine(network, self.arch, batch_size, bucket, cache_step, store)
         else:
             from llavanext_cli.inference.ascend import AscendEngine
 

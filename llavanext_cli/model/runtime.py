@@ -41,7 +41,7 @@ def load_libraries(
         folder: for the libraries' own logs; made when missing.
         target: "Ascend" or "CPU".
         threads: threads of the CPU kernels; None for all cores this process may use (MindSpore's own default is 25).
-        graphs: folder in which compiled graphs are kept for the next process; None: they are not.
+        graphs: folder for compiled graphs, see inference/graphs.py; None: they are not kept.
         verbose: leave warnings and logs on the terminal.
 
     Raises:

@@ -1,6 +1,7 @@
 """A tiny model with random weights, a few pictures, a clip and a data file: what train and ask need."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,14 +129,16 @@ def data(tmp_path_factory, media) -> Path:
 
 
 @pytest.fixture
-def run_llavanext(tmp_path):
+def run_llavanext(tmp_path, tmp_path_factory):
     """Run the real command in an empty folder: `run("ask", ...)`; gives the finished process and that folder."""
     work = tmp_path / "work"
     work.mkdir()
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.getbasetemp() / "cache")}
 
-    def run(*words, timeout: int = 600) -> subprocess.CompletedProcess:
+    def run(*words, timeout: int = 600, typed: str | None = None) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "llavanext_cli", *map(str, words)]
-        return subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=timeout, check=False)
+        kept = {"capture_output": True, "text": True, "timeout": timeout, "check": False}
+        return subprocess.run(command, cwd=work, env=environment, input=typed, **kept)
 
     run.folder = work
     return run

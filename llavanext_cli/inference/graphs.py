@@ -1,0 +1,91 @@
+"""Compiled graphs that outlive the process: MindSpore's compile cache, made safe for many shapes.
+
+MindSpore keeps the n-th graph that a process compiles as `compile_cache_n.mindir`, and the n-th of the next process
+takes it, whatever its shapes are. So each process gets a scratch folder of its own; a graph is put there under the
+number it is about to have, from a store where it lies under a digest of everything that shaped it, and afterwards is
+taken from there into the store.
+
+    store/  compile_dependency.hash   <digest>.mindir …        one folder for all runs, any process may delete it
+    scratch/rank_0/graph_cache/       compile_cache_<n>.mindir  this process alone
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llavanext_cli import __version__
+
+DEPENDENCIES = "compile_dependency.hash"
+MOST_GRAPHS = 200
+"""Graphs that are kept; the oldest make room."""
+
+
+def default_store() -> Path:
+    """Where graphs are kept: `$XDG_CACHE_HOME/llavanext/graphs`, or under `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llavanext" / "graphs"
+
+
+class GraphStore:
+    """Brings graphs from the store to MindSpore and back.
+
+    Args:
+        store: folder of all runs.
+        scratch: what `MS_COMPILER_CACHE_PATH` names in this process.
+        model: everything but the shapes that decides what a graph computes, as text.
+    """
+
+    def __init__(self, store: Path, scratch: Path, model: str):
+        self.scratch = scratch / "rank_0" / "graph_cache"
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        self.model = f"{__version__} {_sources()} {model}"
+        self.store = store
+        self.known: set[str] = set()
+        if (store / DEPENDENCIES).is_file():
+            shutil.copy(store / DEPENDENCIES, self.scratch / DEPENDENCIES)
+
+    @contextmanager
+    def compiling(self, key: str) -> Iterator[None]:
+        """Around the first call of a graph; `key` names its shapes."""
+        if key in self.known:
+            yield
+            return
+        number = self.scratch / f"compile_cache_{len(self.known)}.mindir"
+        self.known.add(key)
+        kept = self.store / (hashlib.sha256(f"{self.model} {key}".encode()).hexdigest()[:32] + ".mindir")
+        had = kept.is_file()
+        if had:
+            shutil.copy(kept, number)
+        yield
+        if not had and number.is_file():
+            self._keep(number, kept)
+        number.unlink(missing_ok=True)
+
+    def _keep(self, file: Path, kept: Path) -> None:
+        """A store that cannot be written is a slower start next time, and no fault."""
+        try:
+            self.store.mkdir(parents=True, exist_ok=True)
+            old = sorted(self.store.glob("*.mindir"), key=lambda path: path.stat().st_mtime)
+            for path in old[: max(0, len(old) + 1 - MOST_GRAPHS)]:
+                path.unlink(missing_ok=True)
+            for source, target in ((self.scratch / DEPENDENCIES, self.store / DEPENDENCIES), (file, kept)):
+                temporary = target.with_name(f".{target.name}.{os.getpid()}")
+                shutil.copyfile(source, temporary)
+                temporary.replace(target)
+        except OSError:
+            return
+
+
+def _sources() -> str:
+    """A digest of the code that graphs are made from."""
+    from importlib.metadata import version
+
+    folder = Path(__file__).parents[1] / "model"
+    digest = hashlib.sha256(version("mindspore").encode() + version("mindformers").encode())
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,107 @@
+"""Media as a command names them: files, `-` for a picture from stdin, and addresses where they are allowed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+from llavanext_cli.errors import DataError
+from llavanext_cli.fetching.guard import check_redirect
+
+MOST_BYTES = {"image": 64_000_000, "video": 2_000_000_000}
+CONNECT_SECONDS, WHOLE_SECONDS = 10, 120
+REDIRECTS = 5
+
+
+def resolve_media(
+    images: Sequence[str], videos: Sequence[str], folder: Path, *, allow_url: bool = False
+) -> tuple[list[Path], list[Path]]:
+    """Paths of pictures and clips; what is no file yet is written to `folder`.
+
+    Raises:
+        DataError: an address where none is allowed, too much or too slow, or nothing on stdin.
+    """
+    if list(images).count("-") > 1 or "-" in videos:
+        raise DataError("only one picture can come from stdin, and no clip", "name a file")
+    found: dict[str, list[Path]] = {"image": [], "video": []}
+    for kind, names in (("image", images), ("video", videos)):
+        for number, name in enumerate(names):
+            target = folder / f"{kind}-{number}"
+            if name == "-":
+                found[kind].append(_read_stdin(target))
+            elif urlsplit(name).scheme in ("http", "https") and "://" in name:
+                if not allow_url:
+                    raise DataError(f"{name}: addresses are not read", "add --allow-url to download it")
+                found[kind].append(download(name, target, MOST_BYTES[kind]))
+            else:
+                found[kind].append(Path(name))
+    return found["image"], found["video"]
+
+
+def _read_stdin(target: Path) -> Path:
+    data = sys.stdin.buffer.read(MOST_BYTES["image"] + 1)
+    if not data:
+        raise DataError("no picture on stdin (0 bytes)", "pipe one in: ... --image - < picture.jpg")
+    if len(data) > MOST_BYTES["image"]:
+        raise DataError(f"the picture on stdin has more than {MOST_BYTES['image']} bytes", "scale it down")
+    target.write_bytes(data)
+    return target
+
+
+def download(url: str, target: Path, most: int) -> Path:
+    """Download one file: http or https, bounded in bytes and seconds; a redirect from the public net into a private
+    one is refused.
+
+    Raises:
+        LlavaNextError: it cannot be had.
+    """
+    import requests
+
+    begun, asked = time.monotonic(), url
+    try:
+        with requests.Session() as session:
+            for _ in range(REDIRECTS + 1):
+                with session.get(url, stream=True, timeout=CONNECT_SECONDS, allow_redirects=False) as response:
+                    if response.is_redirect:
+                        location = response.headers["location"]
+                        check_redirect(url, location, resolve=not session.proxies)
+                        url = urljoin(url, location)
+                        continue
+                    if response.status_code != 200:
+                        raise DataError(f"{asked}: the server answers {response.status_code}", "check the address")
+                    size = 0
+                    with target.open("wb") as file:
+                        for chunk in response.iter_content(1 << 16):
+                            size += len(chunk)
+                            if size > most:
+                                raise DataError(f"{asked}: more than {most} bytes", "download and shrink it yourself")
+                            if time.monotonic() - begun > WHOLE_SECONDS:
+                                raise DataError(f"{asked}: not there after {WHOLE_SECONDS} s", "download it yourself")
+                            file.write(chunk)
+                    return target
+    except requests.RequestException as error:
+        raise DataError(
+            f"{asked}: cannot be downloaded ({type(error).__name__})", "check address and network"
+        ) from error
+    raise DataError(f"{asked}: more than {REDIRECTS} redirects", "name the final address")
+
+
+def describe_times(path: Path, frames: int) -> str:
+    """The original LLaVA-NeXT-Video's sentence about a clip: how long it lasts and when its frames were taken."""
+    import av
+    import numpy as np
+
+    from llavanext_cli.processing.video import read_frames
+
+    _, times = read_frames(path, frames, keep=lambda frame: np.zeros(1, np.uint8))
+    with av.open(str(path)) as container:
+        rate = float(container.streams.video[0].average_rate or 0)
+    seconds = float(times[-1]) + (1 / rate if rate else 0.0)
+    places = ",".join(f"{moment:.2f}s" for moment in times)
+    return (
+        f"The video lasts for {seconds:.2f} seconds, and {len(times)} frames are uniformly sampled from it. "
+        f"These frames are located at {places}.Please answer the following questions related to this video."
+    )

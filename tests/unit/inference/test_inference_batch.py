@@ -1,0 +1,139 @@
+"""The batch runner without a model: order, faults, and kills at random moments."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from llavanext_cli.errors import DataError
+from llavanext_cli.inference.inputs import read_inputs
+
+RUN = textwrap.dedent("""
+    import sys, time, zlib
+    from contextlib import contextmanager
+    from pathlib import Path
+    from types import SimpleNamespace
+    from llavanext_cli.errors import DataError
+    from llavanext_cli.inference import batch
+
+    class Processor:
+        def count_question(self, sample, roots):
+            return 10 + zlib.crc32(sample.turns[0].text.encode()) % 90
+        def encode_question(self, sample, roots):
+            if "broken" in sample.turns[0].text:
+                raise DataError("broken medium")
+            return SimpleNamespace(length=self.count_question(sample, roots), text=sample.turns[0].text)
+
+    class Session:
+        def check_room(self, encoded): pass
+        def answer(self, samples, sampling):
+            time.sleep(PAUSE)
+            together = ",".join(sample.text for sample in samples)  # an answer that shows who shared its batch
+            return [SimpleNamespace(text=f"{s.text} with {zlib.crc32(together.encode())}", tokens=(1,),
+                                    prompt_tokens=s.length, finish="stop") for s in samples]
+
+    @contextmanager
+    def open_session(*args, **options):
+        yield Session()
+
+    PAUSE = float(sys.argv[3])
+    batch.open_session = open_session
+    batch.build_sampling = lambda *args: None
+    batch.check_media = lambda *args: None
+    batch.prepare = lambda *args, **options: (None, SimpleNamespace(ask=SimpleNamespace(cache_tokens=512)), Processor())
+    report = batch.run_batch(Path(sys.argv[1]), Path(sys.argv[2]), Path("."), batch_size=4)
+    print(report.failed)
+""")
+
+
+def start(questions: Path, out: Path, pause: float) -> subprocess.Popen:
+    command = [sys.executable, "-c", RUN, str(questions), str(out), str(pause)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def questions(tmp_path) -> Path:
+    lines = [json.dumps({"id": f"q{n}", "question": f"question {n}"}) for n in range(75)]
+    lines[7] = "{this is not JSON"
+    lines[30] = json.dumps({"id": "b", "question": "broken"})
+    lines[55] = json.dumps({"id": "c", "question": "x", "picture": "a.jpg"})
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_twenty_kills_change_nothing(tmp_path, questions):
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    undisturbed = start(questions, whole, 0)
+    assert undisturbed.communicate()[0] == "3\n"
+    rng = random.Random(0)
+    kills, grown = 0, 0
+    while kills < 20:
+        size = killed.stat().st_size if killed.exists() else 0
+        process = start(questions, killed, 0.05)
+        begun = time.monotonic()
+        # most moments lie in the work, some in starting up
+        while time.monotonic() - begun < 5 and (killed.stat().st_size if killed.exists() else 0) == size:
+            time.sleep(0.002)
+            if rng.random() < 0.002:
+                break
+        time.sleep(rng.random() * 0.08)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.communicate()
+        grown += killed.exists() and killed.stat().st_size > size
+        if killed.exists() and rng.random() < 0.3:  # a line that the disk kept half of
+            with killed.open("a") as file:
+                file.write('{"index": 3, "id"')
+        if killed.exists() and killed.read_bytes() == whole.read_bytes():
+            killed.unlink()
+    assert grown >= 5, "the kills never hit work in progress"
+    start(questions, killed, 0).communicate()
+    assert killed.read_text() == whole.read_text()
+
+
+def test_one_line_an_input_in_order(tmp_path, questions):
+    out = tmp_path / "out.jsonl"
+    start(questions, out, 0).communicate()
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(75))
+    assert "line 8: not valid JSON" in lines[7]["error"]
+    assert lines[30] == {"index": 30, "id": "b", "error": "broken medium"}
+    assert "unknown key 'picture'" in lines[55]["error"]
+    assert all("answer" in line for line in lines if line["index"] not in (7, 30, 55))
+
+
+def test_a_folder_with_strange_files(tmp_path):
+    for name in ("b.JPG", "a.png", "clip.mp4", "notes.txt", ".hidden.png", "deep/c.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    inputs = read_inputs(tmp_path, "what?")
+    assert [item.id for item in inputs.items] == ["a.png", "b.JPG", "clip.mp4", "deep/c.webp"]
+    assert inputs.skipped == 1
+    assert inputs.items[2].sample.media[0].kind == "video"
+
+
+def test_a_folder_needs_a_question_and_media(tmp_path):
+    with pytest.raises(DataError, match="needs a question"):
+        read_inputs(tmp_path, None)
+    with pytest.raises(DataError, match="no pictures or clips"):
+        read_inputs(tmp_path, "what?")
+
+
+def test_media_of_a_line_lie_beside_its_file(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "what?", "images": ["a.jpg", "b.jpg"], "video": "c.mp4"}\n')
+    media = read_inputs(path, None).items[0].sample.media
+    assert [(m.kind, m.path) for m in media] == [
+        ("image", str(tmp_path / "a.jpg")),
+        ("image", str(tmp_path / "b.jpg")),
+        ("video", str(tmp_path / "c.mp4")),
+    ]
