@@ -32,10 +32,13 @@ def share_threads(threads: int | None, workers: int) -> int:
     return threads or max(1, len(os.sched_getaffinity(0)) // workers)
 
 
+_done: set[str] = set()
+
+
 def load_libraries(
     folder: Path, target: str, *, threads: int | None = None, graphs: Path | None = None, verbose: bool = False
 ) -> None:
-    """Import MindSpore, MindFormers and our classes, quietly, and choose the device. To be called once a process.
+    """Import MindSpore, MindFormers and our classes, quietly, and choose the device. A process's first call counts.
 
     Args:
         folder: for the libraries' own logs; made when missing.
@@ -64,8 +67,9 @@ def load_libraries(
         _drop_stream_handlers()
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
     mindspore.set_device(target)
-    if target == "CPU":
+    if target == "CPU" and not _done:  # MindSpore refuses a second time
         mindspore.device_context.cpu.op_tuning.threads_num(share_threads(threads, 1))
+    _done.add(target)
 
 
 def _drop_stream_handlers() -> None:

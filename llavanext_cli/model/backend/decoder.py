@@ -116,7 +116,7 @@ class Decoder(nn.Cell):
         masks = self.causal_masks(position, length) if first else self.cache_masks(position, length)
         final_mask = self.cache_mask(final, 1)
         for i in range(self.count - 1):
-            hidden = self.layers[i](hidden, hidden, tables, tables, rows, masks, first)
+            hidden = self.layers[i](hidden, None, tables, tables, rows, masks, first)
         end = self.pick(hidden, self.reshape(last, (batch, 1)), 1)  # [B, 1, D]
         end = self.layers[self.count - 1](hidden, end, tables, final_tables, rows, (final_mask,), False)
         logits = self.lm_head(self.norm(self.reshape(end, (batch, width)), self.norm_out.weight))
@@ -199,10 +199,14 @@ class CachedLayer(nn.Cell):
         self.cast = P.Cast()
 
     def construct(self, hidden, own, tables, own_tables, rows, masks, first):
-        """`own [B, T, D]`, the rows whose result is wanted; keys and values are those of `hidden [B, S, D]`."""
+        """`own [B, T, D]`: rows whose result is wanted, None for all; keys and values are of `hidden [B, S, D]`."""
         attention = self.layer.attention
         normed = self.norm(hidden, self.layer.attention_norm.weight)
-        query = normed if own is hidden else self.norm(own, self.layer.attention_norm.weight)
+        query = normed
+        if own is None:
+            own = hidden
+        else:
+            query = self.norm(own, self.layer.attention_norm.weight)
         query = self.rotate(self.split(attention.wq(query), self.heads), own_tables)
         query = self.mul(query, self.scale)
         key = self.rotate(self.split(attention.wk(normed), self.kv_heads), tables)
