@@ -22,8 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.errors import DataError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the arrays' types, for annotations in all of the package
     import numpy as np
+    from numpy.typing import NDArray
+
+    AnyArray = NDArray[Any]
+    UInt8Array = NDArray[np.uint8]
+    Int32Array = NDArray[np.int32]
+    Int64Array = NDArray[np.int64]
+    Float32Array = NDArray[np.float32]
+    Float64Array = NDArray[np.float64]
 
 IGNORE_INDEX = -100
 """Label of a position that is not supervised."""
@@ -125,11 +133,11 @@ class EncodedSample:
     """
 
     id: str
-    input_ids: np.ndarray
-    labels: np.ndarray
-    tiles: np.ndarray
-    frames: np.ndarray
-    feature_index: np.ndarray
+    input_ids: Int32Array
+    labels: Int32Array
+    tiles: Float32Array
+    frames: Float32Array
+    feature_index: Int32Array
 
     @property
     def length(self) -> int:
@@ -148,8 +156,8 @@ class Batch:
         lengths: `int32[B]`, true lengths.
     """
 
-    input_ids: np.ndarray
-    labels: np.ndarray
-    tiles: np.ndarray
-    feature_index: np.ndarray
-    lengths: np.ndarray
+    input_ids: Int32Array
+    labels: Int32Array
+    tiles: Float32Array
+    feature_index: Int32Array
+    lengths: Int32Array

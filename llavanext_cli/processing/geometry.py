@@ -58,7 +58,7 @@ from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from llavanext_cli.records import Int64Array
 
 Size = tuple[int, int]
 """(height, width), in pixels unless said otherwise."""
@@ -125,7 +125,7 @@ def select_best_resolution(size: Size, pinpoints: Sequence[Size]) -> Size:
             best, most_kept, least_wasted = (grid_height, grid_width), kept, wasted
     if best is None:
         best = max(pinpoints, key=lambda grid: min(grid[1] / width, grid[0] / height))
-    return tuple(best)
+    return best[0], best[1]
 
 
 def plan_tiles(size: Size, arch: Architecture) -> TilePlan:
@@ -203,7 +203,7 @@ def count_video_tokens(frames: int, arch: Architecture) -> int:
     return frames * arch.frame_features
 
 
-def count_tokens_many(heights: np.ndarray, widths: np.ndarray, arch: Architecture) -> np.ndarray:
+def count_tokens_many(heights: Int64Array, widths: Int64Array, arch: Architecture) -> Int64Array:
     """`count_tokens` for many pictures at once; the same operations, in the same order, on arrays.
 
     Args:
@@ -235,4 +235,5 @@ def count_tokens_many(heights: np.ndarray, widths: np.ndarray, arch: Architectur
     cut_columns = (patch_width - widths * patch_height // heights) // 2
     patch_height = np.where(wide, patch_height - 2 * cut_rows, patch_height)
     patch_width = np.where(wide, patch_width, patch_width - 2 * cut_columns)
-    return arch.tile_features + patch_height * patch_width + patch_height
+    tokens: Int64Array = arch.tile_features + patch_height * patch_width + patch_height
+    return tokens

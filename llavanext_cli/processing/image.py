@@ -21,8 +21,9 @@ from llavanext_cli.errors import DataError
 from llavanext_cli.processing.geometry import Size, TilePlan
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image as PILImage
+
+    from llavanext_cli.records import Float32Array, UInt8Array
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -135,7 +136,7 @@ def _to_rgb(image: PILImage.Image) -> PILImage.Image:
     return image.convert("RGB")
 
 
-def build_tiles(image: PILImage.Image, plan: TilePlan, arch: Architecture) -> np.ndarray:
+def build_tiles(image: PILImage.Image, plan: TilePlan, arch: Architecture) -> UInt8Array:
     """Cut a picture into the tiles of its plan.
 
     Args:
@@ -162,7 +163,7 @@ def build_tiles(image: PILImage.Image, plan: TilePlan, arch: Architecture) -> np
     return np.ascontiguousarray(np.concatenate([base[None], tiles]).transpose(0, 3, 1, 2))
 
 
-def normalise(tiles: np.ndarray) -> np.ndarray:
+def normalise(tiles: UInt8Array) -> Float32Array:
     """Scale to 0..1, then subtract CLIP's mean and divide by its standard deviation, per channel.
 
     Args:

@@ -41,7 +41,7 @@ from llavanext_cli.processing.tokens import Tokenizer
 from llavanext_cli.records import IGNORE_INDEX, Batch, EncodedSample
 
 if TYPE_CHECKING:
-    import numpy as np
+    from llavanext_cli.records import Int32Array, Int64Array
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ MediumPlan = TilePlan | ClipPlan
 class Packed:
     """`input_ids`, `labels` and `feature_index` of a sample, each `int32[S]`; see `EncodedSample`."""
 
-    input_ids: np.ndarray
-    labels: np.ndarray
-    feature_index: np.ndarray
+    input_ids: Int32Array
+    labels: Int32Array
+    feature_index: Int32Array
 
 
 def count_medium(plan: MediumPlan, arch: Architecture) -> int:
@@ -141,7 +141,7 @@ def pack(
     return Packed(np.concatenate(input_ids), np.concatenate(labels), np.concatenate(feature_index))
 
 
-def index_media(plans: Sequence[MediumPlan], arch: Architecture) -> list[np.ndarray]:
+def index_media(plans: Sequence[MediumPlan], arch: Architecture) -> list[Int32Array]:
     """Feature rows of each medium, `int32[tokens]`, in the order of its tokens (drawn in the module's docstring)."""
     import numpy as np
 
@@ -162,7 +162,7 @@ def index_media(plans: Sequence[MediumPlan], arch: Architecture) -> list[np.ndar
     return rows
 
 
-def _index_grid(plan: TilePlan, arch: Architecture) -> np.ndarray:
+def _index_grid(plan: TilePlan, arch: Architecture) -> Int64Array:
     """Rows of the unpadded grid's patches, counted from the picture's own base tile. `int64[patch_height,
     patch_width]`"""
     import numpy as np
@@ -229,7 +229,7 @@ def check_fit(
             raise DataError(f"sample {sample_id}: {has} {unit}, but {fits} fit", f"{change}, or drop the sample")
 
 
-def _relocate(sample: EncodedSample, tiles: int, static_rows: int, arch: Architecture) -> np.ndarray:
+def _relocate(sample: EncodedSample, tiles: int, static_rows: int, arch: Architecture) -> Int32Array:
     """A sample's `feature_index` with rows of the static table: pictures stay, frames, newline and text move."""
     import numpy as np
 

@@ -28,7 +28,7 @@ from llavanext_cli.processing.video import load_clip
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, EncodedSample, Medium, Sample
 
 if TYPE_CHECKING:
-    import numpy as np
+    from llavanext_cli.records import UInt8Array
 
 Roots = Mapping[str, "str | Path"]
 """Data source to the folder that its media paths are relative to."""
@@ -45,8 +45,8 @@ class Media:
     """
 
     plans: tuple[MediumPlan, ...]
-    tiles: np.ndarray
-    frames: np.ndarray
+    tiles: UInt8Array
+    frames: UInt8Array
 
 
 @dataclass(frozen=True)

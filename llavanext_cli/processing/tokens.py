@@ -101,7 +101,8 @@ class Tokenizer:
         text = _well_formed(text)
         if self.legacy:
             head, tail = self._split_spelled(text)
-            return self._processor.encode(head) + self.encode_more(tail)
+            ids: list[int] = self._processor.encode(head)
+            return ids + self.encode_more(tail)
         text = text.replace(SPACE, " ")
         return self._encode_plain(SPACE + text if first and self.add_prefix_space else text)
 
@@ -116,6 +117,7 @@ class Tokenizer:
         if not text:
             return []
         head, tail = self._split_spelled(text)
+        ids: list[int]
         if head.startswith((SPACE, " ")):
             # some models strip leading spaces; behind a guard the space is not a leading one (as LlamaTokenizer does)
             ids = self._plain.encode(self.unk_token + head)[self._guard_length :]
@@ -145,7 +147,7 @@ class Tokenizer:
             return self._added_names[token].encode()
         if not 0 <= token < len(self._processor):
             return b""
-        piece = self._processor.id_to_piece(token)
+        piece: str = self._processor.id_to_piece(token)
         if self._processor.is_byte(token):
             return bytes([int(piece[3:-1], 16)])  # "<0x0A>"
         return piece.replace(SPACE, " ").encode()
@@ -215,12 +217,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     for name in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):  # a model may hold them as pieces of its own
         if (number := _special_id(name, added, processor)) is not None:
             added[name] = number
-    ids = {key: _special_id(name, added, processor) for key, name in names.items()}
-    for key in ("unk_token", "bos_token", "eos_token"):
-        if ids[key] is None:
-            raise CheckpointError(f"{folder}: {key} {names[key]!r} is neither in tokenizer.model nor an added token")
-    pad_id = ids["pad_token"] if ids["pad_token"] is not None else ids["unk_token"]
-    special = {ids["unk_token"], ids["bos_token"], ids["eos_token"], pad_id, *added_special}
+    ids: dict[str, int] = {}
+    for key, name in names.items():  # unk_token first, pad_token last, as in SPECIAL_DEFAULTS
+        number = _special_id(name, added, processor)
+        if number is None and key != "pad_token":
+            raise CheckpointError(f"{folder}: {key} {name!r} is neither in tokenizer.model nor an added token")
+        ids[key] = ids["unk_token"] if number is None else number
+    special = {*ids.values(), *added_special}
     special |= {added[name] for name in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER) if name in added}
     return Tokenizer(
         model=model,
@@ -229,7 +232,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         add_bos=config.get("add_bos_token") is not False,
         bos_id=ids["bos_token"],
         eos_id=ids["eos_token"],
-        pad_id=pad_id,
+        pad_id=ids["pad_token"],
         unk_id=ids["unk_token"],
         added=added,
         unk_token=names["unk_token"],

@@ -30,14 +30,14 @@ from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.errors import DataError, RuntimeMissingError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from llavanext_cli.records import AnyArray, Float64Array, UInt8Array
 
 BACKENDS = ("auto", "pyav", "decord")
 
-Keep = Callable[["np.ndarray"], "np.ndarray"]
+Keep = Callable[["UInt8Array"], "AnyArray"]
 """What is kept of a decoded `uint8[H, W, 3]` frame."""
 
-KeepFrame = Callable[[Any], "np.ndarray"]
+KeepFrame = Callable[[Any], "AnyArray"]
 """The same, of a frame as PyAV hands it out."""
 
 
@@ -46,12 +46,13 @@ def sample_positions(total: int, count: int) -> list[int]:
     short."""
     import numpy as np
 
-    return np.linspace(0, total - 1, count).astype(np.int64).tolist()
+    positions: list[int] = np.linspace(0, total - 1, count).astype(np.int64).tolist()
+    return positions
 
 
 def read_frames(
     path: str | Path, count: int, backend: str = "auto", keep: Keep | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[AnyArray, Float64Array]:
     """Read frames spread evenly over a clip.
 
     Args:
@@ -82,13 +83,15 @@ def read_frames(
     return np.stack(frames), np.array(times, np.float64)
 
 
-def load_clip(path: str | Path, count: int, arch: Architecture, backend: str = "auto") -> tuple[np.ndarray, np.ndarray]:
+def load_clip(
+    path: str | Path, count: int, arch: Architecture, backend: str = "auto"
+) -> tuple[UInt8Array, Float64Array]:
     """`read_frames` and `build_frames` in one: `uint8[F, 3, R, R]` and times, `float64[F]` seconds. Errors as
     there."""
     return read_frames(path, count, backend, partial(build_frame, side=arch.vision.image_size))
 
 
-def build_frames(frames: np.ndarray, arch: Architecture) -> np.ndarray:
+def build_frames(frames: UInt8Array, arch: Architecture) -> UInt8Array:
     """Scale and crop frames.
 
     Args:
@@ -102,7 +105,7 @@ def build_frames(frames: np.ndarray, arch: Architecture) -> np.ndarray:
     return np.stack([build_frame(frame, arch.vision.image_size) for frame in frames])
 
 
-def build_frame(frame: np.ndarray, side: int) -> np.ndarray:
+def build_frame(frame: UInt8Array, side: int) -> UInt8Array:
     """One frame, `uint8[H, W, 3]`, its shorter side scaled to `side` pixels, the centre cropped: `uint8[3, R, R]`."""
     import numpy as np
     from PIL import Image
@@ -176,7 +179,7 @@ def _open_stream(path: Path) -> tuple[Any, Any]:
     if not container.streams.video:
         container.close()
         raise DataError(f"{path}: has no video stream", "give a clip with a picture track")
-    stream = container.streams.best("video") or container.streams.video[0]
+    stream: Any = container.streams.best("video") or container.streams.video[0]
     stream.thread_type = "AUTO"
     return container, stream
 
@@ -294,8 +297,8 @@ def _keeper(keep: Keep | None) -> KeepFrame:
 
     reformatter = VideoReformatter()  # one for all frames: making one costs more than converting a small frame
 
-    def keep_frame(frame: Any) -> np.ndarray:
-        pixels = reformatter.reformat(frame, format="rgb24").to_ndarray()
+    def keep_frame(frame: Any) -> AnyArray:
+        pixels: AnyArray = reformatter.reformat(frame, format="rgb24").to_ndarray()
         if turn := round(frame.rotation / 90):  # degrees, counter-clockwise
             pixels = np.ascontiguousarray(np.rot90(pixels, turn))
         return keep(pixels) if keep else pixels
