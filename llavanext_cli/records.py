@@ -38,6 +38,7 @@ IGNORE_INDEX = -100
 
 IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
+AS_MIX = "`llavanext mix` writes samples in the right form; `llavanext mix --help` shows how."
 MEDIA_KINDS = ("image", "video")
 ROLES = ("user", "assistant")
 
@@ -54,12 +55,12 @@ class Medium:
     @classmethod
     def from_dict(cls, data: Any, where: str) -> Medium:
         if not isinstance(data, dict) or data.get("kind") not in MEDIA_KINDS or not isinstance(data.get("path"), str):
-            raise DataError(f"{where}: a medium needs a kind ({' or '.join(MEDIA_KINDS)}) and a path")
+            raise DataError(f"{where}: a medium needs a kind ({' or '.join(MEDIA_KINDS)}) and a path", AS_MIX)
         size = data.get("size")
         if size is not None and not (
             isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
         ):
-            raise DataError(f"{where}: size is [height, width] in pixels, not {size!r}")
+            raise DataError(f"{where}: size is [height, width] in pixels, not {size!r}", AS_MIX)
         return cls(data["kind"], data["path"], tuple(size) if size else None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,19 +91,19 @@ class Sample:
     def from_dict(cls, data: Any, where: str) -> Sample:
         """Build from one parsed JSON line; `where` ("file.jsonl, line 7") opens the message of a `DataError`."""
         if not isinstance(data, dict):
-            raise DataError(f"{where}: a sample is an object with id, source, media and turns")
+            raise DataError(f"{where}: a sample is an object with id, source, media and turns", AS_MIX)
         turns = data.get("turns")
         if not isinstance(turns, list) or not turns:
-            raise DataError(f"{where}: a sample needs a list of turns")
+            raise DataError(f"{where}: a sample needs a list of turns", AS_MIX)
         for number, turn in enumerate(turns):
             if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
-                raise DataError(f"{where}: turn {number + 1} needs a role and a text")
+                raise DataError(f"{where}: turn {number + 1} needs a role and a text", AS_MIX)
             due = ROLES[number % 2]
             if turn.get("role") != due:
-                raise DataError(f"{where}: turn {number + 1} must be the {due}'s, got {turn.get('role')!r}")
+                raise DataError(f"{where}: turn {number + 1} must be the {due}'s, got {turn.get('role')!r}", AS_MIX)
         media = data.get("media", [])
         if not isinstance(media, list):
-            raise DataError(f"{where}: media must be a list")
+            raise DataError(f"{where}: media must be a list", AS_MIX)
         return cls(
             id=str(data.get("id", "")),
             source=str(data.get("source", "")),

@@ -101,6 +101,7 @@ def parse_architecture(config: Any, where: str) -> Architecture:
         what = "is missing" if model_type is None else f"{model_type!r} is not supported"
         raise CheckpointError(
             f"{where}: this is no LLaVA-NeXT model",
+            "`llavanext fetch --list` names the models that can be used.",
             details=[f"model_type: {what}; supported: {', '.join(MODEL_TYPES)}"],
         )
     for section in ("vision_config", "text_config"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llavanext_cli.config import reading
+from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.config.reading import Builder, Document, load_yaml, parse_yaml, suggestion, takes_mapping
 from llavanext_cli.config.rules import check_preset
 from llavanext_cli.config.schema import SECTIONS, TASKS, Head, Preset, schema_keys
@@ -220,7 +221,7 @@ def _read_overrides(overrides: Sequence[str], known: Mapping[str, Any], builder:
         key, equals, text = override.partition("=")
         key, where = key.strip(), f"--set {override}"
         if not equals or not key:
-            raise ConfigError(f"{where}: expected KEY=VALUE, such as train.learning_rate=1e-5")
+            raise ConfigError(f"{where}: expected KEY=VALUE", "Such as --set train.learning_rate=1e-5.")
         value = parse_yaml(text, where)
         # Below model.text.rope_scaling, whose value is a mapping, the names are not the schema's.
         free = any(key.startswith(f"{leaf}.") and takes_mapping(kind) for leaf, kind in known.items())
@@ -324,3 +325,26 @@ def _apply_rules(builder: Builder, preset: Preset) -> None:
             changed = [place for place in places if place.startswith("--")]
             place = (changed or places or [builder.name])[0]
             builder.problems.append(reading.Problem(place, keys[0], text))
+
+
+def check_model_settings(preset: Preset, overrides: Sequence[str], architecture: Architecture) -> None:
+    """The model is what the checkpoint says it is; a `--set model.…` that says otherwise must not go unheard.
+
+    Raises:
+        ConfigError: with both values.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if not key.startswith("model."):
+            continue
+        wanted: Any = preset.model
+        found: Any = architecture
+        for name in key.split(".")[1:]:
+            if not hasattr(wanted, name):  # below rope_scaling: a mapping, compared as a whole
+                break
+            wanted, found = getattr(wanted, name), getattr(found, name)
+        if wanted != found:
+            raise ConfigError(
+                f"--set {override}: the checkpoint's {key} is {found}",
+                "The model's shape is the checkpoint's: leave the setting out, or convert another model.",
+            )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llavanext_cli.config.presets import load_preset
+from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.errors import ConfigError, DataError
 from llavanext_cli.inference.named import describe_times, resolve_media
 from llavanext_cli.inference.sampling import Sampling
@@ -117,6 +117,7 @@ def prepare(
     preset = load_preset(name, [*overrides, *extra])
     if preset.ask is None:
         raise ConfigError(f"{name} is a preset for training, not for asking", hint="see `llavanext presets list`")
+    check_model_settings(preset, overrides, opened.architecture)
     processor = Processor(opened.architecture, load_tokenizer(opened.folder), frames=preset.data.frames)
     return opened, preset, processor
 

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from llavanext_cli.config.mindformers import expand
-from llavanext_cli.config.presets import load_preset
+from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import (
     EXIT_INTERRUPTED,
@@ -136,6 +136,7 @@ def check_training(
 
     preset = load_train_preset(preset_name, overrides, devices)
     opened = open_checkpoint(checkpoint)
+    check_model_settings(preset, overrides, opened.architecture)
     samples = read_samples(data)
     plan = plan_run(preset, len(samples))
     check_lengths(count_tokens(samples, opened, preset, progress, on_bad == "skip"), preset)
