@@ -48,6 +48,9 @@ def ask(
     stop: Annotated[
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="Ends the answer; may be repeated.")
     ] = None,
+    show: Annotated[
+        Path | None, typer.Option("--show", metavar="FILE.png", help="Save a picture of what the model sees.")
+    ] = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
@@ -87,11 +90,12 @@ def ask(
         "verbose": console.is_verbose(),
     }
     if chat:
-        if batch or question or json:
-            raise LlavaNextError("--chat takes its questions one by one", hint="leave out question, --batch and --json")
+        if batch or question or json or show:
+            hint = "leave out question, --batch, --show and --json"
+            raise LlavaNextError("--chat takes its questions one by one", hint=hint)
         _chat(checkpoint, image or [], video or [], common)
     elif batch is not None:
-        if out is None or image or video or time_instruction:
+        if out is None or image or video or time_instruction or show:
             raise LlavaNextError("--batch takes its media from the input", hint="give --batch FILE|FOLDER --out FILE")
         _batch(batch, out, checkpoint, question, batch_size, force, json, common)
     elif question is None:
@@ -102,7 +106,9 @@ def ask(
         question = sys.stdin.read().strip() if question == "-" else question
         if not question.strip():
             raise LlavaNextError("the question is empty", hint="say what is wanted of the answer")
-        more = {"time_instruction": time_instruction, "allow_url": allow_url}
+        if show is not None and show.exists() and not force:
+            raise LlavaNextError(f"{show} exists", hint="name another file, or give --force to replace it")
+        more = {"time_instruction": time_instruction, "allow_url": allow_url, "show": show}
         _one(question, image or [], video or [], checkpoint, json, common | more)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.errors import ConfigError, DataError
+from llavanext_cli.inference.contact_sheet import write_contact_sheet
 from llavanext_cli.inference.named import describe_times, resolve_media
 from llavanext_cli.inference.sampling import Sampling
 from llavanext_cli.processing.processor import Processor
@@ -43,6 +44,7 @@ def run_ask(
     changes: dict[str, Any] | None = None,
     time_instruction: bool = False,
     allow_url: bool = False,
+    show: Path | None = None,
     on_text: Callable[[str], None] | None = None,
     verbose: bool = False,
 ) -> Answer:
@@ -57,6 +59,7 @@ def run_ask(
         frames: frames taken from each clip; the preset's when None.
         changes: fields of `Sampling` that differ from the preset's.
         time_instruction: put the original's sentence about duration and frame times before the question.
+        show: a picture file for the tiles and frames that the model sees.
         on_text: called with each piece of the answer as it comes.
 
     Raises:
@@ -72,7 +75,10 @@ def run_ask(
             question = "\n".join([*[describe_times(clip, preset.data.frames) for clip in clips], question])
         sample = build_question(question, pictures, clips)
         check_media(sample, preset)
-        encoded = processor.encode_question(sample)
+        media = processor.load_media(sample)
+        if show is not None:
+            write_contact_sheet(show, media, opened.architecture, [Path(medium.path).name for medium in sample.media])
+        encoded = processor.encode_question(sample, media=media)
     with open_session(opened, preset, cache_need(encoded, sampling), verbose=verbose) as session:
         return session.answer([encoded], sampling, (lambda row, text: on_text(text)) if on_text else None)[0]
 

@@ -8,9 +8,12 @@ The pixels are those that are normalised and go into the vision tower, black bor
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llavanext_cli.errors import DataError
 from llavanext_cli.processing.packing import ClipPlan
 
 if TYPE_CHECKING:
@@ -28,16 +31,30 @@ LEAST_SIDE = 112
 PAPER, INK = (255, 255, 255), (60, 60, 60)
 
 
-def draw_contact_sheet(
-    media: Media, arch: Architecture, names: Sequence[str], times: Sequence[Sequence[float]] = ()
-) -> Image.Image:
+def write_contact_sheet(path: Path, media: Media, arch: Architecture, names: Sequence[str]) -> None:
+    """Draw a contact sheet to a file, whole or not at all; the ending names the format.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        draw_contact_sheet(media, arch, names).save(partial)
+        os.replace(partial, path)
+    except (OSError, ValueError) as fault:  # ValueError: an ending that is no format
+        reason = fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
+        raise DataError(f"{path} cannot be written: {reason}", "give --show a name such as sheet.png") from fault
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def draw_contact_sheet(media: Media, arch: Architecture, names: Sequence[str]) -> Image.Image:
     """Draw what `Processor.load_media` made of a question's media.
 
     Args:
         media: decoded pictures and clips.
         arch: of the checkpoint.
         names: one caption for each medium.
-        times: seconds of each frame, for each clip in order; without them frames are numbered.
 
     Returns:
         An RGB picture, one block below another.
@@ -50,10 +67,7 @@ def draw_contact_sheet(
     for plan, name in zip(media.plans, names, strict=True):
         if isinstance(plan, ClipPlan):
             frames = media.frames[frames_before : frames_before + plan.frames]
-            seconds = times[clips] if clips < len(times) else None
-            captions = (
-                [f"{t:.1f} s" for t in seconds] if seconds is not None else [f"{n + 1}" for n in range(len(frames))]
-            )
+            captions = [f"{seconds:.1f} s" for seconds in media.times[clips]]
             blocks.append(_block(f"{name}: {len(frames)} frames", frames, COLUMNS, factor, captions))
             frames_before, clips = frames_before + plan.frames, clips + 1
             continue

@@ -42,11 +42,13 @@ class Media:
         plans: one for each medium, in order.
         tiles: `uint8[G, 3, R, R]`, all pictures.
         frames: `uint8[F, 3, R, R]`, all clips.
+        times: seconds of each frame, for each clip in order.
     """
 
     plans: tuple[MediumPlan, ...]
     tiles: UInt8Array
     frames: UInt8Array
+    times: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Processor:
         self._check_clips(sample)
         side = self.arch.vision.image_size
         plans: list[MediumPlan] = []
+        times: list[tuple[float, ...]] = []
         tiles, frames = [np.zeros((0, 3, side, side), np.uint8)], [np.zeros((0, 3, side, side), np.uint8)]
         for medium in sample.media:
             path = resolve_path(sample, medium, roots or {})
@@ -108,10 +111,11 @@ class Processor:
                     tiles.append(build_tiles(image, plan, self.arch))
                     plans.append(plan)
                 else:
-                    clip, _ = load_clip(path, self.frames, self.arch, self.video_backend)
+                    clip, seconds = load_clip(path, self.frames, self.arch, self.video_backend)
                     frames.append(clip)
+                    times.append(tuple(seconds.tolist()))
                     plans.append(ClipPlan(len(clip)))
-        return Media(tuple(plans), np.concatenate(tiles), np.concatenate(frames))
+        return Media(tuple(plans), np.concatenate(tiles), np.concatenate(frames), tuple(times))
 
     def plan_media(self, sample: Sample, roots: Roots | None = None) -> tuple[MediumPlan, ...]:
         """What each medium will take, from sizes in the sample or in picture headers; no pixel is decoded."""

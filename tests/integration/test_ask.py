@@ -13,13 +13,14 @@ SHORT = ["--max-new-tokens", "6", "--set", "ask.cache_tokens=512"]
 @pytest.mark.slow
 def test_token_counts_are_those_of_the_formulas(run_llavanext, media, tiny_checkpoint, tiny_architecture):
     words = ["ask", "what is it?", "--image", media / "1.png", "--checkpoint", tiny_checkpoint, "--json", *SHORT]
-    done = run_llavanext(*words)
+    done = run_llavanext(*words, "--show", "sheet.png")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["media_tokens"] == count_tokens(SIZES[1], tiny_architecture)
     assert answer["tiles"] == 5
     assert 0 < len(answer["tokens"]) <= 6
-    assert list(run_llavanext.folder.iterdir()) == []
+    assert [path.name for path in run_llavanext.folder.iterdir()] == ["sheet.png"]
+    assert run_llavanext(*words, "--show", "sheet.png").stderr.startswith("Error: sheet.png exists")
     assert "WARNING" not in done.stderr
 
 

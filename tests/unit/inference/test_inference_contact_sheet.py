@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from llavanext_cli.config.presets import load_preset
-from llavanext_cli.inference.contact_sheet import COLUMNS, draw_contact_sheet
+from llavanext_cli.errors import DataError
+from llavanext_cli.inference.contact_sheet import COLUMNS, draw_contact_sheet, write_contact_sheet
 from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.packing import ClipPlan
 from llavanext_cli.processing.processor import Media
@@ -33,9 +35,9 @@ def positions(sheet: np.ndarray, number: int) -> tuple[int, int, int]:
 def test_every_tile_and_frame_is_there_in_its_place():
     plan = plan_tiles((SIDE * 2, SIDE * 2), ARCH)
     frames = COLUMNS + 2
-    media = Media((plan, ClipPlan(frames)), flat(plan.tiles, 100), flat(frames, 150))
-    times = [[n / 2 for n in range(frames)]]
-    sheet = np.asarray(draw_contact_sheet(media, ARCH, ["a.png", "b.mp4"], times))
+    times = (tuple(n / 2 for n in range(frames)),)
+    media = Media((plan, ClipPlan(frames)), flat(plan.tiles, 100), flat(frames, 150), times)
+    sheet = np.asarray(draw_contact_sheet(media, ARCH, ["a.png", "b.mp4"]))
     places = {value: positions(sheet, value) for value in [*range(100, 100 + plan.tiles), *range(150, 150 + frames)]}
     assert len({count for count, _, _ in places.values()}) == 1  # each whole, and of one size
     assert places[100][0] % SIDE**2 == 0
@@ -47,3 +49,12 @@ def test_every_tile_and_frame_is_there_in_its_place():
 
 def test_text_alone_is_an_empty_sheet():
     assert draw_contact_sheet(Media((), flat(0, 0), flat(0, 0)), ARCH, []).size == (24, 12)
+
+
+def test_it_is_written_whole_or_not_at_all(tmp_path):
+    nothing = Media((), flat(0, 0), flat(0, 0))
+    write_contact_sheet(tmp_path / "sheet.png", nothing, ARCH, [])
+    for path in (tmp_path / "sheet.text", tmp_path / "none" / "sheet.png"):
+        with pytest.raises(DataError, match="cannot be written"):
+            write_contact_sheet(path, nothing, ARCH, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
