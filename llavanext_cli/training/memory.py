@@ -116,7 +116,8 @@ def activation_bytes(preset: Preset, model: Architecture) -> int:
                 activation, up and their product: 4c F
         tower   the same with (16 + 8c) D, and fc1, its activation's two parts and the result: 4c F
 
-    without flash attention also heads x length scores in float32 and c; a layer that is computed again keeps its
+    without flash attention also heads x length scores, of which 16 + 6c bytes each were measured on a CPU (scaled,
+    masked, their softmax, casts, gradients); a layer that is computed again keeps its
     input, c D. To this come the logits (float32, their softmax and gradient: 12 + c bytes each). Tensor parallelism
     cuts all of Llama's, as sequence parallelism is on with it. Gradient accumulation changes nothing.
     """
@@ -126,7 +127,7 @@ def activation_bytes(preset: Preset, model: Architecture) -> int:
     tokens = train.batch_size * preset.data.seq_length
 
     def layer(width: int, inner: int, heads: int, length: int) -> int:
-        scores = 0 if flash else heads * length * (4 + 2 * c)
+        scores = 0 if flash else heads * length * (16 + 6 * c)
         return (16 + 8 * c) * width + 4 * c * inner + scores
 
     full = layer(text.hidden_size, text.intermediate_size, text.num_attention_heads, preset.data.seq_length)
