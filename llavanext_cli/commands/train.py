@@ -62,9 +62,12 @@ def train(
 
     Next: llavanext ask "What is it?" --image a.jpg --checkpoint run/model
     """
+    from llavanext_cli.training.folder import check_out
     from llavanext_cli.training.launch import Nodes, check_training, parse_master, run_training
     from llavanext_cli.training.preview import refuse_unfit
 
+    if nodes == 1 and not (resume or plan or check or dry_run):
+        check_out(out, force)
     place = Nodes(nodes, node_rank, parse_master(master) if master else None, round(timeout * 60))
 
     with console.progress("Checking samples", "samples") as on_check:

@@ -5,14 +5,35 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from pathlib import Path
 
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import LlavaNextError
-from llavanext_cli.training.job import Job
+from llavanext_cli.training.job import JOB_FILE, Job
 from llavanext_cli.training.plan import RunPlan, digest_file, run_settings
 from llavanext_cli.training.state import check_settings, find_run_state, remove_leftovers
+
+
+def check_out(out: Path, force: bool, but: Collection[str] = ()) -> bool:
+    """Whether `out` holds an earlier run that is to be replaced. To be asked before the samples are counted, too.
+
+    Args:
+        but: names in it that do not count.
+
+    Raises:
+        LlavaNextError: it is a file, or holds something that is no run, or a run and `force` is not given.
+    """
+    if not (out.is_file() or (out.is_dir() and {path.name for path in out.iterdir()} - set(but))):
+        return False
+    if not (out / JOB_FILE).is_file():
+        raise LlavaNextError(f"{out} holds something that is no training run", hint="choose another --out")
+    if not force:
+        raise LlavaNextError(
+            f"{out} already holds a run", hint="add --resume to go on with it, choose another --out, or add --force"
+        )
+    return True
 
 
 def make_out(job: Job, force: bool, nodes: int = 1) -> None:
@@ -21,14 +42,7 @@ def make_out(job: Job, force: bool, nodes: int = 1) -> None:
     Of several nodes, the others may have begun before the first, and have put their own files there.
     """
     of_nodes = {"logs", *(job.file_of(node).name for node in range(1, nodes))} if nodes > 1 else set()
-    if job.out.is_file() or (job.out.is_dir() and {path.name for path in job.out.iterdir()} - of_nodes):
-        if not job.file.is_file():
-            raise LlavaNextError(f"{job.out} holds something that is no training run", hint="choose another --out")
-        if not force:
-            raise LlavaNextError(
-                f"{job.out} already holds a run",
-                hint="add --resume to go on with it, choose another --out, or add --force",
-            )
+    if check_out(job.out, force, of_nodes):
         shutil.rmtree(job.out)
     try:
         job.libraries_folder.mkdir(parents=True, exist_ok=True)

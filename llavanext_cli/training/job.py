@@ -15,6 +15,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+JOB_FILE = "job.json"
+"""By it a folder is known to be a run's."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -35,7 +38,7 @@ class Job:
 
     @property
     def file(self) -> Path:
-        return self.out / "job.json"
+        return self.out / JOB_FILE
 
     def file_of(self, node: int) -> Path:
         """What the workers of a node read: `job.json`, and `job_1.json` … on further nodes."""
