@@ -39,6 +39,9 @@ class GraphStore:
         model: everything but the shapes that decides what a graph computes, as text.
     """
 
+    compiled = 0
+    """Graphs that this process has compiled, through any store: the number of the next one."""
+
     def __init__(self, store: Path, scratch: Path, model: str):
         self.scratch = scratch / "rank_0" / "graph_cache"
         self.scratch.mkdir(parents=True, exist_ok=True)
@@ -54,7 +57,8 @@ class GraphStore:
         if key in self.known:
             yield
             return
-        number = self.scratch / f"compile_cache_{len(self.known)}.mindir"
+        number = self.scratch / f"compile_cache_{GraphStore.compiled}.mindir"
+        GraphStore.compiled += 1
         self.known.add(key)
         kept = self.store / (hashlib.sha256(f"{self.model} {key}".encode()).hexdigest()[:32] + ".mindir")
         had = kept.is_file()

@@ -160,7 +160,8 @@ def run_ours(folder: Path, repeats: int) -> dict[str, Any]:
     preset = load_preset("tiny-ask", SETTINGS)
 
     def session(batch: int) -> Session:
-        return Session(open_checkpoint(folder / "model"), preset, folder / "libraries", batch_size=batch)
+        kept = {"batch_size": batch, "graphs": folder / "graphs"}
+        return Session(open_checkpoint(folder / "model"), preset, folder / "libraries", **kept)
 
     def timed(samples: list[Any]) -> tuple[float, float, list[list[int]]]:
         one.before = None  # the same question again would be in the cache

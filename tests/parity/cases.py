@@ -5,6 +5,7 @@ Pixels come from a frozen random stream and need no codec, so that they are the 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,18 +89,48 @@ def conversations() -> dict[str, tuple[list[str], list[np.ndarray], list[np.ndar
     }
 
 
-def build_cases(processor: Processor, names: tuple[str, ...] | None = None, *, question: bool = False) -> list[Case]:
+def random_conversations(count: int) -> dict[str, tuple[list[str], list[np.ndarray], list[np.ndarray]]]:
+    """As `conversations`, drawn: a picture, a clip, several media in any order, or text; one or two rounds."""
+    random = np.random.RandomState(7)
+    words = "what is it how many birds are there a grey cat on the mat red ball three of them flew away"
+    words = words.split(" ")
+    made = {}
+    for number in range(count):
+        kinds = (["image"], ["video"], ["image", "image"], ["image", "video"], ["video", "image", "image"], [])
+        media = kinds[number % len(kinds)]
+        say = lambda least: " ".join(random.choice(words, random.randint(least, 12)))  # noqa: E731
+        question = " and ".join(f"<{kind}>" for kind in media) + ("\n" if media else "") + say(2)
+        turns = [question, say(1)] if number % 3 else [question, say(1), say(1), say(1)]
+        sizes = [tuple(int(side) for side in random.randint(20, 160, 2)) for _ in media]
+        pictures = [size for size, kind in zip(sizes, media, strict=True) if kind == "image"]
+        clips = [size for size, kind in zip(sizes, media, strict=True) if kind == "video"]
+        made[f"random {number}"] = (
+            turns,
+            [picture(1000 * number + place, size) for place, size in enumerate(pictures)],
+            [clip(1000 * number + place, size) for place, size in enumerate(clips)],
+        )
+    return made
+
+
+def build_cases(
+    processor: Processor,
+    names: tuple[str, ...] | None = None,
+    *,
+    question: bool = False,
+    talks: dict[str, tuple[list[str], list[np.ndarray], list[np.ndarray]]] | None = None,
+) -> list[Case]:
     """Encode the cases, all or the named ones.
 
     Args:
         question: leave the last answer out, as when the model is asked.
+        talks: conversations in the place of this module's own.
     """
     arch = processor.arch
     cases = []
-    for name, (turns, pictures, clips) in conversations().items():
+    for name, (turns, pictures, clips) in (talks or conversations()).items():
         if names is not None and name not in names:
             continue
-        kinds = [word for turn in turns for word in ("image", "video") for _ in range(turn.count(f"<{word}>"))]
+        kinds = [word for turn in turns for word in re.findall("<(image|video)>", turn)]
         sample = Sample(
             id=name,
             source="",
@@ -112,8 +143,9 @@ def build_cases(processor: Processor, names: tuple[str, ...] | None = None, *, q
         nothing = np.zeros((0, 3, side, side), np.uint8)
         tiles = [build_tiles(image, plan, arch) for image, plan in zip(images, plans, strict=True)]
         frames = [build_frames(pixels, arch) for pixels in clips]
+        of_kind = {"image": iter(plans), "video": iter([ClipPlan(len(pixels)) for pixels in frames])}
         media = Media(
-            (*plans, *[ClipPlan(len(pixels)) for pixels in frames]),
+            tuple(next(of_kind[kind]) for kind in kinds),
             np.concatenate([nothing, *tiles]),
             np.concatenate([nothing, *frames]),
         )

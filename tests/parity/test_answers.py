@@ -1,0 +1,54 @@
+"""Greedy answers to 40 drawn questions equal transformers': alone, and in batches of mixed lengths.
+
+Where transformers pads on the left, our batches are padded on the right and each sequence counts its own positions:
+what is written behind a sequence's end is never seen, so an answer must not depend on who shares its batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.parity.cases import build_cases, random_conversations
+
+COUNT, TOKENS, BATCH = 40, 12, 8
+
+
+@pytest.fixture(scope="module")
+def questions(model):
+    return build_cases(model.processor, question=True, talks=random_conversations(COUNT))
+
+
+@pytest.fixture(scope="module")
+def answers(reference, questions):
+    return [reference.generate(case, TOKENS) for case in questions]
+
+
+def test_the_questions_are_worth_asking(questions, answers):
+    assert len(questions) == COUNT
+    assert len({case.encoded.length for case in questions}) > COUNT / 2
+    assert any(len(case.pictures) == 2 and case.clips for case in questions)
+    assert any(not case.pictures and not case.clips for case in questions)
+    assert len(set(map(tuple, answers))) > 0.9 * COUNT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, BATCH])
+def test_greedy_answers(model, mindspore_cpu, questions, answers, batch):
+    from llavanext_cli.config.presets import load_preset
+    from llavanext_cli.inference.sampling import Sampling
+    from llavanext_cli.inference.session import Session
+    from tests.parity.mindspore_side import keep_alive
+
+    # one shape for all, so that little is compiled
+    shapes = {"batch_size": batch, "cache_tokens": 512, "bucket": 512, "cache_step": 512}
+    session = Session(model.checkpoint, load_preset("tiny-ask", []), mindspore_cpu, **shapes)
+    keep_alive(session.network)
+    order = np.random.RandomState(1).permutation(COUNT) if batch > 1 else np.arange(COUNT)
+    given = {}
+    for begin in range(0, COUNT, batch):
+        group = order[begin : begin + batch]
+        samples = [questions[number].encoded for number in group]
+        given |= dict(zip(group, session.answer(samples, Sampling(max_new_tokens=TOKENS)), strict=True))
+    different = [questions[n].name for n in range(COUNT) if list(given[n].tokens) != answers[n]]
+    assert different == []
