@@ -275,13 +275,23 @@ def _special_names(data: dict[str, Any]) -> dict[str, str]:
 
 
 def _added_tokens(folder: Path, config: dict[str, Any]) -> tuple[dict[str, int], set[int]]:
-    """Added tokens, text to id, and the ids of those marked special. tokenizer_config.json has the last word."""
-    added = {str(name): int(number) for name, number in _read_json(folder / "added_tokens.json").items()}
-    special = set()
-    for number, entry in (config.get("added_tokens_decoder") or {}).items():
-        added[entry["content"]] = int(number)
-        if entry.get("special"):
-            special.add(int(number))
+    """Added tokens, text to id, and the ids of those marked special. tokenizer_config.json has the last word.
+
+    Raises:
+        CheckpointError: an id is no number, or an entry has no content.
+    """
+    try:
+        added = {str(name): int(number) for name, number in _read_json(folder / "added_tokens.json").items()}
+        special = set()
+        for number, entry in (config.get("added_tokens_decoder") or {}).items():
+            added[entry["content"]] = int(number)
+            if entry.get("special"):
+                special.add(int(number))
+    except (ValueError, TypeError, KeyError, AttributeError) as fault:
+        raise CheckpointError(
+            f"{folder}: added tokens that cannot be read ({type(fault).__name__}: {fault})",
+            "Fetch added_tokens.json and tokenizer_config.json again.",
+        ) from fault
     return added, special
 
 

@@ -1,5 +1,6 @@
 """Tokenizer folders: what is read, what is refused, and decoding that never shows half a character."""
 
+import json
 import pickle
 
 import pytest
@@ -135,3 +136,22 @@ def test_folders_that_are_refused(make_tokenizer_folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"no tokenizer\.model") as caught:
         load_tokenizer(tmp_path)
     assert "tokenizer.json alone" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("added_tokens.json", {"<image>": "many"}),
+        ("added_tokens.json", {"<image>": None}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "<image>"}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"7": {}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"7": "<image>"}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": [1]}),
+    ],
+)
+def test_added_tokens_that_are_none(make_tokenizer_folder, file, content):
+    folder = make_tokenizer_folder()
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="added tokens that cannot be read") as caught:
+        load_tokenizer(folder)
+    assert "again" in caught.value.hint
