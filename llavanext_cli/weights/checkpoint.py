@@ -9,7 +9,7 @@ llavanext_manifest.json              every tensor's file, type, shape and SHA-25
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,9 @@ from llavanext_cli.weights.plan import check_parameters, compare_shapes, extent
 from llavanext_cli.weights.stream import Made, PlannedTensor, Progress, Stream, plan_shards, write_safetensors
 
 if TYPE_CHECKING:
-    import numpy as np
     from mindspore import nn
+
+    from llavanext_cli.records import AnyArray
 
 FORMAT_VERSION = 1
 NAME_MAP = "param_name_map.json"
@@ -141,7 +142,7 @@ def read_listed(folder: Path, manifest: dict[str, Any], section: str) -> dict[st
 # ------------------------------------------------------------------------------------------------------------- loading
 
 
-def read_array(spec: TensorSpec, dtype: str = "float32") -> np.ndarray:
+def read_array(spec: TensorSpec, dtype: str = "float32") -> AnyArray:
     """Read one tensor.
 
     Args:
@@ -160,7 +161,7 @@ def read_array(spec: TensorSpec, dtype: str = "float32") -> np.ndarray:
     return from_bytes(data, spec.dtype, dtype).reshape(spec.shape)
 
 
-def load_parameters(checkpoint: Checkpoint | str | Path, dtype: str = "float32") -> dict[str, np.ndarray]:
+def load_parameters(checkpoint: Checkpoint | str | Path, dtype: str = "float32") -> dict[str, AnyArray]:
     """Read all parameters into memory as one type; see `read_array`. For small models and tests."""
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
     return {name: read_array(spec, dtype) for name, spec in checkpoint.parameters.items()}
@@ -196,7 +197,7 @@ def load_into(network: nn.Cell, checkpoint: Checkpoint | str | Path, progress: P
 
 def save_checkpoint_folder(
     folder: str | Path,
-    tensors: Mapping[str, np.ndarray | PlannedTensor],
+    tensors: Mapping[str, AnyArray | PlannedTensor],
     like: Checkpoint,
     extra: dict[str, Any] | None = None,
     force: bool = False,
@@ -232,8 +233,13 @@ def save_checkpoint_folder(
         value = tensors[name]
         if isinstance(value, PlannedTensor):
             return value
-        pieces = (Made(value.nbytes, lambda: iter([to_bytes(tensors[name])])),)
-        return PlannedTensor(name, dtype_of(value), expected[name], pieces, "training")
+
+        def chunks() -> Iterator[memoryview]:
+            array = tensors[name]  # asked for again, so that none is held until it is written
+            assert not isinstance(array, PlannedTensor)
+            yield to_bytes(array)
+
+        return PlannedTensor(name, dtype_of(value), expected[name], (Made(value.nbytes, chunks),), "training")
 
     plan = [planned(name) for name in expected]
     carried = [PlannedTensor(n, s.dtype, s.shape, (extent(s),), "carried") for n, s in like.carried.items()]
@@ -306,7 +312,9 @@ def write_checkpoint(
     return manifest
 
 
-def _entries(file: str, tensors: list[PlannedTensor] | tuple[PlannedTensor, ...], digests: dict[str, str]) -> dict:
+def _entries(
+    file: str, tensors: list[PlannedTensor] | tuple[PlannedTensor, ...], digests: dict[str, str]
+) -> dict[str, dict[str, Any]]:
     return {
         t.name: {"file": file, "dtype": t.dtype, "shape": list(t.shape), "sha256": digests[t.name], "from": t.origin}
         for t in tensors

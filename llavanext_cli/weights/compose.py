@@ -25,12 +25,12 @@ from llavanext_cli.config.architecture import (
     parse_architecture,
 )
 from llavanext_cli.config.hf_config import (
-    SectionReader,
     parse_text_section,
     parse_vision_section,
     raise_faults,
     read_config,
 )
+from llavanext_cli.config.sections import SectionReader
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from llavanext_cli.weights import keymap

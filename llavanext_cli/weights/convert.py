@@ -27,7 +27,7 @@ from llavanext_cli.weights.folder import (
 from llavanext_cli.weights.headers import read_json, read_safetensors_header
 from llavanext_cli.weights.plan import Plan, extent
 from llavanext_cli.weights.sources import build_plan, check_vocabulary
-from llavanext_cli.weights.stream import Progress, Stream, digest_pieces, plan_shards, write_safetensors
+from llavanext_cli.weights.stream import Extent, Made, Progress, Stream, digest_pieces, plan_shards, write_safetensors
 
 DIRECTIONS = ("mindspore", "hf")
 FORMATS = ("safetensors", "ckpt")
@@ -227,7 +227,7 @@ def _one_pass(progress: Progress | None, number: int, passes: int, nbytes: int) 
 def _digests(checkpoint: Path) -> dict[str, dict[str, Any]]:
     """What the manifest of one of our checkpoints says about each tensor: file and digest."""
     manifest = read_json(checkpoint / MANIFEST)
-    return manifest["tensors"] | manifest["carried"]
+    return {**manifest["tensors"], **manifest["carried"]}
 
 
 def _verify(
@@ -239,6 +239,7 @@ def _verify(
     with Stream(nbytes, progress) as stream:
         for file in sorted({entry["file"] for entry in written.values()}):
             path = folder / file
+            pieces: Mapping[str, tuple[Extent | Made, ...]]
             if path.suffix == ".ckpt":
                 pieces = read_ckpt_header(path)
             else:

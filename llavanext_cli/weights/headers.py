@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from llavanext_cli.errors import CheckpointError
 
@@ -249,7 +249,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _are_counts(value: Any) -> bool:
+def _are_counts(value: Any) -> TypeGuard[list[int]]:
     # 2**63 bounds each factor, so that a lying shape cannot become a number with a million digits.
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 

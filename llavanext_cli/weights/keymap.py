@@ -152,7 +152,7 @@ def _fill(rules: Iterable[Rule], sizes: dict[str, int], layers: Iterable[int] = 
 def build_targets(architecture: Architecture) -> list[Target]:
     """Every parameter of our model, in data order: tower, projector, newline, pooler, language model."""
     sizes = dimensions(architecture)
-    projector = PROJECTOR_RULES
+    projector: tuple[Rule, ...] = PROJECTOR_RULES
     if not architecture.multimodal_projector_bias:
         projector = tuple(rule for rule in projector if not rule.target.endswith(".bias"))
     return [

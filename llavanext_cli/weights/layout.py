@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from llavanext_cli.weights.headers import DTYPE_BYTES, TensorSpec, count_element
 from llavanext_cli.weights.stream import Extent, Made, PlannedTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from llavanext_cli.records import AnyArray, Float32Array
 
 CHUNK_BYTES = 1 << 20
 NUMPY_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -27,7 +27,7 @@ RAW_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
-def from_bytes(data: Buffer, stored: str, wanted: str) -> np.ndarray:
+def from_bytes(data: bytes | bytearray | memoryview, stored: str, wanted: str) -> AnyArray:
     """Turn stored bytes into an array.
 
     Args:
@@ -48,14 +48,14 @@ def from_bytes(data: Buffer, stored: str, wanted: str) -> np.ndarray:
     return narrow.view(bfloat16()) if wanted == "bfloat16" else narrow
 
 
-def widen(raw: np.ndarray, stored: str) -> np.ndarray:
+def widen(raw: AnyArray, stored: str) -> Float32Array:
     """`uint16[n]` (BF16), `float16[n]` or `float32[n]` → `float32[n]`, exactly."""
     if stored == "BF16":
         return (raw.astype(np.uint32) << 16).view(np.float32)
     return raw.astype(np.float32, copy=False)
 
 
-def narrow_to(wide: np.ndarray, dtype: str) -> tuple[np.ndarray, int]:
+def narrow_to(wide: Float32Array, dtype: str) -> tuple[AnyArray, int]:
     """Round `float32[n]` to a narrower type.
 
     Returns:
@@ -80,14 +80,14 @@ def narrow_to(wide: np.ndarray, dtype: str) -> tuple[np.ndarray, int]:
     return (rounded >> 16).astype(np.uint16), int(np.count_nonzero(over))
 
 
-def bfloat16() -> np.dtype:
+def bfloat16() -> np.dtype[Any]:
     """NumPy's view of bfloat16, registered by MindSpore."""
     from mindspore.common import np_dtype
 
     return np.dtype(np_dtype.bfloat16)
 
 
-def dtype_of(array: np.ndarray) -> str:
+def dtype_of(array: AnyArray) -> str:
     """The safetensors name of an array's type. A type that weights cannot have is a bug of the caller."""
     name = str(array.dtype)
     if name not in SAFETENSORS_NAMES:
@@ -95,26 +95,27 @@ def dtype_of(array: np.ndarray) -> str:
     return SAFETENSORS_NAMES[name]
 
 
-def to_bytes(array: np.ndarray) -> memoryview:
+def to_bytes(array: AnyArray) -> memoryview:
     """The array's bytes in order; copied only when it is not contiguous."""
-    return memoryview(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+    return np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
 
 
 def gather_strided(spec: TensorSpec) -> Made:
     """The elements of a tensor that is stored transposed, or as a part of a larger one, in the order of its shape."""
-    size = DTYPE_BYTES[spec.dtype]
-    reach = 1 + sum((n - 1) * step for n, step in zip(spec.shape, spec.strides, strict=True))
+    assert spec.strides is not None
+    size, strides = DTYPE_BYTES[spec.dtype], spec.strides
+    reach = 1 + sum((n - 1) * step for n, step in zip(spec.shape, strides, strict=True))
 
     def chunks() -> Iterator[memoryview]:
         if not spec.nbytes:
             return
         stored = np.memmap(spec.path, f"V{size}", "r", spec.offset, (reach,))
-        steps = tuple(step * size for step in spec.strides)
+        steps = tuple(step * size for step in strides)
         view = np.lib.stride_tricks.as_strided(stored, spec.shape, steps, writeable=False)
         rows = view.reshape(1) if view.ndim == 0 else view
         height = max(1, CHUNK_BYTES // max(1, spec.nbytes // len(rows)))
         for row in range(0, len(rows), height):
-            yield memoryview(np.ascontiguousarray(rows[row : row + height]).view(np.uint8).reshape(-1))
+            yield to_bytes(rows[row : row + height])
 
     return Made(spec.nbytes, chunks)
 

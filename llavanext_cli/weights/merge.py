@@ -26,7 +26,7 @@ from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.headers import DTYPE_BYTES, TensorSpec, read_safetensors_header
 from llavanext_cli.weights.layout import CHUNK_BYTES
-from llavanext_cli.weights.protobuf import read_fields, read_numbers
+from llavanext_cli.weights.protobuf import content, read_fields, read_numbers
 from llavanext_cli.weights.stream import Extent, Made
 
 Box = tuple[tuple[int, int], ...]
@@ -82,8 +82,8 @@ def read_strategy(path: Path) -> dict[str, SliceLayout]:
         for field, item in read_fields(path.read_bytes()):
             if field != 3:  # parallel_layout_item
                 continue
-            entry = dict(read_fields(item))
-            layouts[bytes(entry[1]).decode()] = _parse_layout(entry[2])
+            entry = dict(read_fields(content(item)))
+            layouts[bytes(content(entry[1])).decode()] = _parse_layout(content(entry[2]))
     except (ValueError, KeyError, IndexError) as error:
         raise CheckpointError(
             f"{path}: no strategy file of MindSpore ({error})", "Copy the run's folder again."
@@ -153,10 +153,9 @@ class SlicedTensor:
                         data = os.pread(files[spec.path].fileno(), nbytes, offset)
                         if len(data) != nbytes:
                             raise CheckpointError(f"{spec.path}: ended while it was read")
-                        block[(slice(None), *(slice(low, high) for low, high in box[1:]))] = np.frombuffer(
-                            data, kind
-                        ).reshape(shape)
-                    yield memoryview(block.view(np.uint8).reshape(-1))
+                        window = (slice(None), *(slice(low, high) for low, high in box[1:]))
+                        block[window] = np.frombuffer(data, kind).reshape(shape)
+                    yield block.view(np.uint8).reshape(-1).data
             finally:
                 for file in files.values():
                     file.close()

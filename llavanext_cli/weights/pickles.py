@@ -70,7 +70,7 @@ class Unreadable(Exception):
     """Why a pickle was refused; the caller adds the file's name."""
 
 
-def _rebuild_tensor(arguments: tuple) -> StoredTensor:
+def _rebuild_tensor(arguments: tuple[Any, ...]) -> StoredTensor:
     """torch._utils._rebuild_tensor(storage, storage_offset, size, stride) and its later forms, which add flags."""
     if len(arguments) < 4 or not isinstance(arguments[0], Storage):
         raise Unreadable("a tensor without a storage")
@@ -82,19 +82,19 @@ def _rebuild_tensor(arguments: tuple) -> StoredTensor:
     return StoredTensor(storage, offset, shape, strides)
 
 
-def _rebuild_parameter(arguments: tuple) -> StoredTensor:
+def _rebuild_parameter(arguments: tuple[Any, ...]) -> StoredTensor:
     if not arguments or not isinstance(arguments[0], StoredTensor):
         raise Unreadable("a parameter that is no tensor")
     return arguments[0]
 
 
-def _ordered_dict(arguments: tuple) -> dict:
+def _ordered_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
     if arguments not in ((), ([],)):
         raise Unreadable("an OrderedDict with content that is not set one by one")
     return {}
 
 
-ADMITTED: dict[str, Callable[[tuple], Any] | None] = {
+ADMITTED: dict[str, Callable[[tuple[Any, ...]], Any] | None] = {
     "collections.OrderedDict": _ordered_dict,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
@@ -104,7 +104,7 @@ ADMITTED: dict[str, Callable[[tuple], Any] | None] = {
 """The globals a pickle may name, and what calling them means. Storages are named, never called."""
 
 
-def _fill(target: dict, values: list[Any]) -> dict:
+def _fill(target: dict[Any, Any], values: list[Any]) -> dict[Any, Any]:
     """Set keys and values in turn. Hashing a tuple could take for ever: it may hold itself many times."""
     for key, value in zip(values[::2], values[1::2], strict=True):
         if type(key) not in (str, int):
@@ -277,7 +277,9 @@ class PickleReader:
         self.memo[index] = self.stack[-1]
 
     def _unpack(self, form: str) -> int:
-        return struct.unpack(form, self._read(struct.calcsize(form)))[0]
+        number: int
+        (number,) = struct.unpack(form, self._read(struct.calcsize(form)))
+        return number
 
 
 _ACTIONS: dict[bytes, Callable[[PickleReader], Any]] = {

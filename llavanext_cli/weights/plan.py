@@ -198,8 +198,11 @@ def compare_shapes(
 class RowSource(Protocol):
     """Our parameter, stored in one piece or in slices."""
 
-    dtype: str
-    shape: tuple[int, ...]
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
     def rows(self, start: int, end: int) -> tuple[Extent | Made, ...]:
         """The bytes of these rows along the first axis."""

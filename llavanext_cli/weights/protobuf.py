@@ -47,12 +47,21 @@ def read_fields(data: bytes | memoryview) -> Iterator[tuple[int, int | memoryvie
             raise ValueError(f"a field of kind {key & 7}")
 
 
+def content(value: int | memoryview) -> memoryview:
+    """The bytes of a field that must have some.
+
+    Raises:
+        ValueError: it is a number.
+    """
+    if isinstance(value, int):
+        raise ValueError("a number in place of a message")
+    return value
+
+
 def read_numbers(data: int | memoryview, field: int) -> list[int]:
     """The numbers of a repeated field of a message, packed into one field or not."""
-    if isinstance(data, int):
-        raise ValueError("a number in place of a message")
     numbers: list[int] = []
-    for number, value in read_fields(data):
+    for number, value in read_fields(content(data)):
         if number != field:
             continue
         if isinstance(value, int):

@@ -79,7 +79,10 @@ class Stream:
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         for _ in range(BUFFERS):
             self._free.put(memoryview(bytearray(BUFFER_BYTES)))
-        self._work: queue.Queue = queue.Queue(maxsize=BUFFERS)
+        # a chunk, its digest and the buffer to give back; an event to set; None is the end
+        self._work: queue.Queue[tuple[hashlib._Hash, memoryview, memoryview | None] | threading.Event | None] = (
+            queue.Queue(maxsize=BUFFERS)
+        )
         self._thread = threading.Thread(target=self._digest_all, name="digest", daemon=True)
         self._open: dict[Path, int] = {}
         self._stack = ExitStack()
@@ -95,10 +98,10 @@ class Stream:
 
     def _digest_all(self) -> None:
         while (item := self._work.get()) is not None:
-            digest, chunk, buffer = item
-            if isinstance(digest, threading.Event):
-                digest.set()
+            if isinstance(item, threading.Event):
+                item.set()
                 continue
+            digest, chunk, buffer = item
             digest.update(chunk)
             if buffer is not None:
                 self._free.put(buffer)
@@ -138,7 +141,7 @@ class Stream:
     def settle(self) -> None:
         """Wait until every chunk handed over so far is digested."""
         event = threading.Event()
-        self._work.put((event, None, None))
+        self._work.put(event)
         event.wait()
 
     def _source(self, path: Path) -> int:

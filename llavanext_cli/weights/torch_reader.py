@@ -212,6 +212,8 @@ def _data_start(path: Path, file: BinaryIO, size: int, local: int, name: str) ->
     header = file.read(30)
     if header[:4] != b"PK\x03\x04":
         raise _broken(path, f"{name!r:.80} is not where the list says")
+    names: int
+    extras: int
     names, extras = struct.unpack_from("<HH", header, 26)
     return local + 30 + names + extras
 

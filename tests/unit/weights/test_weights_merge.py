@@ -206,7 +206,7 @@ def test_any_message_is_read_or_refused(data: bytes) -> None:
         pass
 
 
-@pytest.mark.parametrize("damage", [b"\x0a\xff", b"\x1a\x02\x0a\x00", b"\xff" * 12, b"PK\x03\x04"])
+@pytest.mark.parametrize("damage", [b"\x0a\xff", b"\x1a\x02\x0a\x00", b"\x18\x05", b"\xff" * 12, b"PK\x03\x04"])
 def test_a_damaged_strategy_file(damage: bytes, tmp_path: Path) -> None:
     (tmp_path / "s.ckpt").write_bytes(damage)
     with pytest.raises(CheckpointError, match="no strategy file of MindSpore"):
