@@ -175,6 +175,7 @@ class Progress:
         self.label, self.unit = label, unit
         self._started = self._last_line = time.monotonic()
         self._last_tenth = 0
+        self._shown = (0, 0)
         self._done, self._total, self._note = 0, 0, ""
         self._task: TaskID | None = None
 
@@ -202,8 +203,9 @@ class Progress:
         tenth = PLAIN_LINES * self._done // self._total if self._total else 0
         waited = now - self._last_line
         due = waited >= PLAIN_SECONDS or (waited >= PLAIN_LEAST_SECONDS and tenth > self._last_tenth)
-        if not (due or last):
+        if not (due or (last and self._shown != (self._done, self._total))):
             return
+        self._shown = (self._done, self._total)
         self._last_line, self._last_tenth = now, tenth
         percent = f"{100 * self._done / self._total:.0f} %, " if self._total else ""
         note = f"  {self._note}" if self._note else ""

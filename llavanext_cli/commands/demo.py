@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -38,15 +39,15 @@ def demo(
     from llavanext_cli.demo.report import find_shortfalls, report_to_dict
     from llavanext_cli.demo.run import run_demo
 
-    with console.progress("Drawing pictures and clips") as progress:
-        report = run_demo(
-            folder,
-            QUICK if quick else Sizes(),
-            seed,
-            force=force,
-            on_command=lambda line: console.say(f"$ {line}"),
-            progress=progress,
-        )
+    with ExitStack() as drawing:
+
+        def on_command(line: str) -> None:
+            drawing.close()  # the commands show their own progress
+            console.say(f"$ {line}")
+
+        progress = drawing.enter_context(console.progress("Drawing pictures and clips"))
+        sizes = QUICK if quick else Sizes()
+        report = run_demo(folder, sizes, seed, force=force, on_command=on_command, progress=progress)
     if json:
         console.out_json(report_to_dict(report.rows, report.commands, report.seconds))
     else:

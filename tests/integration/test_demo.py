@@ -45,6 +45,7 @@ def test_the_demo_reports_every_kind_and_the_commands_it_ran(demo_folder):
     for line in report["commands"]:
         assert line in done.stdout
     assert "WARNING" not in done.stdout + done.stderr
+    assert "Drawing" not in done.stderr.partition("\n$ ")[2], "the line of a step that is over"
     assert [path.name for path in folder.parent.iterdir()] == ["d"]
 
 
@@ -52,7 +53,7 @@ def test_the_demo_reports_every_kind_and_the_commands_it_ran(demo_folder):
 def test_a_folder_that_holds_something_is_refused(demo_folder, run_llavanext):
     done = run_llavanext("demo", "--dir", demo_folder[0], "--quick")
     assert done.returncode == 1
-    assert "already holds something" in done.stderr
+    assert "already holds a demo" in done.stderr
     assert "Hint: " in done.stderr
 
 

@@ -110,7 +110,7 @@ def test_progress_without_a_terminal_is_a_line_for_each_tenth(capsys, clock):
     seen = capsys.readouterr()
     assert seen.out == ""
     lines = seen.err.splitlines()
-    assert len(lines) == 11  # ten tenths, and the end
+    assert len(lines) == 10, "the end is the last tenth, and is said once"
     assert lines[0] == "Working: 10 %, 10 samples/100 samples, 5 s"
     assert lines[-1] == "Working: 100 %, 100 samples/100 samples, 50 s"
 
