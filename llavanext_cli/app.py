@@ -40,6 +40,9 @@ OF_THE_MACHINE = {
 }
 """Faults of a disk or of rights, which can turn up at any read or write, and what to do. Others are bugs of ours."""
 
+METAVARS = {"int": "N", "int range": "N", "float range": "X", "path": "PATH", "str": "NAME"}
+"""What stands for an option's value in help, by the name of its type; an option's own metavar comes first."""
+
 
 class Entry(NamedTuple):
     """One row of the table: `attribute` of `module` is a command's function, or a `typer.Typer` of subcommands."""
@@ -93,8 +96,10 @@ def _finish(command: Any, shared_parameters: list[Any]) -> None:
         for parameter in command.params:
             if isinstance(parameter.type, TyperPath):
                 parameter.type = FilledPath()
-            if parameter.param_type_name == "argument" and parameter.metavar is None:
+            if parameter.metavar is None and parameter.param_type_name == "argument":
                 parameter.metavar = parameter.name.upper()
+            elif parameter.metavar is None and not parameter.is_flag:
+                parameter.metavar = METAVARS.get(parameter.type.name)
 
 
 def keep_lines(text: str) -> str:

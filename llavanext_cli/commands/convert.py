@@ -76,14 +76,14 @@ def convert(
     ] = Format.safetensors,
     dtype: Annotated[Dtype, typer.Option(help="Type of the weights.", rich_help_panel=FILES_PANEL)] = Dtype.keep,
     shard_size: Annotated[
-        str, typer.Option(help="Greatest size of one file of weights.", rich_help_panel=FILES_PANEL)
+        str, typer.Option(metavar="SIZE", help="Greatest size of one file of weights.", rich_help_panel=FILES_PANEL)
     ] = "5GB",
     verify: Annotated[bool, typer.Option("--verify", help="Read the result back and compare digests.")] = False,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Convert a Hugging Face folder into a checkpoint folder, or back.
+    r"""Convert a Hugging Face folder into a checkpoint folder, or back.
 
     Bytes are copied, not loaded: memory stays small for any model. Every tensor is accounted for, or nothing
     is written.
@@ -91,7 +91,8 @@ def convert(
     Example:
       llavanext convert LLaVA-NeXT-Video-7B-hf checkpoints/base
       llavanext convert runs/stage3/model LLaVA-NeXT-mine-hf --to hf
-      llavanext convert --vision clip-vit-large-patch14-336 --language vicuna-7b-v1.5 checkpoints/scratch
+      llavanext convert --vision clip-vit-large-patch14-336 \
+        --language vicuna-7b-v1.5 checkpoints/scratch
 
     Next: llavanext train video-7b-stage2 --checkpoint checkpoints/base --data DATA.jsonl --out runs/stage2
     """

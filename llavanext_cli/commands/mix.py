@@ -80,22 +80,23 @@ def mix(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Sample data sets, check every record and its media, and write one file for training.
+    r"""Sample data sets, check every record and its media, and write one file for training.
 
     MIX.yaml lists the data sets:
 
       datasets:
         - json_path: images/llava_v1_5_mix665k.json
-          sampling_strategy: random:10%      # or all, first:N, end:N; N or N%
-          media_root: images                 # where the paths start; default: the folder of json_path
-          name: mix665k                      # default: the name of json_path
+          sampling_strategy: random:10%  # or all, first:N, end:N; N or N%
+          media_root: images             # default: the folder of json_path
+          name: mix665k                  # default: the name of json_path
 
     With --tokenizer the tokens of every sample are counted; a preset says how many fit, and the frames of a clip.
     Checks of media are remembered in OUT.cache, so that the next mix of the same files takes seconds.
 
     Example:
-      llavanext mix mix.yaml --out samples.jsonl --check full --rejects rejects.jsonl
-      llavanext mix mix.yaml --out samples.jsonl --tokenizer CHECKPOINT --preset video-7b-stage2
+      llavanext mix mix.yaml --out samples.jsonl --check full --rejects bad.jsonl
+      llavanext mix mix.yaml --out samples.jsonl \
+        --tokenizer CHECKPOINT --preset video-7b-stage2
 
     Next: llavanext train video-7b-stage2 --data samples.jsonl --checkpoint CHECKPOINT --out run
     """

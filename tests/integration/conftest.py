@@ -142,3 +142,24 @@ def run_llavanext(tmp_path, tmp_path_factory):
 
     run.folder = work
     return run
+
+
+@pytest.fixture(scope="session")
+def built_wheel(tmp_path_factory) -> Path:
+    """The wheel, built from the sdist that lies beside it."""
+    folder = tmp_path_factory.mktemp("dist")
+    repository = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(repository)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def wheel_environment(built_wheel, tmp_path_factory) -> dict[str, str]:
+    """Variables for a process that sees the installed wheel before the repository, and an empty home."""
+    target = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), str(built_wheel)]
+    subprocess.run(command, check=True, timeout=600)
+    return {"PYTHONPATH": str(target), "HOME": str(tmp_path_factory.mktemp("home"))}

@@ -1,7 +1,10 @@
-"""`llavanext demo --quick`: the whole path, small; and its model asked about a real photograph and a real clip."""
+"""`llavanext demo --quick` of the wheel alone: the whole path, small; then a real photograph and a real clip."""
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,13 +16,11 @@ from llavanext_cli.processing.geometry import count_tokens, count_video_tokens
 
 
 @pytest.fixture(scope="module")
-def demo_folder(tmp_path_factory):
-    import subprocess
-    import sys
-
+def demo_folder(tmp_path_factory, wheel_environment):
+    environment = os.environ | wheel_environment
     work = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "llavanext_cli", "demo", "--dir", "d", "--quick"]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=800, check=False)
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     return work / "d", done
 

@@ -1,4 +1,4 @@
-"""Every command that the README and the presets show is one that the app takes; those that need nothing are run."""
+"""Every command that the README shows is one that the app takes; those that need nothing are run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from llavanext_cli.app import app
-from llavanext_cli.config.presets import preset_files
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("README.*.md"))]
@@ -27,21 +26,6 @@ def shown(text: str) -> list[str]:
 
 
 SHOWN = [(page.name, command) for page in PAGES for command in shown(page.read_text(encoding="utf-8"))]
-HEADERS = [(name, path.read_text(encoding="utf-8").splitlines()[0]) for name, path in preset_files().items()]
-
-
-def examples() -> list[tuple[str, str]]:
-    """(command, example) for each line of a help text that starts with llavanext."""
-    found, waiting = [], [("llavanext", get_command(app))]
-    while waiting:
-        name, command = waiting.pop()
-        lines = [line.strip() for line in (command.help or "").splitlines()]
-        found += [(name, line) for line in lines if line.startswith("llavanext ")]
-        waiting += [(f"{name} {below}", child) for below, child in getattr(command, "commands", {}).items()]
-    return found
-
-
-EXAMPLES = examples()
 
 
 def check(command: str) -> None:
@@ -69,22 +53,6 @@ def test_the_readme_shows_every_command():
 @pytest.mark.parametrize(("page", "command"), SHOWN)
 def test_the_app_takes_it(page, command):
     check(command)
-
-
-@pytest.mark.parametrize(("name", "header"), HEADERS)
-def test_a_preset_opens_with_its_command(name, header):
-    assert header.startswith("# llavanext ") and name in shlex.split(header)
-    check(header.removeprefix("# "))
-
-
-@pytest.mark.parametrize(("name", "example"), EXAMPLES)
-def test_a_help_text_shows_its_command(name, example):
-    assert f"{example} ".startswith(f"{name} ")
-    check(example)
-
-
-def test_every_help_text_has_an_example():
-    assert len({name for name, _ in EXAMPLES}) == 1 + 8 + 5  # llavanext, its commands, those below presets
 
 
 @pytest.mark.parametrize("command", sorted({c for _, c in SHOWN if c.removeprefix("llavanext ").startswith(RUNNABLE)}))

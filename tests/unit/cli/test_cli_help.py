@@ -115,6 +115,7 @@ def test_help_has_a_sentence_an_example_and_the_next_step(path):
     first = " ".join(text.split("\n\n")[0].split())
     assert re.fullmatch(r"[A-Z].*\.", first), first
     for line in example_of(text):
+        assert f"{line} ".startswith(" ".join(["llavanext", *path, ""]))
         parse(line)
     assert re.search(r"^Next: \S", text, re.MULTILINE)
 
@@ -127,7 +128,9 @@ def test_every_option_says_what_it_is(path):
 
 @pytest.mark.parametrize("name", sorted(preset_files()))
 def test_the_command_line_of_a_preset_parses(name):
-    parse(preset_files()[name].read_text().splitlines()[0].removeprefix("# "))
+    header = preset_files()[name].read_text().splitlines()[0]
+    assert name in shlex.split(header)
+    parse(header.removeprefix("# "))
 
 
 def test_global_options_stand_before_and_after_the_command():
@@ -164,3 +167,12 @@ def test_arguments_are_written_in_capitals():
         for parameter in find(path).params:
             if parameter.param_type_name == "argument":
                 assert parameter.metavar and parameter.metavar != parameter.name, (path, parameter.name)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=IDS)
+def test_help_fits_80_columns_and_names_values_by_what_they_are(path):
+    from typer.testing import CliRunner
+
+    shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "80"}).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert not re.search(r"<(int|float|str|path)\b", shown)
