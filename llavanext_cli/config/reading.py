@@ -87,8 +87,14 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def load_yaml(path: Path) -> Document:
+PRESET_HINT = "`llavanext presets copy NAME FILE` makes a preset to start from."
+
+
+def load_yaml(path: Path, hint: str = PRESET_HINT) -> Document:
     """Read a YAML file whose top is a mapping.
+
+    Args:
+        hint: what to do when it is something else.
 
     Raises:
         ConfigError: the file cannot be read, is not YAML (with line and column), or repeats a key.
@@ -101,9 +107,9 @@ def load_yaml(path: Path) -> Document:
     origins: dict[str, str] = {}
     values = parse_yaml(text, str(path), origins)
     if values is None:
-        raise ConfigError(f"{path} is empty", "`llavanext presets copy NAME FILE` makes a preset to start from.")
+        raise ConfigError(f"{path} is empty", hint)
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a mapping of keys to values is expected, not {_shown(values)}")
+        raise ConfigError(f"{path}: a mapping of keys to values is expected, not {_shown(values)}", hint)
     return Document(values, origins)
 
 

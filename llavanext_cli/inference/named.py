@@ -97,7 +97,7 @@ def describe_times(path: Path, frames: int) -> str:
     from llavanext_cli.processing.video import read_frames
 
     _, times = read_frames(path, frames, keep=lambda frame: np.zeros(1, np.uint8))
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="replace") as container:
         rate = float(container.streams.video[0].average_rate or 0)
     seconds = float(times[-1]) + (1 / rate if rate else 0.0)
     places = ",".join(f"{moment:.2f}s" for moment in times)

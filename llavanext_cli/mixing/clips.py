@@ -51,7 +51,7 @@ def check_clip(path: str, level: str, frames: int, size_bytes: int) -> Verdict:
     import av
 
     try:
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="replace") as container:
             if not container.streams.video:
                 return Verdict("no_frames", f"{path}: the file has no video stream")
             stream = container.streams.video[0]

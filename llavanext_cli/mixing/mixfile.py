@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from llavanext_cli.config.reading import load_yaml
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.mixing.sampling import Strategy, parse_strategy
 
@@ -38,21 +37,12 @@ def load_mix_file(path: Path) -> tuple[DataSet, ...]:
     """Read and check a mix file. Relative paths start at the file's own folder, or else at the working folder.
 
     Raises:
-        ConfigError: with every fault of the file in `details`: unknown keys, strategies, missing data files.
+        ConfigError: it is not YAML; or, with every fault in `details`, unknown keys, strategies, missing data files.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such mix file", EXAMPLE) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}", EXAMPLE) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(
-            f"{path}{place}: not valid YAML: {getattr(error, 'problem', None) or error}", EXAMPLE
-        ) from error
-    entries = content.get("datasets") if isinstance(content, dict) else None
+    if not path.exists():
+        raise ConfigError(f"{path}: no such mix file", EXAMPLE)
+    content = load_yaml(path, EXAMPLE).values
+    entries = content.get("datasets")
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path}: the key 'datasets' must hold a list with at least one data set", EXAMPLE)
     faults = [f"{path}: unknown key {key!r}; known: datasets" for key in content if key != "datasets"]

@@ -278,7 +278,7 @@ def _added_tokens(folder: Path, config: dict[str, Any]) -> tuple[dict[str, int],
     """Added tokens, text to id, and the ids of those marked special. tokenizer_config.json has the last word.
 
     Raises:
-        CheckpointError: an id is no number, or an entry has no content.
+        CheckpointError: an id is no number or a negative one, or an entry has no content.
     """
     try:
         added = {str(name): int(number) for name, number in _read_json(folder / "added_tokens.json").items()}
@@ -287,6 +287,8 @@ def _added_tokens(folder: Path, config: dict[str, Any]) -> tuple[dict[str, int],
             added[entry["content"]] = int(number)
             if entry.get("special"):
                 special.add(int(number))
+        if wrong := [number for number in added.values() if not 0 <= number < 1 << 31]:
+            raise ValueError(f"{wrong[0]} is no id")
     except (ValueError, TypeError, KeyError, AttributeError) as fault:
         raise CheckpointError(
             f"{folder}: added tokens that cannot be read ({type(fault).__name__}: {fault})",

@@ -175,7 +175,7 @@ def _read_pyav(path: Path, count: int, keep: Keep | None) -> list[tuple[Any, flo
 def _open_stream(path: Path) -> tuple[Any, Any]:
     import av
 
-    container = av.open(str(path))
+    container = av.open(str(path), metadata_errors="replace")
     if not container.streams.video:
         container.close()
         raise DataError(f"{path}: has no video stream", "give a clip with a picture track")

@@ -88,10 +88,12 @@ dataset: 3
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "the key 'datasets' must hold a list"),
+        ("", "mix.yaml is empty"),
         ("datasets: []", "the key 'datasets' must hold a list"),
-        ("datasets:\n  - [a\n", "line 3, column 1: not valid YAML"),
-        ("- a\n- b\n", "the key 'datasets' must hold a list"),
+        ("datasets:\n  - [a\n", "line 3, column 1: "),
+        ("datasets: []\ndatasets: []\n", "is not read"),
+        ("datasets: \0", "not YAML"),
+        ("- a\n- b\n", "a mapping of keys to values is expected"),
     ],
 )
 def test_no_mix_file_at_all(tmp_path, text, says):
@@ -111,5 +113,5 @@ def test_a_name_that_stands_twice(tmp_path, data):
 def test_a_missing_mix_file(tmp_path):
     with pytest.raises(ConfigError, match="no such mix file"):
         load_mix_file(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="Is a directory"):
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_mix_file(tmp_path)

@@ -143,6 +143,7 @@ def test_folders_that_are_refused(make_tokenizer_folder, tmp_path):
     [
         ("added_tokens.json", {"<image>": "many"}),
         ("added_tokens.json", {"<image>": None}),
+        ("added_tokens.json", {"<image>": -1}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "<image>"}}}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"7": {}}}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"7": "<image>"}}),

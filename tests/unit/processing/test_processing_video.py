@@ -87,6 +87,17 @@ def test_a_stream_without_times(write_clip):
     assert (np.diff(times) > 0).all()
 
 
+def test_a_title_that_is_not_utf8(write_clip):
+    # old encoders write Latin-1; libx264's mp4 names the muxer
+    path = write_clip("title.mp4", 24)
+    sound, _ = read_frames(path, 4)
+    data = path.read_bytes()
+    assert data.count(b"Lavf") == 1
+    path.write_bytes(data.replace(b"Lavf", b"caf\xe9"))
+    frames, _ = read_frames(path, 4)
+    assert np.array_equal(frames, sound)
+
+
 def test_a_clip_that_was_cut_off_gives_the_frames_it_has(write_clip):
     path = write_clip("cut.mkv", 60, size=(240, 320), key_every=10)
     data = path.read_bytes()
