@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llavanext_cli.config import reading
 from llavanext_cli.config.architecture import Architecture
-from llavanext_cli.config.reading import Builder, Document, load_yaml, parse_yaml, suggestion, takes_mapping
+from llavanext_cli.config.documents import Document, load_yaml, parse_yaml
+from llavanext_cli.config.reading import Builder, Problem, suggestion, takes_mapping
 from llavanext_cli.config.rules import check_preset
 from llavanext_cli.config.schema import SECTIONS, TASKS, Head, Preset, schema_keys
 from llavanext_cli.errors import ConfigError
@@ -229,7 +229,7 @@ def _read_overrides(overrides: Sequence[str], known: Mapping[str, Any], builder:
         if key == "extends" or not (free or inner or key in known):
             near = difflib.get_close_matches(key, list(known), n=1)
             hint = f"; did you mean {near[0]}?" if near else suggestion(key, _top_keys(known), "", known)
-            builder.problems.append(reading.Problem(where, "", f"unknown key{hint}"))
+            builder.problems.append(Problem(where, "", f"unknown key{hint}"))
             continue
         values: Any = value
         for part in reversed(key.split(".")):
@@ -324,7 +324,7 @@ def _apply_rules(builder: Builder, preset: Preset) -> None:
             ]
             changed = [place for place in places if place.startswith("--")]
             place = (changed or places or [builder.name])[0]
-            builder.problems.append(reading.Problem(place, keys[0], text))
+            builder.problems.append(Problem(place, keys[0], text))
 
 
 def check_model_settings(preset: Preset, overrides: Sequence[str], architecture: Architecture) -> None:

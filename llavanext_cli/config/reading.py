@@ -1,8 +1,4 @@
-"""YAML text → nested values with the line of every key → frozen dataclasses, with every problem collected.
-
-Only the plain part of YAML is read: mappings, lists, strings, numbers in the 1.2 spelling (so `2e-6` is a number, and
-`no` and `1:30` are text), true, false and null. A key that stands twice, an anchor or a tag is an error.
-"""
+"""Nested values → frozen dataclasses, with every problem collected."""
 
 from __future__ import annotations
 
@@ -10,49 +6,13 @@ import dataclasses
 import difflib
 import math
 import operator
-import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
-from llavanext_cli.errors import ConfigError
-
-MAX_DEPTH = 20
-"""Deepest nesting that is read; a preset has four levels."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Composes nodes; resolves plain scalars as YAML 1.2's core schema does."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - the base class declares it so
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs leave it untyped
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not read here", event.start_mark)
-        self.depth = getattr(self, "depth", 0) + 1
-        if self.depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-_SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "null": (r"~|null|Null|NULL|", lambda text: None),
-    "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
-    "int": (r"[-+]?[0-9][0-9_]{0,30}", lambda text: int(text)),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", float),
-    "str": (r"(?s).*", str),
-}
-_TAG = "tag:yaml.org,2002:"
-for _name in ("null", "bool", "int", "float"):
-    _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_SCALARS[_name][0]})$"), None)
+from llavanext_cli.config.documents import Document, shown
 
 
 @dataclass(frozen=True)
@@ -65,109 +25,6 @@ class Problem:
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.where, self.key, self.text) if part)
-
-
-@dataclass(frozen=True)
-class Document:
-    """Nested values, and for each dotted key where it was given."""
-
-    values: dict[str, Any]
-    origins: dict[str, str]
-
-    def updated(self, other: Document) -> Document:
-        """This document with the other's values on top: mappings are merged key by key, anything else replaced."""
-        return Document(_merged(self.values, other.values), self.origins | other.origins)
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    result = dict(below)
-    for key, value in above.items():
-        under = result.get(key)
-        result[key] = _merged(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
-    return result
-
-
-PRESET_HINT = "`llavanext presets copy NAME FILE` makes a preset to start from."
-
-
-def load_yaml(path: Path, hint: str = PRESET_HINT) -> Document:
-    """Read a YAML file whose top is a mapping.
-
-    Args:
-        hint: what to do when it is something else.
-
-    Raises:
-        ConfigError: the file cannot be read, is not YAML (with line and column), or repeats a key.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"{path} cannot be read: {reason}") from fault
-    origins: dict[str, str] = {}
-    values = parse_yaml(text, str(path), origins)
-    if values is None:
-        raise ConfigError(f"{path} is empty", hint)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a mapping of keys to values is expected, not {_shown(values)}", hint)
-    return Document(values, origins)
-
-
-def parse_yaml(text: str, where: str, origins: dict[str, str] | None = None) -> Any:
-    """Parse YAML text.
-
-    Args:
-        where: name of the text, for messages.
-        origins: filled with "WHERE, line N" for each dotted key.
-
-    Raises:
-        ConfigError: not YAML, or something in it is not read here; with line and column.
-    """
-    problems: list[str] = []
-    try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-        finally:
-            loader.dispose()
-        value = None if node is None else _value(node, where, "", origins if origins is not None else {}, problems)
-    except yaml.MarkedYAMLError as fault:
-        mark = fault.problem_mark or fault.context_mark
-        place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
-        raise ConfigError(f"{place}: {fault.problem or fault.context}") from fault
-    except yaml.YAMLError as fault:  # a character that YAML does not allow
-        raise ConfigError(f"{where}: not YAML: {str(fault).splitlines()[0]}") from fault
-    if problems:
-        raise ConfigError(f"{where} is not read", details=problems)
-    return value
-
-
-def _value(node: Any, where: str, key: str, origins: dict[str, str], problems: list[str]) -> Any:
-    place = f"{where}, line {node.start_mark.line + 1}"
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(item, where, f"{key}.{number}", origins, problems) for number, item in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode):
-        result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            line = f"{where}, line {key_node.start_mark.line + 1}"
-            if not isinstance(key_node, yaml.ScalarNode):
-                problems.append(f"{line}: a key must be a word")
-                continue
-            name = str(key_node.value)
-            dotted = f"{key}.{name}" if key else name
-            if name in result:
-                problems.append(f"{origins[dotted]}, and {line}: {dotted} is given twice")
-            origins[dotted] = line
-            result[name] = _value(value_node, where, dotted, origins, problems)
-        return result
-    scalar = _SCALARS.get(node.tag.removeprefix(_TAG))
-    if scalar is None or not re.fullmatch(scalar[0], node.value):
-        problems.append(": ".join(filter(None, (place, key, f"the tag {node.tag} is not read here"))))
-        return None
-    return scalar[1](node.value)
-
-
-# ---------------------------------------------------------------------------------------------- values → dataclasses
 
 
 def setting(
@@ -236,7 +93,7 @@ class Builder:
         if values is None:
             values = {}
         if not isinstance(values, dict):
-            self.add(prefix, f"expected a mapping of keys to values, not {_shown(values)}")
+            self.add(prefix, f"expected a mapping of keys to values, not {shown(values)}")
             values = {}
         names = [f.name for f in dataclasses.fields(cls)]
         for name in values:
@@ -302,7 +159,7 @@ def converted(kind: Any, value: Any) -> Any:
         try:
             return converted(next(a for a in arguments if a is not type(None)), value)
         except Mismatch as mismatch:
-            raise Mismatch(f"expected {expected(kind)}, not {_shown(value)}") from mismatch
+            raise Mismatch(f"expected {expected(kind)}, not {shown(value)}") from mismatch
     if origin is Literal and value in arguments and type(value) is str:
         return value
     if origin is tuple and isinstance(value, list):
@@ -319,7 +176,7 @@ def converted(kind: Any, value: Any) -> Any:
         return float(value)
     if kind is str and isinstance(value, str):
         return value
-    raise Mismatch(f"expected {expected(kind)}, not {_shown(value)}")
+    raise Mismatch(f"expected {expected(kind)}, not {shown(value)}")
 
 
 def takes_mapping(kind: Any) -> bool:
@@ -357,13 +214,3 @@ def _check_bounds(value: Any, limits: Mapping[str, Any]) -> None:
             bound = limits.get(name)
             if bound is not None and not holds(number, bound):
                 raise Mismatch(f"must be {word} {bound:g}, got {number:g} ({limits['doc']})")
-
-
-def _shown(value: Any) -> str:
-    """A value as the user wrote it, cut where it is long."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llavanext_cli.config.reading import load_yaml
+from llavanext_cli.config.documents import load_yaml
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.mixing.sampling import Strategy, parse_strategy
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavanext_cli.config.reading import Builder, Document, load_yaml, parse_yaml, setting
+from llavanext_cli.config.documents import Document, load_yaml, parse_yaml
+from llavanext_cli.config.reading import Builder, setting
 from llavanext_cli.errors import ConfigError
 
 

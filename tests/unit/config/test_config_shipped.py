@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.config.documents import load_yaml
 from llavanext_cli.config.mindformers import expand
 from llavanext_cli.config.presets import load_preset, preset_files, presets_folder
-from llavanext_cli.config.reading import load_yaml
 from llavanext_cli.config.writing import preset_to_dict, preset_to_yaml
 
 NAMES = sorted(preset_files())
