@@ -63,7 +63,8 @@ def train(
     Next: llavanext ask "What is it?" --image a.jpg --checkpoint run/model
     """
     from llavanext_cli.training.folder import check_out
-    from llavanext_cli.training.launch import Nodes, check_training, parse_master, run_training
+    from llavanext_cli.training.launch import check_training, run_training
+    from llavanext_cli.training.nodes import Nodes, parse_master
     from llavanext_cli.training.preview import refuse_unfit
 
     if nodes == 1 and not (resume or plan or check or dry_run):

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
-import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,48 +19,15 @@ import yaml
 from llavanext_cli.config.mindformers import expand
 from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.config.schema import Preset
-from llavanext_cli.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_TERMINATED,
-    ConfigError,
-    LlavaNextError,
-    RunStoppedError,
-    RuntimeMissingError,
-    TrainingError,
-)
-from llavanext_cli.model.runtime import library_environment, share_threads
+from llavanext_cli.errors import ConfigError, TrainingError
+from llavanext_cli.training.failures import explain_failure, explain_stop
 from llavanext_cli.training.folder import make_out, resume_run
 from llavanext_cli.training.job import Job
+from llavanext_cli.training.nodes import ONE_NODE, Nodes, worker_command, worker_environment
 from llavanext_cli.training.plan import RunPlan, plan_run
-from llavanext_cli.training.processes import POLL_SECONDS, Ended, Workers, interrupted_by_sigterm
+from llavanext_cli.training.processes import POLL_SECONDS, Workers, interrupted_by_sigterm
 
 StepCallback = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """The machines of a run: how many, which of them this is, where the first listens, how long they wait for all."""
-
-    count: int = 1
-    rank: int = 0
-    master: tuple[str, int] | None = None
-    timeout_seconds: int = 600
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.count:
-            raise ConfigError(
-                f"node {self.rank} of {self.count} does not exist", hint=f"--node-rank is 0 to {self.count - 1}"
-            )
-        if self.count > 1 and self.master is None:
-            raise ConfigError("several nodes need a place to meet", hint="add --master ADDRESS:PORT of node 0")
-
-
-def parse_master(text: str) -> tuple[str, int]:
-    """`10.0.0.1:8118` → address and port."""
-    address, _, port = text.rpartition(":")
-    if not address or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--master is ADDRESS:PORT, not {text!r}", hint="for example --master 10.0.0.1:8118")
-    return address, int(port)
 
 
 @dataclass(frozen=True)
@@ -85,7 +48,7 @@ class ReadyRun:
     plan: RunPlan
     expanded: dict[str, Any]
     command: tuple[str, ...]
-    nodes: Nodes = Nodes()
+    nodes: Nodes = ONE_NODE
 
 
 @dataclass(frozen=True)
@@ -110,7 +73,7 @@ def check_training(
     *,
     devices: int | None = None,
     overrides: tuple[str, ...] = (),
-    nodes: Nodes = Nodes(),
+    nodes: Nodes = ONE_NODE,
     on_bad: str = "fail",
     progress: Callable[[int, int], None] | None = None,
 ) -> ReadyRun:
@@ -206,67 +169,6 @@ def _absolute(preset: str) -> str:
     return str(Path(preset).resolve()) if Path(preset).is_file() else preset
 
 
-def worker_command(preset: Preset, job: Job, nodes: Nodes) -> tuple[str, ...]:
-    """The command that starts all workers of this machine.
-
-    Raises:
-        ConfigError: the devices cannot be shared by the nodes, or the port is taken.
-    """
-    worker = [str(Path(__file__).with_name("worker.py")), str(job.file_of(nodes.rank))]
-    devices = preset.parallel.devices
-    if devices == 1:
-        return (sys.executable, *worker)
-    if devices % nodes.count:
-        raise ConfigError(f"{devices} devices cannot be shared by {nodes.count} nodes", hint="change --devices")
-    msrun = Path(sys.executable).with_name("msrun")
-    if not msrun.is_file():
-        raise RuntimeMissingError(f"msrun is not beside {sys.executable}", hint="run `pip install mindspore==2.9.0`")
-    address, port = nodes.master or ("127.0.0.1", _free_port())
-    if nodes.master and nodes.rank == 0:
-        _check_port(address, port)
-    return (
-        str(msrun),
-        f"--worker_num={devices}",
-        f"--local_worker_num={devices // nodes.count}",
-        f"--master_addr={address}",
-        f"--master_port={port}",
-        *([f"--node_rank={nodes.rank}"] if nodes.count > 1 else []),
-        f"--cluster_time_out={nodes.timeout_seconds}",
-        f"--log_dir={job.logs_folder}",
-        "--join=True",
-        *worker,
-    )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _check_port(address: str, port: int) -> None:
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((address, port))
-    except OSError as fault:
-        raise ConfigError(
-            f"{address}:{port} cannot be used by the first node: {fault.strerror}",
-            hint="name a free port of this machine with --master, the same on all nodes",
-        ) from fault
-
-
-def _environment(preset: Preset, job: Job) -> dict[str, str]:
-    """msrun starts `python` from PATH: ours must come first. Threads are shared between the workers of a CPU."""
-    environment = os.environ | library_environment(job.libraries_folder, verbose=True)
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
-    package_root = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH", "")]))
-    if preset.runtime.target == "CPU":
-        environment["OMP_NUM_THREADS"] = str(share_threads(preset.runtime.threads, preset.parallel.devices))
-    return environment
-
-
 def _run_workers(run: ReadyRun, job: Job, on_step: StepCallback, say: Callable[[str], None]) -> dict[str, Any]:
     """Run to the end, handing on metrics as they come; returns the last line of them."""
     single = run.preset.parallel.devices == 1
@@ -284,7 +186,7 @@ def _run_workers(run: ReadyRun, job: Job, on_step: StepCallback, say: Callable[[
         for line in warnings.read():
             say(line)
 
-    environment = _environment(run.preset, job)
+    environment = worker_environment(run.preset, job)
     with (
         interrupted_by_sigterm() as seen,
         Workers(
@@ -298,23 +200,12 @@ def _run_workers(run: ReadyRun, job: Job, on_step: StepCallback, say: Callable[[
         except KeyboardInterrupt:
             workers.stop()
             hand_on()
-            raise _stopped(job, seen["signal"]) from None
+            raise explain_stop(job, seen["signal"]) from None
         ended = workers.find_ended()
     hand_on()
     if code:
-        raise _failure(job, code, ended)
+        raise explain_failure(job, code, ended)
     return last
-
-
-def _stopped(job: Job, number: int) -> RunStoppedError:
-    saved = sorted(job.checkpoints_folder.glob("step-*"))
-    where = f"the newest checkpoint is {saved[-1].name}" if saved else "no checkpoint was saved yet"
-    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-    return RunStoppedError(
-        f"stopped by {name}; {where}",
-        "the same command with --resume goes on from there",
-        EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED,
-    )
 
 
 class _follow:
@@ -336,19 +227,3 @@ class _follow:
                     return
                 self.offset += len(line)
                 yield line.decode().rstrip("\n")
-
-
-def _failure(job: Job, code: int, ended: Ended | None) -> LlavaNextError:
-    """The earliest thing that went wrong in any worker."""
-    records = []
-    for file in job.logs_folder.glob("failure_*.json"):
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(file.read_text(encoding="utf-8")))
-    if not records:
-        what = ended or Ended(0, code)
-        hint = f"see {job.logs_folder}/worker_{what.rank}.log; the same command with --resume goes on"
-        return TrainingError(f"{what} and left no traceback", hint=hint)
-    first = min(records, key=lambda record: record["time"])
-    hint = first["hint"] or f"see {job.logs_folder}/worker_{first['rank']}.log"
-    details = first["details"] if first["known"] else first["traceback"].rstrip().splitlines()[-12:]
-    return TrainingError(f"worker {first['rank']} failed: {first['what'].splitlines()[0]}", hint=hint, details=details)

@@ -5,7 +5,7 @@ import pytest
 from llavanext_cli.errors import ConfigError, LlavaNextError
 from llavanext_cli.training.folder import make_out
 from llavanext_cli.training.job import Job
-from llavanext_cli.training.launch import Nodes, parse_master
+from llavanext_cli.training.nodes import Nodes, parse_master
 
 
 @pytest.fixture

@@ -1,0 +1,104 @@
+"""The machines of a run, and the command and environment that start the workers of one of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from llavanext_cli.config.schema import Preset
+from llavanext_cli.errors import ConfigError, RuntimeMissingError
+from llavanext_cli.model.runtime import library_environment, share_threads
+from llavanext_cli.training.job import Job
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The machines of a run: how many, which of them this is, where the first listens, how long they wait for all."""
+
+    count: int = 1
+    rank: int = 0
+    master: tuple[str, int] | None = None
+    timeout_seconds: int = 600
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.count:
+            raise ConfigError(
+                f"node {self.rank} of {self.count} does not exist", hint=f"--node-rank is 0 to {self.count - 1}"
+            )
+        if self.count > 1 and self.master is None:
+            raise ConfigError("several nodes need a place to meet", hint="add --master ADDRESS:PORT of node 0")
+
+
+ONE_NODE = Nodes()
+
+
+def parse_master(text: str) -> tuple[str, int]:
+    """`10.0.0.1:8118` → address and port."""
+    address, _, port = text.rpartition(":")
+    if not address or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--master is ADDRESS:PORT, not {text!r}", hint="for example --master 10.0.0.1:8118")
+    return address, int(port)
+
+
+def worker_command(preset: Preset, job: Job, nodes: Nodes) -> tuple[str, ...]:
+    """The command that starts all workers of this machine.
+
+    Raises:
+        ConfigError: the devices cannot be shared by the nodes, or the port is taken.
+    """
+    worker = [str(Path(__file__).with_name("worker.py")), str(job.file_of(nodes.rank))]
+    devices = preset.parallel.devices
+    if devices == 1:
+        return (sys.executable, *worker)
+    if devices % nodes.count:
+        raise ConfigError(f"{devices} devices cannot be shared by {nodes.count} nodes", hint="change --devices")
+    msrun = Path(sys.executable).with_name("msrun")
+    if not msrun.is_file():
+        raise RuntimeMissingError(f"msrun is not beside {sys.executable}", hint="run `pip install mindspore==2.9.0`")
+    address, port = nodes.master or ("127.0.0.1", _free_port())
+    if nodes.master and nodes.rank == 0:
+        _check_port(address, port)
+    return (
+        str(msrun),
+        f"--worker_num={devices}",
+        f"--local_worker_num={devices // nodes.count}",
+        f"--master_addr={address}",
+        f"--master_port={port}",
+        *([f"--node_rank={nodes.rank}"] if nodes.count > 1 else []),
+        f"--cluster_time_out={nodes.timeout_seconds}",
+        f"--log_dir={job.logs_folder}",
+        "--join=True",
+        *worker,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _check_port(address: str, port: int) -> None:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+    except OSError as fault:
+        raise ConfigError(
+            f"{address}:{port} cannot be used by the first node: {fault.strerror}",
+            hint="name a free port of this machine with --master, the same on all nodes",
+        ) from fault
+
+
+def worker_environment(preset: Preset, job: Job) -> dict[str, str]:
+    """msrun starts `python` from PATH: ours must come first. Threads are shared between the workers of a CPU."""
+    environment = os.environ | library_environment(job.libraries_folder, verbose=True)
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    package_root = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH", "")]))
+    if preset.runtime.target == "CPU":
+        environment["OMP_NUM_THREADS"] = str(share_threads(preset.runtime.threads, preset.parallel.devices))
+    return environment
