@@ -110,14 +110,13 @@ def convert(source: Path, result: Path, *options: str) -> list[object]:
     return [sys.executable, "-m", "llavanext_cli", "convert", source, result, *options]
 
 
+# As MindFormers' script for this model did: no type is asked for, so everything is float32, on the disk too.
 OLD_WAY = """
 import sys, pathlib
 import mindspore as ms, torch
 from transformers import LlavaNextVideoForConditionalGeneration
-model = LlavaNextVideoForConditionalGeneration.from_pretrained(sys.argv[1], dtype="auto")
-parameters = []
-for name, value in model.named_parameters():
-    parameters.append({"name": name, "data": ms.Tensor(value.detach().float().numpy(), ms.bfloat16)})
+model = LlavaNextVideoForConditionalGeneration.from_pretrained(sys.argv[1])
+parameters = [{"name": name, "data": ms.Tensor(value.detach().numpy())} for name, value in model.named_parameters()]
 pathlib.Path(sys.argv[2]).mkdir()
 ms.save_checkpoint(parameters, sys.argv[2] + "/model.ckpt")
 """
