@@ -282,7 +282,8 @@ def _compile(request: dict[str, Any], folder: Path, variables: dict[str, str], w
     file.write_text(json.dumps(request), encoding="utf-8")
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [variables.get("PYTHONPATH") or os.environ.get("PYTHONPATH")])]
-    environment = os.environ | variables | {"PYTHONPATH": ":".join(paths)}
+    # What MindSpore logs as an error is a part of its reason, and must be there whatever the user's level is.
+    environment = os.environ | variables | {"PYTHONPATH": ":".join(paths), "GLOG_v": "3"}
     with log.open("wb") as stream:
         ended = subprocess.run(
             [sys.executable, str(worker), str(file)],

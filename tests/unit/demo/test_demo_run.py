@@ -27,8 +27,18 @@ time.sleep(60)
 """
 
 
+@pytest.fixture
+def in_the_foreground():
+    """Ctrl-C is heard, as it is not by what a script runs in its background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_command_is_told_once_and_given_the_time_to_clean_up(tmp_path, monkeypatch, number):
+def test_an_interrupted_command_is_told_once_and_given_the_time_to_clean_up(
+    tmp_path, monkeypatch, number, in_the_foreground
+):
     before = signal.getsignal(signal.SIGTERM)
     script = tmp_path / "python"
     script.write_text(WORKER.format(python=sys.executable))
