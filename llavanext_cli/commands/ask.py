@@ -23,6 +23,7 @@ def ask(
         list[str] | None, typer.Option("--video", "-V", metavar="FILE", help="A clip; may be repeated.")
     ] = None,
     preset: options.Preset = None,
+    devices: options.Devices = None,
     set_: options.Set = None,
     chat: Annotated[bool, typer.Option("--chat", help="Hold a conversation; /help lists what it understands.")] = False,
     batch: Annotated[
@@ -85,6 +86,7 @@ def ask(
     common = {
         "preset_name": preset,
         "overrides": tuple(set_ or ()),
+        "devices": devices,
         "frames": frames,
         "changes": changes,
         "verbose": console.is_verbose(),

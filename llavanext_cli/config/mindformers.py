@@ -22,6 +22,7 @@ def expand(
     architecture: Architecture | None = None,
     out: Path | str = "output",
     steps: int | None = None,
+    batch: int = 1,
 ) -> dict[str, Any]:
     """The MindFormers configuration of a preset.
 
@@ -30,6 +31,7 @@ def expand(
         architecture: the model of the checkpoint at hand; None for the one the preset names.
         out: folder for everything MindFormers writes.
         steps: optimizer steps of the run; None when the data is not known yet.
+        batch: sequences answered at once by an ask preset.
 
     Returns:
         A mapping of plain values, ready to be dumped as YAML or made a `MindFormerConfig`.
@@ -74,7 +76,7 @@ def expand(
         },
         "model": {
             "arch": {"type": "LlavaNext"},
-            "model_config": _model(preset, architecture or preset.model),
+            "model_config": _model(preset, architecture or preset.model, batch),
         },
         "trainer": {"type": "CausalLanguageModelingTrainer", "model_name": "llava_next"},
     }
@@ -99,17 +101,17 @@ def _context(preset: Preset) -> dict[str, Any]:
     return context
 
 
-def _model(preset: Preset, architecture: Architecture) -> dict[str, Any]:
+def _model(preset: Preset, architecture: Architecture, batch: int) -> dict[str, Any]:
     asking = preset.ask is not None
     cache = {}
     if preset.ask:
         blocks = -(-preset.ask.cache_tokens // preset.ask.block_size)
-        cache = {"block_size": preset.ask.block_size, "num_blocks": blocks}
+        cache = {"block_size": preset.ask.block_size, "num_blocks": blocks * batch}
     return {
         "type": "LlavaNextConfig",
         "architecture": _plain(asdict(architecture)),
         "target": preset.runtime.target,
-        "batch_size": preset.train.batch_size if preset.train else 1,
+        "batch_size": preset.train.batch_size if preset.train else batch,
         "seq_length": preset.ask.cache_tokens if preset.ask else preset.data.seq_length,
         "tiles": preset.data.tiles,
         "frames": preset.data.frame_budget,

@@ -134,7 +134,8 @@ def load_preset(name_or_path: str | Path, overrides: Sequence[str] = (), devices
     Args:
         name_or_path: name of a shipped preset, or path of a YAML file.
         overrides: `key.path=value` settings (`--set`), the value in YAML.
-        devices: `--devices`; the number of data-parallel groups follows from it, tensor and pipeline stay.
+        devices: `--devices`; in training the number of data-parallel groups follows from it, tensor and pipeline
+            stay; in asking all share each layer.
 
     Raises:
         ConfigError: no such preset, not YAML, or wrong; all that is wrong is in `details`, each with file and key.
@@ -251,7 +252,14 @@ def _top_keys(known: Iterable[str]) -> list[str]:
 
 
 def _share_devices(document: Document, devices: int) -> Document:
-    """`--devices N`: data-parallel groups are what is left when tensor and pipeline have taken theirs."""
+    """`--devices N`: data-parallel groups are what is left when tensor and pipeline have taken theirs.
+
+    One answer has no samples to be shared, so all devices of an ask preset share each layer.
+    """
+    where = f"--devices {devices}"
+    if "ask" in document.values and "train" not in document.values:
+        shared = {"devices": devices, "data": 1, "tensor": devices}
+        return Document({"parallel": shared}, {f"parallel.{name}": where for name in shared})
     parallel = document.values.get("parallel")
     parallel = parallel if isinstance(parallel, dict) else {}
     sizes = [parallel.get(name, 1) for name in ("tensor", "pipeline")]
@@ -263,7 +271,6 @@ def _share_devices(document: Document, devices: int) -> Document:
             f"--devices {devices} cannot be shared by tensor {sizes[0]} x pipeline {sizes[1]}",
             f"Use a multiple of {taken}, or change parallel.tensor and parallel.pipeline with --set.",
         )
-    where = f"--devices {devices}"
     return Document(
         {"parallel": {"devices": devices, "data": devices // taken}},
         {"parallel.devices": where, "parallel.data": where},

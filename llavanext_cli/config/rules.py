@@ -138,6 +138,14 @@ def joint_rules(preset: Preset) -> Findings:
         )
 
 
+def uneven_shares(text: TextArchitecture, tensor: int) -> Iterator[tuple[str, str]]:
+    """(field, what is wrong) of a language model whose layers `tensor` devices cannot share."""
+    for name in ("num_attention_heads", "num_key_value_heads", "vocab_size", "intermediate_size"):
+        size = getattr(text, name)
+        if size % tensor:
+            yield name, f"{tensor} devices cannot share {name} {size} evenly"
+
+
 def parallel_rules(preset: Preset) -> Findings:
     parallel, text = preset.parallel, preset.model.text
     product = parallel.data * parallel.tensor * parallel.pipeline
@@ -147,13 +155,10 @@ def parallel_rules(preset: Preset) -> Findings:
             f"{parallel.devices} devices, but data {parallel.data} x tensor {parallel.tensor} x pipeline "
             f"{parallel.pipeline} = {product}",
         )
-    for name in ("num_attention_heads", "num_key_value_heads", "vocab_size", "intermediate_size"):
-        size = getattr(text, name)
-        if size % parallel.tensor:
-            yield (
-                ("parallel.tensor", f"model.text.{name}"),
-                f"{parallel.tensor} devices cannot share {name} {size} evenly",
-            )
+    if preset.ask and parallel.data > 1:
+        yield ("parallel.data",), "one answer has no samples to be shared: set it to 1 and use parallel.tensor"
+    for name, problem in uneven_shares(text, parallel.tensor):
+        yield ("parallel.tensor", f"model.text.{name}"), problem
     if parallel.pipeline > 1:
         # Compiled in simulation: "Can not find border of the pipeline", with the tower on stage 0 and without.
         yield (
@@ -161,7 +166,7 @@ def parallel_rules(preset: Preset) -> Findings:
             "MindSpore 2.9.0 finds no border between stages in this model's graph: set it to 1 and use parallel.tensor",
         )
     if preset.runtime.target == "CPU":
-        if parallel.tensor > 1:
+        if parallel.tensor > 1 and preset.train:
             yield (
                 ("parallel.tensor", "runtime.target"),
                 "CPU workers share the samples only: set it to 1 and use parallel.data",

@@ -1,6 +1,11 @@
 """The Ascend's way of computing: MindFormers' own prefill and increment graphs, with its paged cache.
 
-A prompt is padded to the smallest compiled shape that holds it without doubling its work, else to a new bucket.
+    prefill     one prompt at a time     tokens to its own blocks of the cache, logits of its last position
+    increment   one token of each        all sequences of the batch at once
+
+MindFormers' prefill takes the prompts of a batch as one row of tokens without padding between them. One prompt fills
+the NPU by itself, so each goes alone, padded to the smallest compiled shape that holds it without doubling its work,
+else to a new bucket.
 """
 
 from __future__ import annotations
@@ -40,14 +45,24 @@ class AscendEngine:
 
     def start(self, samples: Sequence[EncodedSample], room: int, limit: int, past: int = 0) -> Step:
         """Prefill; the arguments of `CpuEngine.start`. This cache always begins anew: `past` is 0."""
-        return self._run(self.prefill(*self._pad(samples)))
+        from mindspore import ops
+
+        rows = [self.network(*self.prefill(*self._pad(sample), row)) for row, sample in enumerate(samples)]
+        rows += [rows[0]] * (self.batch - len(rows))
+        return _choose(ops.concat([row.reshape(1, -1) for row in rows]))
 
     def step(self, tokens: np.ndarray, lengths: np.ndarray) -> Step:
         """One more token `int32[B]` of each sequence; `lengths` count it."""
-        return self._run(self.increment(tokens, lengths))
+        return _choose(self.network(*self.increment(tokens, lengths)).reshape(self.batch, -1))
 
-    def prefill(self, batch: Batch, frames: int) -> tuple[Any, ...]:
-        """Set the network to its prefill graph; what it is called with. `frames` of the batch's tiles are frames."""
+    def prefill(self, batch: Batch, frames: int, row: int = 0) -> tuple[Any, ...]:
+        """Set the network to its prefill graph; what it is called with.
+
+        Args:
+            batch: one prompt.
+            frames: how many of its tiles are frames.
+            row: whose blocks of the cache it fills.
+        """
         from mindspore import Tensor
 
         self.network.language_model.add_flags_custom(is_first_iteration=True)
@@ -56,38 +71,54 @@ class AscendEngine:
         media: tuple = (None, None)
         if batch.tiles.shape[1]:
             media = (Tensor(batch.tiles), Tensor(batch.feature_index))
-        slots = prompt_slots(batch.lengths, batch.input_ids.shape[1], self.blocks * self.block_size)
-        return self._inputs(batch.input_ids, *media, batch.lengths, slots, frames)
+        room = self.blocks * self.block_size
+        slots = prompt_slots(batch.lengths, batch.input_ids.shape[1], room)
+        slots = np.where(slots < 0, slots, slots + row * room).astype(np.int32)
+        tables = block_tables(self.batch, self.blocks)[row : row + 1]
+        return self._inputs(batch.input_ids, *media, batch.lengths, tables, slots, frames)
 
     def increment(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[Any, ...]:
         """Set the network to its graph of one token `int32[B]`; what it is called with."""
         self.network.language_model.add_flags_custom(is_first_iteration=False)
         self.network.phase = "increment"
         slots = next_slots(lengths, self.blocks * self.block_size)
-        return self._inputs(tokens.reshape(-1, 1).astype(np.int32), None, None, lengths, slots, 0)
+        tables = block_tables(self.batch, self.blocks)
+        return self._inputs(tokens.reshape(-1, 1).astype(np.int32), None, None, lengths, tables, slots, 0)
 
-    def _pad(self, samples: Sequence[EncodedSample]) -> tuple[Batch, int]:
-        """The batch, and how many of its tiles are frames."""
-        length = max(sample.length for sample in samples)
-        tiles = max(len(sample.tiles) for sample in samples)
-        frames = max(len(sample.frames) for sample in samples)
+    def _pad(self, sample: EncodedSample) -> tuple[Batch, int]:
+        """A batch of one prompt, and how many of its tiles are frames."""
+        length, tiles, frames = sample.length, len(sample.tiles), len(sample.frames)
         fitting = [s for s in self.shapes if s[0] >= length and s[1] >= tiles and s[2] >= frames]
         near = [s for s in fitting if s[0] <= 2 * length and s[1] + s[2] <= 2 * max(1, tiles + frames)]
         bucket = min(-(-length // BUCKET) * BUCKET, self.cache_tokens)
         shape = min(near, default=(bucket, tiles, frames))
         self.shapes.add(shape)
-        rows = [*samples, *[samples[0]] * (self.batch - len(samples))]
-        return collate(rows, seq_length=shape[0], tiles=shape[1], frames=shape[2], arch=self.arch), shape[2]
+        return collate([sample], seq_length=shape[0], tiles=shape[1], frames=shape[2], arch=self.arch), shape[2]
 
     def _inputs(
-        self, input_ids: np.ndarray, tiles: Any, index: Any, lengths: np.ndarray, slots: np.ndarray, frames: int
+        self,
+        input_ids: np.ndarray,
+        tiles: Any,
+        index: Any,
+        lengths: np.ndarray,
+        tables: np.ndarray,
+        slots: np.ndarray,
+        frames: int,
     ) -> tuple[Any, ...]:
         from mindspore import Tensor
 
-        tables = Tensor(block_tables(self.batch, self.blocks))
-        lengths = Tensor(lengths.astype(np.int32))
-        return Tensor(input_ids), tiles, index, None, lengths, tables, Tensor(slots), frames
+        return (
+            Tensor(input_ids),
+            tiles,
+            index,
+            None,
+            Tensor(lengths.astype(np.int32)),
+            Tensor(tables),
+            Tensor(slots),
+            frames,
+        )
 
-    def _run(self, inputs: tuple[Any, ...]) -> Step:
-        logits = self.network(*inputs).reshape(self.batch, -1)
-        return Step(logits.asnumpy().argmax(-1).astype(np.int32), logits)
+
+def _choose(logits: Any) -> Step:
+    """`logits` are `[B, V]`."""
+    return Step(logits.asnumpy().argmax(-1).astype(np.int32), logits)

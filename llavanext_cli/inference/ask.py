@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.config.presets import check_model_settings, load_preset
+from llavanext_cli.config.rules import uneven_shares
 from llavanext_cli.errors import ConfigError, DataError
 from llavanext_cli.inference.contact_sheet import write_contact_sheet
 from llavanext_cli.inference.named import describe_times, resolve_media
@@ -24,6 +25,7 @@ from llavanext_cli.weights.checkpoint import Checkpoint, open_checkpoint
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset
     from llavanext_cli.inference.chat import Chat
+    from llavanext_cli.inference.remote import RemoteSession
     from llavanext_cli.inference.session import Answer, Session
 
 CACHE_STEP = 256
@@ -40,6 +42,7 @@ def run_ask(
     *,
     preset_name: str | None = None,
     overrides: Sequence[str] = (),
+    devices: int | None = None,
     frames: int | None = None,
     changes: dict[str, Any] | None = None,
     time_instruction: bool = False,
@@ -56,6 +59,7 @@ def run_ask(
         checkpoint: a folder that `convert` or `train` made.
         preset_name: an ask preset; None picks the one that fits the media and the device at hand.
         overrides: "key.path=value" changes to the preset.
+        devices: that share each layer; the preset's when None.
         frames: frames taken from each clip; the preset's when None.
         changes: fields of `Sampling` that differ from the preset's.
         time_instruction: put the original's sentence about duration and frame times before the question.
@@ -65,7 +69,7 @@ def run_ask(
     Raises:
         LlavaNextError: a file, the checkpoint, the preset or the question cannot be used.
     """
-    opened, preset, processor = prepare(checkpoint, preset_name, overrides, frames, wants_video=bool(videos))
+    opened, preset, processor = prepare(checkpoint, preset_name, overrides, devices, frames, wants_video=bool(videos))
     sampling = build_sampling(preset, changes or {})
     with tempfile.TemporaryDirectory(prefix="llavanext-") as folder:
         pictures, clips = resolve_media(
@@ -99,6 +103,7 @@ def open_chat(
     *,
     preset_name: str | None = None,
     overrides: Sequence[str] = (),
+    devices: int | None = None,
     frames: int | None = None,
     changes: dict[str, Any] | None = None,
     verbose: bool = False,
@@ -106,7 +111,7 @@ def open_chat(
     """A conversation with a checkpoint; arguments as in `run_ask`."""
     from llavanext_cli.inference.chat import Chat
 
-    opened, preset, processor = prepare(checkpoint, preset_name, overrides, frames, wants_video=True)
+    opened, preset, processor = prepare(checkpoint, preset_name, overrides, devices, frames, wants_video=True)
     sampling = build_sampling(preset, changes or {})
     assert preset.ask is not None, "an ask preset"
     with open_session(opened, preset, preset.ask.cache_tokens, cache_step=CHAT_STEP, verbose=verbose) as session:
@@ -114,16 +119,25 @@ def open_chat(
 
 
 def prepare(
-    checkpoint: Path, preset_name: str | None, overrides: Sequence[str], frames: int | None, *, wants_video: bool
+    checkpoint: Path,
+    preset_name: str | None,
+    overrides: Sequence[str],
+    devices: int | None,
+    frames: int | None,
+    *,
+    wants_video: bool,
 ) -> tuple[Checkpoint, Preset, Processor]:
     """Open what a question needs, short of the model itself."""
     opened = open_checkpoint(checkpoint)
     extra = [f"data.frames={frames}"] if frames is not None else []
     name = preset_name or default_preset(wants_video)
-    preset = load_preset(name, [*overrides, *extra])
+    preset = load_preset(name, [*overrides, *extra], devices)
     if preset.ask is None:
         raise ConfigError(f"{name} is a preset for training, not for asking", hint="see `llavanext presets list`")
     check_model_settings(preset, overrides, opened.architecture)
+    uneven = [problem for _, problem in uneven_shares(opened.architecture.text, preset.parallel.tensor)]
+    if uneven:
+        raise ConfigError(f"{checkpoint}: {uneven[0]}", "use another number of --devices", uneven[1:])
     processor = Processor(opened.architecture, load_tokenizer(opened.folder), frames=preset.data.frames)
     return opened, preset, processor
 
@@ -167,15 +181,21 @@ def cache_need(encoded: EncodedSample, sampling: Sampling) -> int:
 @contextmanager
 def open_session(
     checkpoint: Checkpoint, preset: Preset, cache_tokens: int, *, verbose: bool = False, **shapes: int
-) -> Iterator[Session]:
-    """A session whose libraries write to a temporary folder that goes with it; `shapes` as in `Session`."""
+) -> Iterator[Session | RemoteSession]:
+    """A session, in this process or on several devices, whose libraries write to a temporary folder that goes with it;
+    `shapes` as in `Session`."""
     from llavanext_cli.inference.graphs import default_store
+    from llavanext_cli.inference.remote import open_remote
     from llavanext_cli.inference.session import Session
 
     assert preset.ask is not None, "an ask preset"
     folder = Path(tempfile.mkdtemp(prefix="llavanext-"))
+    limit = min(cache_tokens, preset.ask.cache_tokens)
     try:
-        limit = min(cache_tokens, preset.ask.cache_tokens)
+        if preset.parallel.devices > 1:
+            with open_remote(checkpoint.folder, preset, folder, limit, shapes) as session:
+                yield session
+            return
         yield Session(checkpoint, preset, folder, cache_tokens=limit, graphs=default_store(), verbose=verbose, **shapes)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -52,6 +52,7 @@ def run_batch(
     question: str | None = None,
     preset_name: str | None = None,
     overrides: Sequence[str] = (),
+    devices: int | None = None,
     frames: int | None = None,
     batch_size: int = 8,
     changes: dict[str, Any] | None = None,
@@ -77,18 +78,19 @@ def run_batch(
     started = time.monotonic()
     inputs = read_inputs(questions, question)
     wants_video = any(m.kind == "video" for item in inputs.items if item.sample for m in item.sample.media)
-    opened, preset, processor = prepare(checkpoint, preset_name, overrides, frames, wants_video=wants_video)
+    opened, preset, processor = prepare(checkpoint, preset_name, overrides, devices, frames, wants_video=wants_video)
     sampling = build_sampling(preset, changes or {})
-    total, kept = len(inputs.items), 0 if force else _complete_lines(out)
-    if kept > total:
-        raise DataError(f"{out} holds {kept} answers, more than {questions} has questions", hint="use another --out")
+    total = len(inputs.items)
+    _check_out(out, questions)
+    kept = 0 if force or not out.exists() else count_answers(out, inputs)
     failed = 0
     if kept < total:
         assert preset.ask is not None, "an ask preset"
         shapes = {"batch_size": batch_size, "bucket": BUCKET}
         with (
             open_session(opened, preset, preset.ask.cache_tokens, verbose=verbose, **shapes) as session,
-            out.open("w" if force else "a", encoding="utf-8") as stream,
+            # a file's name may hold bytes that are no UTF-8: JSON's own escapes keep them
+            out.open("w" if force else "a", encoding="utf-8", errors="backslashreplace") as stream,
         ):
             begun = time.monotonic()
             groups = plan_groups(inputs, processor, batch_size, kept)
@@ -195,13 +197,40 @@ def _pace(done: int, left: int, seconds: float) -> str:
     return f"{rate:.2g} a second, {spelled} left" if rate >= 0.1 else f"{60 * rate:.2g} a minute, {spelled} left"
 
 
-def _complete_lines(out: Path) -> int:
-    """Answers that an earlier run wrote; a line cut off by its end is removed."""
-    if not out.exists():
-        return 0
+def _check_out(out: Path, questions: Path) -> None:
+    """Refuse what cannot be written, before a model is loaded."""
+    if out.is_dir():
+        raise DataError(f"{out}: is a folder, and answers go to a file", f"use --out {out / 'answers.jsonl'}")
+    if not out.parent.is_dir():
+        raise DataError(f"{out.parent}: no such folder", f"mkdir -p {out.parent}")
+    if out.exists() and questions.exists() and out.samefile(questions):
+        raise DataError(f"{out}: the answers would go into the file of the questions", "use another --out")
+
+
+def count_answers(out: Path, inputs: Inputs) -> int:
+    """Answers to the first of the inputs that an earlier run wrote; a line cut off by its end is removed.
+
+    Raises:
+        DataError: the file holds something else.
+    """
     data = out.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
+    lines = whole.splitlines()
+    for number, line in enumerate(lines):
+        if number >= len(inputs.items) or not _is_answer(line, number, inputs.items[number].id):
+            raise DataError(
+                f"{out}: line {number + 1} is no answer to a question of this run",
+                "use another --out, or --force to begin anew",
+            )
     if len(whole) < len(data):
         with out.open("r+b") as file:
             file.truncate(len(whole))
-    return whole.count(b"\n")
+    return len(lines)
+
+
+def _is_answer(line: bytes, index: int, name: str) -> bool:
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(data, dict) and (data.get("index"), data.get("id")) == (index, name)

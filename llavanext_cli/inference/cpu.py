@@ -52,6 +52,7 @@ class CpuEngine:
         bucket: prompts are padded to a multiple of this many tokens.
         cache_step: a cache is as long as a multiple of this many tokens.
         graphs: keeps what is compiled; None: nothing is kept.
+        workers: processes that share each layer.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class CpuEngine:
         bucket: int,
         cache_step: int,
         graphs: GraphStore | None = None,
+        workers: int = 1,
     ):
         from llavanext_cli.model.backend.decoder import Embedder, Tower
 
@@ -69,7 +71,7 @@ class CpuEngine:
         self.tower, self.embedder = Tower(network), Embedder(network)
         self.decoders: dict[int, Any] = {}  # never emptied: MindSpore knows cells by `id`, also those that are gone
         self.length = 0
-        self.graphs = graphs
+        self.graphs, self.workers = graphs, workers
 
     def start(self, samples: Sequence[EncodedSample], room: int, limit: int, past: int = 0) -> Step:
         """Prefill.
@@ -106,7 +108,7 @@ class CpuEngine:
         from llavanext_cli.model.backend.decoder import Decoder
 
         if length not in self.decoders:
-            self.decoders[length] = Decoder(self.network, self.batch, length)
+            self.decoders[length] = Decoder(self.network, self.batch, length, self.workers)
             self.decoders[length].set_train(False)
         return self.decoders[length]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llavanext_cli.errors import DataError
+from llavanext_cli.inference.engines import build_engine
 from llavanext_cli.inference.sampling import Sampling, next_token
 from llavanext_cli.inference.writing import Writer
 from llavanext_cli.processing.tokens import load_tokenizer
@@ -92,51 +93,23 @@ class Session:
         graphs: Path | None = None,
         verbose: bool = False,
     ):
-        from llavanext_cli.model.runtime import load_libraries
-
         assert preset.ask is not None, "a session needs an ask preset"
-        on_cpu = preset.runtime.target == "CPU"
-        scratch = folder / "graphs" if graphs and on_cpu else None
-        load_libraries(folder, preset.runtime.target, threads=preset.runtime.threads, graphs=scratch, verbose=verbose)
-        from llavanext_cli.model.config import LlavaNextConfig
-        from llavanext_cli.model.llava_next import LlavaNext
-        from llavanext_cli.weights.checkpoint import load_into
-
         self.arch = checkpoint.architecture
         self.tokenizer = load_tokenizer(checkpoint.folder)
         self.batch_size = batch_size
         self.cache_tokens = cache_tokens or preset.ask.cache_tokens
-        block_size = preset.ask.block_size
-        network = LlavaNext(
-            LlavaNextConfig(
-                architecture=checkpoint.architecture,
-                target=preset.runtime.target,
-                batch_size=batch_size,
-                seq_length=self.cache_tokens,
-                tiles=preset.data.tiles,
-                frames=preset.data.frame_budget,
-                compute_dtype=preset.runtime.compute_dtype,
-                param_init_type=preset.runtime.parameter_dtype,
-                use_flash_attention=preset.runtime.flash_attention,
-                use_past=not on_cpu,
-                num_blocks=-(-self.cache_tokens // block_size) * batch_size,
-                block_size=block_size,
-            )
+        self.engine, self.network = build_engine(
+            checkpoint,
+            preset,
+            folder,
+            batch_size=batch_size,
+            cache_tokens=self.cache_tokens,
+            bucket=bucket,
+            cache_step=cache_step,
+            graphs=graphs,
+            verbose=verbose,
         )
-        load_into(network, checkpoint)
-        network.set_train(False)
-        if on_cpu:
-            from llavanext_cli.inference.cpu import CpuEngine
-            from llavanext_cli.inference.graphs import GraphStore
-
-            store = GraphStore(graphs, scratch, f"{self.arch} {preset.runtime}") if graphs and scratch else None
-            self.engine = CpuEngine(network, self.arch, batch_size, bucket, cache_step, store)
-        else:
-            from llavanext_cli.inference.ascend import AscendEngine
-
-            self.engine = AscendEngine(network, self.arch, batch_size, self.cache_tokens, block_size)
-        self.network = network
-        self.remembers = on_cpu and batch_size == 1
+        self.remembers = preset.runtime.target == "CPU" and batch_size == 1
         self.before: tuple[EncodedSample, np.ndarray] | None = None
 
     def answer(
@@ -207,12 +180,7 @@ class Session:
 
     def check_room(self, sample: EncodedSample) -> None:
         """Raise a `DataError` when the prompt fills the cache."""
-        if sample.length >= self.cache_tokens:
-            name = f"question {sample.id}" if sample.id else "the question"
-            raise DataError(
-                f"{name} has {sample.length} tokens, media included; {self.cache_tokens - 1} fit",
-                hint=f"use fewer frames or pictures, or --set ask.cache_tokens={sample.length + 256}",
-            )
+        check_room(sample, self.cache_tokens)
 
     def _cached(self, sample: EncodedSample, room: int) -> int:
         """How many tokens of a prompt the cache holds from the conversation before; at least one is left to compute."""
@@ -225,6 +193,16 @@ class Session:
         size = min(len(held), sample.length - 1)
         differ = np.flatnonzero(held[:size] != sample.input_ids[:size])
         return int(differ[0]) if len(differ) else size
+
+
+def check_room(sample: EncodedSample, cache_tokens: int) -> None:
+    """Raise a `DataError` when a prompt leaves no room for an answer in a cache of so many tokens."""
+    if sample.length >= cache_tokens:
+        name = f"question {sample.id}" if sample.id else "the question"
+        raise DataError(
+            f"{name} has {sample.length} tokens, media included; {cache_tokens - 1} fit",
+            hint=f"use fewer frames or pictures, or --set ask.cache_tokens={sample.length + 256}",
+        )
 
 
 def _to_row(on_text: TextCallback | None, row: int) -> Callable[[str], None] | None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def build_preset_network(
-    preset: Preset, *, architecture: Architecture | None, folder: Path, steps: int | None = None
+    preset: Preset, *, architecture: Architecture | None, folder: Path, steps: int | None = None, batch: int = 1
 ) -> tuple[Any, Any]:
     """Set up MindSpore's contexts and build the network. The libraries must be loaded (runtime.py).
 
@@ -20,6 +20,7 @@ def build_preset_network(
         architecture: the checkpoint's; None for the preset's.
         folder: for everything the libraries write.
         steps: optimizer steps of the run, when it trains.
+        batch: sequences answered at once, when it asks.
 
     Returns:
         MindFormers' configuration and the `LlavaNext`, whose weights are not filled and not frozen yet.
@@ -32,7 +33,7 @@ def build_preset_network(
 
     from llavanext_cli.config.mindformers import expand
 
-    config = MindFormerConfig(**expand(preset, architecture=architecture, out=folder, steps=steps))
+    config = MindFormerConfig(**expand(preset, architecture=architecture, out=folder, steps=steps, batch=batch))
     build_context(config)
     build_parallel_config(config)
     config.model.model_config.parallel_config = config.parallel_config

@@ -186,7 +186,7 @@ def _run_workers(run: ReadyRun, job: Job, on_step: StepCallback, say: Callable[[
         for line in warnings.read():
             say(line)
 
-    environment = worker_environment(run.preset, job)
+    environment = worker_environment(run.preset, job.libraries_folder)
     with (
         interrupted_by_sigterm() as seen,
         Workers(

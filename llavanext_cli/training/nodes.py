@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,20 @@ def worker_command(preset: Preset, job: Job, nodes: Nodes) -> tuple[str, ...]:
         return (sys.executable, *worker)
     if devices % nodes.count:
         raise ConfigError(f"{devices} devices cannot be shared by {nodes.count} nodes", hint="change --devices")
+    return msrun_command(worker, job.logs_folder, devices, nodes)
+
+
+def msrun_command(worker: Sequence[str], logs: Path, devices: int, nodes: Nodes = ONE_NODE) -> tuple[str, ...]:
+    """What starts this machine's share of `devices` workers, and waits for them.
+
+    Args:
+        worker: script of one worker and its arguments.
+        logs: folder for `worker_RANK.log` and `scheduler.log`.
+
+    Raises:
+        ConfigError: the port is taken.
+        RuntimeMissingError: there is no msrun.
+    """
     msrun = Path(sys.executable).with_name("msrun")
     if not msrun.is_file():
         raise RuntimeMissingError(f"msrun is not beside {sys.executable}", hint="run `pip install mindspore==2.9.0`")
@@ -69,7 +84,7 @@ def worker_command(preset: Preset, job: Job, nodes: Nodes) -> tuple[str, ...]:
         f"--master_port={port}",
         *([f"--node_rank={nodes.rank}"] if nodes.count > 1 else []),
         f"--cluster_time_out={nodes.timeout_seconds}",
-        f"--log_dir={job.logs_folder}",
+        f"--log_dir={logs}",
         "--join=True",
         *worker,
     )
@@ -93,9 +108,13 @@ def _check_port(address: str, port: int) -> None:
         ) from fault
 
 
-def worker_environment(preset: Preset, job: Job) -> dict[str, str]:
-    """msrun starts `python` from PATH: ours must come first. Threads are shared between the workers of a CPU."""
-    environment = os.environ | library_environment(job.libraries_folder, verbose=True)
+def worker_environment(preset: Preset, libraries: Path) -> dict[str, str]:
+    """msrun starts `python` from PATH: ours must come first. Threads are shared between the workers of a CPU.
+
+    Args:
+        libraries: folder for what MindSpore and MindFormers write.
+    """
+    environment = os.environ | library_environment(libraries, verbose=True)
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     package_root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH", "")]))

@@ -69,6 +69,7 @@ class Decoder(nn.Cell):
         network: `LlavaNext`, built for the CPU.
         batch: sequences.
         length: positions of the cache (C).
+        workers: processes that share each layer, see sharing.py.
 
     Inputs:
         - **hidden** - `[B, S, D]` embeddings.
@@ -80,15 +81,16 @@ class Decoder(nn.Cell):
         `int32[B]` likeliest tokens and `[B, V]` logits after position `last`.
     """
 
-    def __init__(self, network, batch: int, length: int):
+    def __init__(self, network, batch: int, length: int, workers: int = 1):
         super().__init__(auto_prefix=False)
         llama, config = network.language_model, network.config
         text = config.architecture.text
         self.batch, self.length = batch, length
-        self.heads, self.kv_heads, self.head_dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
+        self.heads, self.kv_heads = text.num_attention_heads // workers, text.num_key_value_heads // workers
+        self.head_dim = text.head_dim
         self.group = self.heads // self.kv_heads
         self.cos, self.sin = llama.model.freqs_mgr.freqs_cos, llama.model.freqs_mgr.freqs_sin
-        cells = [CachedLayer(layer, config, batch, length, n) for n, layer in enumerate(llama.model.layers)]
+        cells = [CachedLayer(layer, config, batch, length, n, workers) for n, layer in enumerate(llama.model.layers)]
         self.layers = nn.CellList(cells, auto_prefix=False)
         self.count = len(cells)
         self.norm_out, self.lm_head = llama.model.norm_out, llama.lm_head
@@ -168,12 +170,15 @@ class CachedLayer(nn.Cell):
     The cache is one row a position: `[B * kv_heads * C, head_dim]`, see `Decoder.cache_rows`.
     """
 
-    def __init__(self, layer, config, batch: int, length: int, number: int):
+    def __init__(self, layer, config, batch: int, length: int, number: int, workers: int = 1):
         super().__init__(auto_prefix=False)
         text = config.architecture.text
         self.layer = layer
         self.batch, self.length = batch, length
-        self.heads, self.kv_heads, self.head_dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
+        self.heads, self.kv_heads = text.num_attention_heads // workers, text.num_key_value_heads // workers
+        self.head_dim = text.head_dim
+        self.is_shared = workers > 1
+        self.sum_up = P.AllReduce() if self.is_shared else None
         self.group = self.heads // self.kv_heads
         shape = (batch * self.kv_heads * length, self.head_dim)
         self.keys = Parameter(ops.zeros(shape, config.compute_dtype), name=f"cache.{number}.keys", requires_grad=False)
@@ -219,8 +224,12 @@ class CachedLayer(nn.Cell):
         context = self.attend(query, key, value, masks, first)
         if first:
             context = ops.depend(context, (keys, values))
-        own = self.add(own, attention.wo(context))
-        return self.add(own, self.layer.feed_forward(self.norm(own, self.layer.ffn_norm.weight)))
+        own = self.add(own, self.joined(attention.wo(context)))
+        return self.add(own, self.joined(self.layer.feed_forward(self.norm(own, self.layer.ffn_norm.weight))))
+
+    def joined(self, part):
+        """The sum of what the workers' heads or hidden units come to."""
+        return self.sum_up(part) if self.is_shared else part
 
     def attend(self, query, key, value, masks, first):
         """`[B, heads, T, head_dim]` against `[B, kv_heads, K, head_dim]`, a chunk of rows at a time → `[B, T, D]`."""

@@ -1,0 +1,166 @@
+"""A session on several devices: workers that msrun starts answer, this process asks and writes.
+
+    RemoteSession ──samples, sampling──▶ worker 0, worker 1 …       one socket each, in a folder that is ours alone
+                  ◀──text, answers────── worker 0                   the others say when they are done, and their faults
+
+Nothing of MindSpore is loaded on this side; one question, a batch and a chat use it as they use a `Session`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Listener, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llavanext_cli.errors import LlavaNextError, RuntimeMissingError
+from llavanext_cli.inference.session import Answer, TextCallback, check_room
+from llavanext_cli.training.nodes import msrun_command, worker_environment
+from llavanext_cli.training.processes import POLL_SECONDS, Workers
+
+if TYPE_CHECKING:
+    from llavanext_cli.config.schema import Preset
+    from llavanext_cli.inference.sampling import Sampling
+    from llavanext_cli.records import EncodedSample
+
+SOCKET = "socket"
+START_SECONDS = 600
+"""How long the workers may take to load their libraries and weights."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the workers read: absolute paths, the preset, what a `Session` is called with, and the socket's password."""
+
+    checkpoint: Path
+    preset: Preset
+    shapes: dict[str, int]
+    key: bytes
+
+
+@contextmanager
+def open_remote(
+    checkpoint: Path, preset: Preset, folder: Path, cache_tokens: int, shapes: dict[str, int]
+) -> Iterator[RemoteSession]:
+    """Start one worker a device, and end them afterwards.
+
+    Args:
+        folder: for sockets, logs and what the libraries write; this user's alone.
+        cache_tokens: most room for prompt and answer of each.
+        shapes: `batch_size`, `bucket`, `cache_step` of the `Session`s.
+
+    Raises:
+        LlavaNextError: a worker does not start; with its own reason.
+    """
+    job = Job(checkpoint.resolve(), preset, shapes | {"cache_tokens": cache_tokens}, secrets.token_bytes(32))
+    (folder / "job.pickle").write_bytes(pickle.dumps(job))
+    worker = [str(Path(__file__).with_name("worker.py")), str(folder)]
+    command = msrun_command(worker, folder, preset.parallel.devices)
+    environment = worker_environment(preset, folder / "libraries")
+    with (
+        Listener(str(folder / SOCKET), authkey=job.key) as listener,
+        Workers(command, log=folder / "msrun.log", pids=folder, environment=environment, folder=folder) as workers,
+    ):
+        links = _meet(listener, workers, preset.parallel.devices, folder)
+        try:
+            session = RemoteSession(links, workers, folder, cache_tokens)
+            session.collect("ready")
+            yield session
+        finally:
+            for link in links:
+                link.close()
+
+
+class RemoteSession:
+    """What `Session` is to its callers, computed elsewhere. The sockets are in the order of the ranks."""
+
+    def __init__(self, links: list[Connection], workers: Workers, folder: Path, cache_tokens: int):
+        self.links, self.workers, self.folder, self.cache_tokens = links, workers, folder, cache_tokens
+        self.owed = False
+
+    def check_room(self, sample: EncodedSample) -> None:
+        """As of `Session`."""
+        check_room(sample, self.cache_tokens)
+
+    def answer(
+        self, samples: Sequence[EncodedSample], sampling: Sampling, on_text: TextCallback | None = None
+    ) -> list[Answer]:
+        """As of `Session`. After an interrupt the workers first finish what nobody waits for any more: they have to
+        stay in step with each other."""
+        if self.owed:
+            self.collect("answers")
+        for sample in samples:
+            self.check_room(sample)
+        self.owed = True
+        for link in self.links:
+            link.send((list(samples), sampling))
+        answers = self.collect("answers", on_text)
+        self.owed = False
+        return answers
+
+    def collect(self, kind: str, on_text: TextCallback | None = None) -> Any:
+        """Wait until every worker has sent a message of this kind; the first worker's content."""
+        waiting, content = dict(enumerate(self.links)), None
+        while waiting:
+            for link in wait(list(waiting.values()), POLL_SECONDS):
+                rank = self.links.index(link)
+                try:
+                    name, value = link.recv()
+                except (EOFError, ConnectionResetError):
+                    raise self._ended() from None
+                if name == "fault":
+                    raise value
+                if name == "bug":
+                    raise _broken(f"worker {rank} failed: {value.strip().splitlines()[-1]}", value.splitlines())
+                if name == "text" and on_text is not None:
+                    on_text(*value)
+                if name == kind:
+                    del waiting[rank]
+                    content = value if rank == 0 else content
+            if self.workers.poll() is not None:
+                raise self._ended()
+        return content
+
+    def _ended(self) -> LlavaNextError:
+        return _worker_ended(self.workers, self.folder)
+
+
+def _meet(listener: Listener, workers: Workers, count: int, folder: Path) -> list[Connection]:
+    """The workers' sockets in the order of their ranks, when all are there."""
+    arrived: queue.Queue[Connection] = queue.Queue()
+
+    def accept() -> None:
+        for _ in range(count):
+            arrived.put(listener.accept())
+
+    threading.Thread(target=accept, daemon=True).start()
+    links: dict[int, Connection] = {}
+    deadline = time.monotonic() + START_SECONDS
+    while len(links) < count:
+        if workers.poll() is not None or time.monotonic() > deadline:
+            raise _worker_ended(workers, folder)
+        try:
+            link = arrived.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            continue
+        links[link.recv()[1]] = link
+    return [links[rank] for rank in sorted(links)]
+
+
+def _worker_ended(workers: Workers, folder: Path) -> LlavaNextError:
+    ended = workers.find_ended()
+    log = folder / (f"worker_{ended.rank}.log" if ended else "msrun.log")
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    return _broken(str(ended or "the workers ended before they answered"), lines)
+
+
+def _broken(what: str, lines: Sequence[str]) -> LlavaNextError:
+    """The end of a log is all that is left of a worker: its folder goes with the command."""
+    return RuntimeMissingError(what, hint="check the devices with `llavanext doctor`", details=lines[-12:])
