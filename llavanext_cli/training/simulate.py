@@ -179,6 +179,7 @@ def simulate(
     layers: int | None = None,
     ranks: Sequence[int] | None = None,
     checkpoint: Path | None = None,
+    batch: int = 1,
     progress: Callable[[int, int], None] | None = None,
     worker: Path = WORKER,
 ) -> SimulationReport:
@@ -191,6 +192,7 @@ def simulate(
         layers: shorten the tower and the language model to this many layers: seconds, not minutes.
         ranks: which ones; None for the first, as the others are no different.
         checkpoint: whose model is compiled; None for the preset's.
+        batch: questions that an ask preset answers at once.
         progress: called with (done, total) ranks.
         worker: the script that compiles.
 
@@ -210,7 +212,13 @@ def simulate(
     text = open_checkpoint(checkpoint).architecture.text if checkpoint else preset.model.text
     fault, log = "", None
     name = str(Path(preset_name).resolve()) if Path(preset_name).is_file() else preset_name
-    request = {"preset": name, "overrides": settings, "devices": devices, "checkpoint": checkpoint and str(checkpoint)}
+    request = {
+        "preset": name,
+        "overrides": settings,
+        "devices": devices,
+        "checkpoint": checkpoint and str(checkpoint),
+        "batch": batch,
+    }
     with _folder(folder) as place:
         for number, rank in enumerate(ranks):
             if progress:

@@ -66,16 +66,17 @@ def compile_ask(preset: Preset, fields: dict[str, Any], folder: Path, result: di
     from llavanext_cli.inference.ascend import AscendEngine
     from llavanext_cli.records import Batch
 
-    _, network = build_preset_network(preset, architecture=architecture_of(fields), folder=folder / "libraries")
+    rows, architecture = fields["batch"], architecture_of(fields)
+    _, network = build_preset_network(preset, architecture=architecture, folder=folder / "libraries", batch=rows)
     network.set_train(False)
     ask, data, side = preset.ask, preset.data, network.side
-    engine = AscendEngine(network, network.config.architecture, 1, ask.cache_tokens, ask.block_size)
+    engine = AscendEngine(network, network.config.architecture, rows, ask.cache_tokens, ask.block_size)
     length = ask.cache_tokens - ask.max_new_tokens
     ids, lengths = np.zeros((1, length), np.int32), np.array([length], np.int32)
     tiles = np.zeros((1, data.tiles + data.frame_budget, 3, side, side), np.float32)
     batch = Batch(input_ids=ids, labels=ids, tiles=tiles, feature_index=ids, lengths=lengths)
-    compile_graph(network, engine.prefill(batch, data.frame_budget), "prefill", result)
-    compile_graph(network, engine.increment(ids[:, 0], lengths), "increment", result)
+    compile_graph(network, engine.prefill(batch, data.frame_budget, rows - 1), "prefill", result)
+    compile_graph(network, engine.increment(np.zeros(rows, np.int32), lengths.repeat(rows)), "increment", result)
 
 
 def compile_graph(cell, inputs, name: str, result: dict[str, Any]) -> None:

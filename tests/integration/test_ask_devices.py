@@ -36,7 +36,7 @@ def test_a_chat_over_two_workers(run_llavanext, media, tiny_checkpoint):
     typed = "what is it?\n/dance\nand how many?\n"
     one, two = (run_llavanext(*words, "--devices", count, typed=typed) for count in ("1", "2"))
     assert one.returncode == two.returncode == 0, two.stderr
-    assert len(one.stdout.splitlines()) == 2
+    assert one.stdout.count("\n") >= 2
     assert two.stdout == one.stdout
     assert two.stderr == one.stderr
 

@@ -73,13 +73,27 @@ def test_frozen_parts_have_neither_gradients_nor_moments(compiled: Compile):
 
 
 @pytest.mark.timeout(600)
-def test_an_answer_on_two_devices(compiled: Compile):
-    report = compiled("video-7b-ask-video", "parallel.devices=2", "parallel.tensor=2")
+def test_a_batch_of_answers_on_two_devices(compiled: Compile, tmp_path_factory: pytest.TempPathFactory):
+    """`ask --devices 2 --batch-size 4`: heads and cache are shared, and every worker gets the logits of all words."""
+    report = compiled("video-7b-ask-video", devices=2, batch=4)
     assert report.fault == ""
+    assert (report.devices, report.tensor) == (2, 2)
     slices = report.ranks[0].slices
     layer = "language_model.model.layers.0.attention."
     assert slices[f"{layer}wq.weight"].shape == (2048, 4096)
-    assert slices[f"{layer}infer_attention.paged_attention_mgr.key_cache"].shape == (512, 16, 16, 128)
+    assert slices[f"{layer}wo.weight"].shape == (4096, 2048)
+    assert slices[f"{layer}infer_attention.paged_attention_mgr.key_cache"].shape == (4 * 512, 16, 16, 128)
+    newest = max(tmp_path_factory.getbasetemp().glob("compile*"), key=lambda folder: folder.stat().st_mtime)
+    assert logits_of(newest) == {(1, 32064), (4, 32064)}  # prefill, increment
+
+
+def logits_of(folder: Path) -> set[tuple[int, int]]:
+    """Shapes of what the compiled graphs return."""
+    found = set()
+    for graph in folder.rglob("*validate*.ir"):
+        ends = re.findall(r"Return\(.*\n.*: \(<Tensor\[Float32\], \((\d+), (\d+)\)", graph.read_text(errors="replace"))
+        found |= {(int(rows), int(words)) for rows, words in ends}
+    return found
 
 
 @pytest.mark.timeout(600)
