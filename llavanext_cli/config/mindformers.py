@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 DATA_PARALLEL, SEMI_AUTO_PARALLEL = 0, 1
 COLUMNS = ("input_ids", "tiles", "feature_index", "labels")
 """What the data set hands to `LlavaNext.construct`, in its order."""
+PART_PREFIXES = {
+    "vision": ("vision_tower.",),
+    "projector": ("projector.", "pooler."),
+    "newline": ("image_newline",),
+    "language": ("language_model.",),
+}
+"""How the names of a part's parameters begin."""
 
 
 def expand(
@@ -119,23 +126,26 @@ def _model(preset: Preset, architecture: Architecture, batch: int) -> dict[str, 
         "param_init_type": preset.runtime.parameter_dtype,
         "use_flash_attention": preset.runtime.flash_attention,
         "use_past": asking,
-        "calculate_per_token_loss": preset.runtime.target == "CPU",
+        "calculate_per_token_loss": _sums_losses(preset),
+        "lora": _lora(preset.train) if preset.train else None,
         **cache,
     }
 
 
+def _sums_losses(preset: Preset) -> bool:
+    """Whether the network returns the sum of losses and the number of tokens, which are divided when all are known:
+    where several workers, or several batches before a step, hold different numbers of supervised tokens. The planner of
+    Ascend averages over all devices by itself."""
+    return preset.runtime.target == "CPU" or (preset.train is not None and preset.train.accumulate > 1)
+
+
+def _lora(train: Train) -> dict[str, Any] | None:
+    """`model.lora.add_lora` reads it. MindFormers' own adapters know nothing of these cells."""
+    return _plain(asdict(train.lora) | {"seed": train.seed}) if train.method == "lora" else None
+
+
 def _training(preset: Preset, train: Train, steps: int | None) -> dict[str, Any]:
     on_cpu = preset.runtime.target == "CPU"
-    schedule: dict[str, Any] = {
-        "learning_rate": train.learning_rate,
-        "total_steps": steps if steps is not None else -1,
-        "warmup_lr_init": 0.0,
-        "warmup_ratio": train.warmup_ratio,
-    }
-    if train.schedule == "cosine":
-        schedule |= {"type": "CosineWithWarmUpLR", "lr_end": train.final_learning_rate}
-    else:
-        schedule |= {"type": "ConstantWarmUpLR"}
     return {
         "runner_config": {
             "epochs": 1,
@@ -150,19 +160,41 @@ def _training(preset: Preset, train: Train, steps: int | None) -> dict[str, Any]
             "use_clip_grad": train.clip_norm is not None,
             "max_grad_norm": train.clip_norm or 1.0,
         },
-        "calculate_per_token_loss": on_cpu,
+        "calculate_per_token_loss": _sums_losses(preset),
         "optimizer": {
             "type": "AdamW",
             "betas": list(train.betas),
             "eps": train.epsilon,
             "weight_decay": train.weight_decay,
         },
-        "lr_schedule": schedule,
+        **_schedules(train, steps),
         "callbacks": [],
         "monitor_config": {"monitor_on": False},
         "train_dataset": {"batch_size": train.batch_size, "drop_remainder": True, "input_columns": list(COLUMNS)},
         "train_dataset_task": {"type": "CausalLanguageModelDataset"},
     }
+
+
+def _schedules(train: Train, steps: int | None) -> dict[str, Any]:
+    """One schedule for all; or, where a part has a rate of its own, one for each rate that differs from it."""
+    schedule: dict[str, Any] = {
+        "learning_rate": train.learning_rate,
+        "total_steps": steps if steps is not None else -1,
+        "warmup_lr_init": 0.0,
+        "warmup_ratio": train.warmup_ratio,
+    }
+    if train.schedule == "cosine":
+        schedule |= {"type": "CosineWithWarmUpLR", "lr_end": train.final_learning_rate}
+    else:
+        schedule |= {"type": "ConstantWarmUpLR"}
+    groups: dict[float, list[str]] = {}
+    for part, rate in train.part_rates.items():
+        groups.setdefault(rate, []).extend(PART_PREFIXES[part])
+    groups.pop(train.learning_rate, None)
+    if not groups:
+        return {"lr_schedule": schedule}
+    grouped = [schedule | {"learning_rate": rate, "params": names} for rate, names in groups.items()]
+    return {"grouped_lr_schedule": {"default": schedule, "grouped": grouped}}
 
 
 def _plain(value: Any) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from llavanext_cli.config.architecture import ACTIVATIONS, POOL_MODES, SELECT_STRATEGIES, Architecture, TextArchitecture
-from llavanext_cli.config.schema import Ask, Preset, Train
+from llavanext_cli.config.schema import Ask, Lora, Preset, Train
 
 TEXT_ROOM = 64
 """Tokens that the system prompt and a short question need beside the media."""
@@ -268,11 +269,8 @@ def train_rules(preset: Preset, train: Train) -> Findings:
         yield ("train.trainable",), "nothing would be trained: name at least one part"
     if len(set(train.trainable)) < len(train.trainable):
         yield ("train.trainable",), "a part is named twice"
-    if train.learning_rate is not None and train.final_learning_rate > train.learning_rate:
-        yield (
-            ("train.final_learning_rate", "train.learning_rate"),
-            f"{train.final_learning_rate:g} is above the learning rate {train.learning_rate:g}",
-        )
+    yield from _rate_rules(train)
+    yield from _lora_rules(train)
     if train.recompute > preset.model.text.num_hidden_layers:
         yield (
             ("train.recompute", "model.text.num_hidden_layers"),
@@ -283,6 +281,29 @@ def train_rules(preset: Preset, train: Train) -> Findings:
             ("runtime.compute_dtype",),
             "float16 training needs loss scaling, which is not done: use bfloat16 on Ascend, float32 on CPU",
         )
+
+
+def _rate_rules(train: Train) -> Findings:
+    own = {f"train.learning_rates.{part}": rate for part, rate in asdict(train.learning_rates).items()}
+    for key, rate in {"train.learning_rate": train.learning_rate, **own}.items():
+        if rate is not None and train.final_learning_rate > rate:
+            keys = ("train.final_learning_rate", key)
+            yield keys, f"{train.final_learning_rate:g} is above the learning rate {rate:g}"
+    for key, rate in own.items():
+        part = key.rpartition(".")[2]
+        if rate is not None and not {part, "newline" if part == "projector" else part} & set(train.trainable):
+            yield (key, "train.trainable"), f"the part {part} is not trained: leave its rate out, or add it"
+
+
+def _lora_rules(train: Train) -> Findings:
+    if train.method == "full" and train.lora != Lora():
+        yield ("train.lora", "train.method"), "is read by train.method lora only: set that, or leave it out"
+    if train.method == "lora" and "language" not in train.trainable:
+        yield ("train.method", "train.trainable"), "lora trains the language model: add language to train.trainable"
+    if not train.lora.targets:
+        yield ("train.lora.targets",), "nothing would be trained: name at least one projection"
+    if len(set(train.lora.targets)) < len(train.lora.targets):
+        yield ("train.lora.targets",), "a projection is named twice"
 
 
 def ask_rules(preset: Preset, ask: Ask) -> Findings:

@@ -19,6 +19,7 @@ PARTS = ("vision", "projector", "newline", "language")
 """The parts of the model that can be trained or frozen."""
 
 Part = Literal["vision", "projector", "newline", "language"]
+Projection = Literal["wq", "wk", "wv", "wo", "w1", "w2", "w3"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,38 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearningRates:
+    """Greatest learning rates of parts of the model, where they are not to be `train.learning_rate`."""
+
+    vision: float | None = setting(None, doc="of the vision tower; null: train.learning_rate", above=0)
+    projector: float | None = setting(None, doc="of projector, pooler and newline; null: the same", above=0)
+    language: float | None = setting(None, doc="of the language model, or its LoRA; null: the same", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """What train.method lora adds to the language model: W + alpha / rank * B A, with W frozen."""
+
+    rank: int = setting(16, doc="columns of B and rows of A", least=1)
+    alpha: float = setting(32.0, doc="B A is weighted with alpha / rank", above=0)
+    dropout: float = setting(0.0, doc="share of A's inputs that are set to 0 while training", least=0, below=1)
+    targets: tuple[Projection, ...] = setting(
+        ("wq", "wk", "wv", "wo", "w1", "w2", "w3"),
+        doc="attention's query, key, value, output; gate (w1), down (w2), up (w3)",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """How the weights are changed."""
 
     learning_rate: float = setting(doc="greatest learning rate", above=0)
+    learning_rates: LearningRates = LearningRates()
     trainable: tuple[Part, ...] = setting(PARTS, doc="parts that are trained; the others stay as they are")
+    method: Literal["full", "lora"] = setting(
+        "full", doc="full: train the language model's weights; lora: low-rank matrices beside them"
+    )
+    lora: Lora = Lora()
     epochs: int = setting(1, doc="passes over the data", least=1)
     steps: int | None = setting(None, doc="optimizer steps; null: as many as the epochs need", least=1)
     batch_size: int = setting(1, doc="samples a device and step", least=1)
@@ -60,6 +88,13 @@ class Train:
     keep: int = setting(3, doc="checkpoints that are kept, the newest", least=1)
     log_every: int = setting(1, doc="steps between lines of metrics", least=1)
     recompute: int = setting(0, doc="layers of the language model that are computed again to save memory", least=0)
+
+    @property
+    def part_rates(self) -> dict[str, float]:
+        """Part of `trainable` → its greatest learning rate."""
+        of = self.learning_rates
+        own = {"vision": of.vision, "projector": of.projector, "newline": of.projector, "language": of.language}
+        return {part: own[part] or self.learning_rate for part in self.trainable}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ class LlavaNextConfig(PretrainedConfig):
         num_blocks, block_size: size of that cache, in blocks and tokens a block.
         calculate_per_token_loss: return (sum of losses, number of supervised tokens) instead of their quotient, so that
             several workers can average over the tokens of the global batch.
+        lora: rank, alpha, dropout, targets and seed of low-rank matrices on the language model; None without.
         parallel_config: MindFormers' `TransformerOpParallelConfig`, or its mapping.
     """
 
@@ -55,6 +56,7 @@ class LlavaNextConfig(PretrainedConfig):
         num_blocks: int = 512,
         block_size: int = 16,
         calculate_per_token_loss: bool = False,
+        lora: dict[str, Any] | None = None,
         parallel_config: Any = default_transformer_config,
         **kwargs: Any,
     ):
@@ -73,6 +75,7 @@ class LlavaNextConfig(PretrainedConfig):
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.calculate_per_token_loss = calculate_per_token_loss
+        self.lora = lora
         self.parallel_config = parallel_config
 
     @property

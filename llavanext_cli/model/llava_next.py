@@ -20,6 +20,7 @@ from mindspore.parallel._utils import _get_parallel_mode
 from llavanext_cli.model.backend import use_cpu_cells
 from llavanext_cli.model.config import LlavaNextConfig
 from llavanext_cli.model.fusion import Fusion
+from llavanext_cli.model.lora import add_lora
 from llavanext_cli.model.projector import Pooler, Projector
 from llavanext_cli.model.vision_tower import VisionTower
 from llavanext_cli.records import IGNORE_INDEX
@@ -68,6 +69,8 @@ class LlavaNext(PreTrainedModel):
         self.image_newline = Parameter(Tensor(newline, config.param_init_type), name="image_newline")
         self.fusion = Fusion(config)
         self.language_model = LlamaForCausalLM(config=config.llama_config())
+        if config.lora:
+            add_lora(self.language_model, config.lora)
         self.reshape = P.Reshape()
         self.slice = P.StridedSlice()
         self.concat = P.Concat(axis=1)

@@ -14,6 +14,7 @@ from llavanext_cli.errors import LlavaNextError
 from llavanext_cli.training.job import JOB_FILE, Job
 from llavanext_cli.training.plan import RunPlan, digest_file, run_settings
 from llavanext_cli.training.state import check_settings, find_run_state, remove_leftovers
+from llavanext_cli.weights.checkpoint import open_checkpoint
 
 
 def check_out(out: Path, force: bool, but: Collection[str] = ()) -> bool:
@@ -63,7 +64,8 @@ def resume_run(job: Job, preset: Preset, plan: RunPlan, say: Callable[[str], Non
         say("no checkpoint was saved yet: beginning at step 1")
         job.metrics_file.unlink(missing_ok=True)
         return job
-    check_settings(state, run_settings(preset, plan, digest_file(job.data)))
+    base = open_checkpoint(job.checkpoint).digest
+    check_settings(state, run_settings(preset, plan, digest_file(job.data), base))
     say(f"going on after step {state.step} of {plan.steps}")
     lines = job.metrics_file.read_text(encoding="utf-8").splitlines() if job.metrics_file.is_file() else []
     kept = [line for line in lines if _step_of(line) <= state.step]

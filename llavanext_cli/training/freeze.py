@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-_PREFIXES = {
-    "vision_tower.": "vision",
-    "projector.": "projector",
-    "pooler.": "projector",
-    "image_newline": "newline",
-    "language_model.": "language",
-}
+from llavanext_cli.config.mindformers import PART_PREFIXES
+from llavanext_cli.weights.adapter import is_adapter
+
+if TYPE_CHECKING:
+    from llavanext_cli.config.schema import Train
 
 
 def part_of(parameter: str) -> str:
     """The part a parameter belongs to: "vision", "projector" (pooler included), "newline" or "language"."""
-    for prefix, part in _PREFIXES.items():
-        if parameter.startswith(prefix):
+    for part, prefixes in PART_PREFIXES.items():
+        if parameter.startswith(prefixes):
             return part
     raise ValueError(f"parameter {parameter} belongs to no part")
 
 
-def freeze(network, trainable: Iterable[str]) -> dict[str, int]:
-    """Let only the named parts learn.
+def learns(parameter: str, train: Train) -> bool:
+    """Whether a parameter is trained. With LoRA, of the language model only the low-rank matrices are."""
+    part = part_of(parameter)
+    held = part == "language" and train.method == "lora" and not is_adapter(parameter)
+    return part in train.trainable and not held
+
+
+def freeze(network, train: Train) -> dict[str, int]:
+    """Let only what `learns` learn.
 
     Returns:
         Number of trained weights of each part.
     """
-    counts = dict.fromkeys(trainable, 0)
+    counts = dict.fromkeys(train.trainable, 0)
     for parameter in network.get_parameters():
-        part = part_of(parameter.name)
-        parameter.requires_grad = part in counts
+        parameter.requires_grad = learns(parameter.name, train)
         if parameter.requires_grad:
-            counts[part] += parameter.size
+            counts[part_of(parameter.name)] += parameter.size
     return counts

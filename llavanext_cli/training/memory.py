@@ -12,7 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llavanext_cli.training.freeze import part_of
+from llavanext_cli.training.freeze import learns
+from llavanext_cli.weights.adapter import adapter_parameters, is_adapter
 from llavanext_cli.weights.keymap import expected_parameters
 
 if TYPE_CHECKING:
@@ -68,19 +69,30 @@ def plan_memory(preset: Preset, architecture: Architecture | None = None) -> Mem
     """
     assert preset.train is not None, "a train preset"
     model = architecture or preset.model
-    size = BYTES[preset.runtime.parameter_dtype]
-    weights = gradients = gathered = 0
-    for name, shape in expected_parameters(model).items():
+    weights = gradients = gathered = moments = 0
+    for name, shape in trained_parameters(preset, model).items():
+        size = value_bytes(name, preset)
         count = math.prod(slice_of(name, shape, preset))
         weights += count * size
-        gradients += count * size if part_of(name) in preset.train.trainable else 0
+        if learns(name, preset.train):
+            gradients += count * size
+            moments += count * 2 * BYTES["float32"]
         whole = math.prod(_tensor_slice(name, shape, preset.parallel.tensor))
         # A weight that is spread is gathered for its use, and kept in the compute type until the backward pass.
         gathered += whole * BYTES[preset.runtime.compute_dtype] if whole > count else 0
     pool = preset.runtime.memory and int(float(preset.runtime.memory[:-2]) * GIB)
-    # The two moments are float32, as the gradients are.
-    moments = 2 * gradients * 4 // size
     return MemoryPlan(weights, gradients, moments, gathered, activation_bytes(preset, model), pool or None)
+
+
+def trained_parameters(preset: Preset, model: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name → shape of everything the network holds while it trains: its weights, and LoRA's matrices."""
+    train = preset.train
+    return expected_parameters(model) | (adapter_parameters(model, train.lora) if train.method == "lora" else {})
+
+
+def value_bytes(name: str, preset: Preset) -> int:
+    """Of one value of a parameter; LoRA's matrices are float32 whatever the weights are."""
+    return BYTES["float32" if is_adapter(name) else preset.runtime.parameter_dtype]
 
 
 def slice_of(name: str, shape: tuple[int, ...], preset: Preset) -> tuple[int, ...]:
@@ -92,7 +104,7 @@ def slice_of(name: str, shape: tuple[int, ...], preset: Preset) -> tuple[int, ..
     if not parallel.optimizer_sharding or "norm" in name:
         return cut
     copies = parallel.data * parallel.tensor // (math.prod(shape) // math.prod(cut))
-    large = math.prod(cut) * BYTES[preset.runtime.parameter_dtype] >= SHARD_FROM
+    large = math.prod(cut) * value_bytes(name, preset) >= SHARD_FROM
     return (cut[0] // copies, *cut[1:]) if large and cut[0] % copies == 0 else cut
 
 
@@ -100,9 +112,9 @@ def _tensor_slice(name: str, shape: tuple[int, ...], ways: int) -> tuple[int, ..
     if name.startswith("vision_tower"):
         return shape
     layer, _, kind = name.rpartition(".")
-    if layer.endswith(ROWS):
+    if layer.endswith(ROWS) and kind != "lora_a":
         return (shape[0] // ways, *shape[1:])
-    if layer.endswith(COLUMNS) and kind == "weight":
+    if layer.endswith(COLUMNS) and kind in ("weight", "lora_a"):
         return (shape[0], shape[1] // ways)
     return shape
 
@@ -155,4 +167,4 @@ def advice(preset: Preset) -> str:
         return "--set parallel.optimizer_sharding=true spreads the optimizer's state"
     if parallel.tensor < 8 and parallel.data % 2 == 0:
         return f"--set parallel.tensor={parallel.tensor * 2} --set parallel.data={parallel.data // 2}"
-    return "use more devices, train fewer parts (train.trainable), or lower data.seq_length"
+    return "use more devices or train.method=lora, train fewer parts (train.trainable), or lower data.seq_length"

@@ -44,19 +44,25 @@ def plan_run(preset: Preset, samples: int) -> RunPlan:
     return RunPlan(samples, global_batch, steps, steps * global_batch / samples)
 
 
-def run_settings(preset: Preset, plan: RunPlan, data: str) -> dict[str, Any]:
+def run_settings(preset: Preset, plan: RunPlan, data: str, base: str) -> dict[str, Any]:
     """What the losses of a run depend on, as plain values: a run that goes on must have the same.
 
     Devices, readers, threads and what is logged may change, as long as the global batch stays.
 
     Args:
         data: a digest of the data file.
+        base: a digest of the weights that the run began with; of interest when LoRA leaves them as they are.
     """
     free = ("steps", "epochs", "batch_size", "accumulate", "save_every", "keep", "log_every", "recompute")
-    train = {f"train.{key}": value for key, value in asdict(preset.train).items() if key not in free}
+    values = asdict(preset.train)
+    for section in ("lora", "learning_rates"):
+        values |= {f"{section}.{key}": value for key, value in values.pop(section).items()}
+    train = {f"train.{key}": value for key, value in values.items() if key not in free}
     shapes = {f"data.{key}": getattr(preset.data, key) for key in ("seq_length", "tiles", "frames", "clips", "shuffle")}
     types = {f"runtime.{key}": getattr(preset.runtime, key) for key in ("compute_dtype", "parameter_dtype")}
     run = {"steps": plan.steps, "samples a step": plan.global_batch, "samples": plan.samples, "data file": data}
+    if preset.train.method == "lora":
+        run["base weights"] = base
     return json.loads(json.dumps(train | shapes | types | run))
 
 

@@ -14,18 +14,22 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.training.state import save_run_state
+from llavanext_cli.weights.adapter import merge_adapter
 from llavanext_cli.weights.checkpoint import Checkpoint, save_checkpoint_folder
 from llavanext_cli.weights.headers import read_json, read_safetensors_header
 from llavanext_cli.weights.layout import dtype_of, to_bytes
 from llavanext_cli.weights.merge import Box, SlicedTensor, SliceLayout
 from llavanext_cli.weights.plan import extent
 from llavanext_cli.weights.stream import Made, PlannedTensor, Stream, write_safetensors
+
+if TYPE_CHECKING:
+    from llavanext_cli.config.schema import Lora
 
 WAIT_SECONDS = 1800.0
 """How long the first worker waits for the slices of the others."""
@@ -49,7 +53,7 @@ class CheckpointSaver:
         rank, ranks: this worker among all.
         whole: name → shape of every parameter, the optimizer's included, before anything is cut.
         layouts: how each weight is cut over the devices, from MindSpore's strategy file; None when nothing is.
-        finish: makes the model's own weights of all there are; LoRA merges here.
+        lora: of a run whose low-rank matrices are merged into the weights that are written; None without.
         stage: ranks that share a pipeline stage; all of them without a pipeline.
     """
 
@@ -62,12 +66,12 @@ class CheckpointSaver:
         ranks: int,
         whole: Mapping[str, tuple[int, ...]],
         layouts: Callable[[], Mapping[str, SliceLayout]] | None = None,
-        finish: Callable[[Arrays], Arrays] = dict,
+        lora: Lora | None = None,
         stage: int | None = None,
     ):
         self.like, self.settings = like, settings
         self.rank, self.ranks, self.stage = rank, ranks, stage or ranks
-        self.whole, self.layouts, self.finish = whole, layouts, finish
+        self.whole, self.layouts, self.lora = whole, layouts, lora
 
     def save(self, folder: Path, arrays: Arrays, step: int, note: Mapping[str, Any], final: bool = False) -> None:
         """Write one checkpoint; every rank calls this with what it holds. The final one has no state: it is done.
@@ -99,7 +103,9 @@ class CheckpointSaver:
         self, folder: Path, tensors: Mapping[str, PlannedTensor], step: int, note: Mapping[str, Any], final: bool
     ) -> None:
         names = self.like.parameters.keys()
-        weights = self.finish({name: tensors[name] for name in names})
+        weights = {name: tensors[name] for name in names}
+        if self.lora is not None:
+            weights |= merge_adapter(tensors, self.lora)
         if final:
             save_checkpoint_folder(folder, weights, like=self.like, extra=dict(note))
             return

@@ -15,7 +15,7 @@ from llavanext_cli.weights.merge import SliceLayout, read_strategy
 if TYPE_CHECKING:
     from mindspore import Parameter, nn
 
-    from llavanext_cli.config.schema import Parallel
+    from llavanext_cli.config.schema import Lora, Parallel
 
 NOT_SAVED = ("accu_grads.",)
 """Sums of gradients: zero between two steps."""
@@ -32,6 +32,7 @@ class TrainingSession:
         rank: this worker.
         parallel: how the work is shared.
         state: what to go on from, or None.
+        lora: of a run that trains low-rank matrices, or None.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class TrainingSession:
         rank: int,
         parallel: Parallel,
         state: RunState | None,
+        lora: Lora | None = None,
     ):
         self.network, self.checkpoint = network, checkpoint
         self.settings, self.note = settings, note
         self.rank, self.parallel, self.state = rank, parallel, state
+        self.lora = lora
         self.cell: nn.Cell | None = None
         self.whole: dict[str, tuple[int, ...]] = {}
 
@@ -60,7 +63,7 @@ class TrainingSession:
         parameters = self.parameters()
         self.whole = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         if self.state is not None:
-            fill_state(parameters, self.state, self.network.parameters_dict().keys())
+            fill_state(parameters, self.state, self.checkpoint.parameters.keys())
 
     def parameters(self) -> dict[str, Parameter]:
         """Everything that changes while training, by name."""
@@ -85,6 +88,7 @@ class TrainingSession:
             ranks=self.parallel.devices,
             whole=self.whole,
             layouts=self._layouts if self.sliced else None,
+            lora=self.lora,
             stage=self.parallel.devices // self.parallel.pipeline,
         )
         if self.rank and not self.sliced:
@@ -100,11 +104,11 @@ class TrainingSession:
 
 
 def fill_state(parameters: Mapping[str, Parameter], state: RunState, weights: Any) -> None:
-    """Give the optimizer's parameters the values they had.
+    """Give the optimizer's parameters, and LoRA's matrices, the values they had.
 
     Args:
         parameters: all of the training cell, by name.
-        weights: names of the network's own parameters, which are filled elsewhere.
+        weights: names of the model's own parameters, which are filled elsewhere.
 
     Raises:
         CheckpointError: the state belongs to another optimizer or model.

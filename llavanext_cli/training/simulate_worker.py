@@ -48,7 +48,7 @@ def compile_training(preset: Preset, fields: dict[str, Any], folder: Path, resul
     config, network = build_preset_network(
         preset, architecture=architecture_of(fields), folder=folder / "libraries", steps=1000
     )
-    freeze(network, preset.train.trainable)
+    freeze(network, preset.train)
 
     def compile_only(model, epochs, dataset, **options):
         step = model._train_network.set_train()

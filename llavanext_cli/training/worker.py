@@ -57,6 +57,7 @@ def run_worker(job: Job, stop: threading.Event) -> None:
     from llavanext_cli.training.plan import digest_file, plan_run, rank_order, run_settings, sample_order
     from llavanext_cli.training.session import TrainingSession
     from llavanext_cli.training.state import open_run_state
+    from llavanext_cli.weights.adapter import adapted_weights
     from llavanext_cli.weights.checkpoint import load_into, open_checkpoint
 
     train = preset.train
@@ -69,8 +70,11 @@ def run_worker(job: Job, stop: threading.Event) -> None:
         preset, architecture=checkpoint.architecture, folder=job.libraries_folder, steps=plan.steps
     )
     rank = get_rank() if preset.parallel.devices > 1 else 0
+    lora = train.lora if train.method == "lora" else None
     load_into(network, state.model if state else checkpoint)
-    freeze(network, train.trainable)
+    if state and lora:  # the state's own are merged already
+        load_into(network, checkpoint, only=adapted_weights(checkpoint.architecture, lora))
+    freeze(network, train)
 
     first = state.step if state else 0
     order = sample_order(plan.samples, plan.steps * plan.global_batch, shuffle=preset.data.shuffle, seed=train.seed)
@@ -89,11 +93,12 @@ def run_worker(job: Job, stop: threading.Event) -> None:
     session = TrainingSession(
         network,
         checkpoint,
-        settings=run_settings(preset, plan, digest_file(job.data)),
+        settings=run_settings(preset, plan, digest_file(job.data), checkpoint.digest),
         note={"preset": preset.name, "steps": plan.steps},
         rank=rank,
         parallel=preset.parallel,
         state=state,
+        lora=lora,
     )
     monitor = TrainingMonitor(
         job.metrics_file if rank == 0 else None,

@@ -9,7 +9,9 @@ llavanext_manifest.json              every tensor's file, type, shape and SHA-25
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from llavanext_cli import __version__
 from llavanext_cli.config.architecture import Architecture, load_architecture
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
+from llavanext_cli.weights.adapter import is_adapter
 from llavanext_cli.weights.ckpt_format import write_ckpt
 from llavanext_cli.weights.folder import (
     MANIFEST,
@@ -64,6 +67,12 @@ class Checkpoint:
     def tokenizer(self) -> Path:
         """The folder that holds the tokenizer's files."""
         return self.folder
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the digests of all weights, in hexadecimal."""
+        digests = {name: entry["sha256"] for name, entry in self.manifest["tensors"].items()}
+        return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -167,10 +176,18 @@ def load_parameters(checkpoint: Checkpoint | str | Path, dtype: str = "float32")
     return {name: read_array(spec, dtype) for name, spec in checkpoint.parameters.items()}
 
 
-def load_into(network: nn.Cell, checkpoint: Checkpoint | str | Path, progress: Progress | None = None) -> None:
+def load_into(
+    network: nn.Cell,
+    checkpoint: Checkpoint | str | Path,
+    progress: Progress | None = None,
+    only: Collection[str] | None = None,
+) -> None:
     """Fill a network's parameters, one at a time, each cast to the type that the network gave it.
 
-    The KV cache is left alone.
+    The KV cache and LoRA's matrices are left alone.
+
+    Args:
+        only: names of those that are filled; None for all.
 
     Raises:
         CheckpointError: before anything is changed, with the lists of missing, extra and mis-shaped weights.
@@ -178,7 +195,9 @@ def load_into(network: nn.Cell, checkpoint: Checkpoint | str | Path, progress: P
     import mindspore as ms
 
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
-    wanted = {name: p for name, p in network.parameters_dict().items() if not keymap.is_cache(name)}
+    wanted = {
+        name: p for name, p in network.parameters_dict().items() if not (keymap.is_cache(name) or is_adapter(name))
+    }
     compare_shapes(
         {name: spec.shape for name, spec in checkpoint.parameters.items()},
         {name: tuple(parameter.shape) for name, parameter in wanted.items()},
@@ -186,8 +205,9 @@ def load_into(network: nn.Cell, checkpoint: Checkpoint | str | Path, progress: P
         "The checkpoint was made for another model.",
     )
     for done, (name, spec) in enumerate(checkpoint.parameters.items(), start=1):
-        dtype = str(wanted[name].dtype).lower()
-        wanted[name].set_data(ms.Tensor.from_numpy(read_array(spec, dtype)))
+        if only is None or name in only:
+            dtype = str(wanted[name].dtype).lower()
+            wanted[name].set_data(ms.Tensor.from_numpy(read_array(spec, dtype)))
         if progress is not None:
             progress(done, len(checkpoint.parameters))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -95,7 +96,9 @@ class Model:
         self.tiles = max(len(case.encoded.tiles) for case in self.cases)
         self.frames = max(len(case.encoded.frames) for case in self.cases)
 
-    def build(self, *, train: bool = False, dtype: str = "float32", batch: int = BATCH) -> LlavaNext:
+    def build(
+        self, *, train: bool = False, dtype: str = "float32", batch: int = BATCH, lora: dict[str, Any] | None = None
+    ) -> LlavaNext:
         """The network with the checkpoint's weights."""
         network = LlavaNext(
             LlavaNextConfig(
@@ -109,6 +112,7 @@ class Model:
                 param_init_type="float32",
                 use_flash_attention=False,
                 calculate_per_token_loss=train,
+                lora=lora,
             )
         )
         load_into(network, self.checkpoint)

@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from llavanext_cli.training.freeze import part_of
+from llavanext_cli.training.freeze import learns, part_of
+from llavanext_cli.weights.adapter import is_adapter
 from llavanext_cli.weights.keymap import build_targets
 from tests.parity.models import tiny_config, write_hf_folder
 from tests.parity.stages import TABLE
@@ -33,6 +34,16 @@ PLANS = {
     "stage 3, language": (CLIPS, ("language",), []),
     "stage 3, vision": (CLIPS, ("vision",), ["train.clip_norm=null", "train.schedule=constant"]),
     "stage 3, all, accumulated": (CLIPS, EVERYTHING, ["train.batch_size=2", "train.accumulate=2"]),
+    "stage 3, a rate for each part": (
+        CLIPS,
+        EVERYTHING,
+        ["train.learning_rates={vision: 1e-3, projector: 6e-3}", "train.weight_decay=0.1"],
+    ),
+    "stage 2, LoRA": (
+        PICTURES,
+        ("projector", "newline", "language"),
+        ["train.method=lora", "train.lora={rank: 4, alpha: 6}", "train.learning_rates.language=1e-2"],
+    ),
 }
 """name: (cases, parts that learn, changes to the preset)."""
 
@@ -83,7 +94,7 @@ def train_ours(model, names, preset, folder):
     config.model.model_config.parallel_config = config.parallel_config
     network = keep_alive(build_network(config.model))
     load_into(network, model.checkpoint)
-    freeze(network, preset.train.trainable)
+    freeze(network, preset.train)
     weights = lambda: {name: value.asnumpy().copy() for name, value in network.parameters_dict().items()}  # noqa: E731
     before = weights()
     samples = [case.encoded for batch in cases_of(model, names) for case in batch]
@@ -105,7 +116,30 @@ def train_ours(model, names, preset, folder):
     return [json.loads(line) for line in metrics.read_text().splitlines()], before, weights()
 
 
-def train_theirs(reference, model, names, preset):
+def add_torch_lora(reference, model, before, lora):
+    """The same low-rank matrices on torch's side, as hooks: name → parameter."""
+    import torch
+
+    from tests.parity.torch_side import hub_name
+
+    modules = {hub_name(f"{name}.weight"): module for name, module in reference.model.named_modules() if name}
+    source = {target.name: target.sources[0] for target in build_targets(model.arch)}
+    scale, added = lora.alpha / lora.rank, {}
+
+    def hook(a, b):
+        return lambda module, inputs, output: output + scale * inputs[0] @ a.T @ b.T
+
+    for name in [name for name in before if name.endswith(".lora_a")]:
+        cell = name.removesuffix(".lora_a")
+        a, b = (torch.nn.Parameter(torch.tensor(before[cell + end])) for end in (".lora_a", ".lora_b"))
+        assert a.abs().max() > 0
+        assert b.abs().max() == 0, "the first step must see the model as it was"
+        modules[source[f"{cell}.weight"]].register_forward_hook(hook(a, b))
+        added |= {f"{cell}.lora_a": a, f"{cell}.lora_b": b}
+    return added
+
+
+def train_theirs(reference, model, names, preset, before):
     """Losses, learning rates, norms of the gradients, and the weights after, by our names."""
     import torch
     import transformers
@@ -114,20 +148,26 @@ def train_theirs(reference, model, names, preset):
 
     train = preset.train
     targets = build_targets(model.arch)
-    part = {source: part_of(target.name) for target in targets for source in target.sources}
+    ours = {source: target.name for target in targets for source in target.sources}
     learning = {}
     for name, weight in reference.model.named_parameters():
-        weight.requires_grad = part.get(hub_name(name)) in train.trainable
+        name = ours.get(hub_name(name))
+        weight.requires_grad = name is not None and learns(name, train)
         if weight.requires_grad:
-            learning[hub_name(name)] = weight
-    decayed = [weight for weight in learning.values() if weight.ndim > 1]
-    others = [weight for weight in learning.values() if weight.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=train.learning_rate,
-        betas=train.betas,
-        eps=train.epsilon,
-    )
+            learning.setdefault(name, []).append(weight)
+    added = add_torch_lora(reference, model, before, train.lora)
+    assert bool(added) == (train.method == "lora")
+    learning |= {name: [matrix] for name, matrix in added.items()}
+    groups = [
+        {
+            "params": [weight],
+            "lr": train.part_rates[part_of(name)],
+            "weight_decay": train.weight_decay if weight.ndim > 1 else 0.0,
+        }
+        for name, weights in learning.items()
+        for weight in weights
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon)
     warmup = int(STEPS * train.warmup_ratio)
     if train.schedule == "cosine":
         schedule = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, STEPS)
@@ -138,23 +178,25 @@ def train_theirs(reference, model, names, preset):
         optimizer.zero_grad()
         loss = reference.loss(cases)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(learning.values(), train.clip_norm or float("inf"))
-        lines.append(
-            {"loss": float(loss.detach()), "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)}
-        )
+        norm = torch.nn.utils.clip_grad_norm_([group["params"][0] for group in groups], train.clip_norm or float("inf"))
+        rate = train.learning_rate * schedule.get_last_lr()[0] / optimizer.param_groups[0]["initial_lr"]
+        lines.append({"loss": float(loss.detach()), "learning_rate": rate, "gradient_norm": float(norm)})
         optimizer.step()
         schedule.step()
     hub = {hub_name(name): weight.detach().numpy() for name, weight in reference.model.named_parameters()}
-    ours = {target.name: np.concatenate([hub[source] for source in target.sources]) for target in targets}
-    return lines, ours
+    after = {target.name: np.concatenate([hub[source] for source in target.sources]) for target in targets}
+    return lines, after | {name: matrix.detach().numpy() for name, matrix in added.items()}
 
 
 @pytest.mark.parametrize("plan", list(PLANS))
-def test_same_losses_and_weights(plan, mindspore_cpu, hub, tmp_path):
+def test_same_losses_and_weights(plan, mindspore_cpu, hub, tmp_path, monkeypatch):
+    from mindformers.utils.parameter_register import parameter_register
+
     from llavanext_cli.config.presets import load_preset
     from tests.parity.mindspore_side import Model
     from tests.parity.torch_side import Reference
 
+    monkeypatch.setattr(parameter_register, "_params", {})  # MindFormers reckons with one training a process
     names, trainable, changes = PLANS[plan]
     model = Model(hub, tmp_path / "converted", names)
     preset = load_preset(
@@ -172,7 +214,7 @@ def test_same_losses_and_weights(plan, mindspore_cpu, hub, tmp_path):
         ],
     )
     ours, before, after = train_ours(model, names, preset, tmp_path)
-    theirs, their_after = train_theirs(Reference(hub), model, names, preset)
+    theirs, their_after = train_theirs(Reference(hub), model, names, preset, before)
 
     losses = np.array([[line["loss"] for line in lines] for lines in (ours, theirs)])
     assert losses.shape == (2, STEPS)
@@ -185,8 +227,9 @@ def test_same_losses_and_weights(plan, mindspore_cpu, hub, tmp_path):
     if preset.train.clip_norm:
         assert max(line["gradient_norm"] for line in theirs) > preset.train.clip_norm, "nothing was clipped"
 
+    assert any(is_adapter(name) for name in after) == (preset.train.method == "lora")
     for name in after:
-        if part_of(name) not in trainable:
+        if not learns(name, preset.train):
             assert np.array_equal(before[name], after[name]), f"{name} is frozen, and changed"
             continue
         if "qkv.bias" in name:

@@ -10,8 +10,9 @@ import pytest
 
 from llavanext_cli.config.presets import load_preset, preset_files
 from llavanext_cli.errors import ConfigError
-from llavanext_cli.training.memory import plan_memory, slice_of
+from llavanext_cli.training.memory import plan_memory, slice_of, trained_parameters
 from llavanext_cli.training.simulate import SimulationReport, is_weight, shortened
+from llavanext_cli.weights.adapter import is_adapter
 from llavanext_cli.weights.keymap import expected_parameters
 from tests.simulation.conftest import Compile
 
@@ -70,6 +71,27 @@ def test_frozen_parts_have_neither_gradients_nor_moments(compiled: Compile):
     (rank,) = report.ranks
     assert 0 < rank.gradient_bytes == plan.gradients < rank.parameter_bytes
     assert rank.optimizer_bytes == plan.optimizer == 2 * rank.gradient_bytes
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("split", ["dp 8", "dp 4 x mp 2"])
+def test_lora_is_cut_as_the_weights_beside_it_are(split: str, compiled: Compile):
+    settings = (*SPLIT[split], "train.method=lora", "train.lora.dropout=0.05", "train.learning_rates.projector=2e-5")
+    report = compiled(STAGE2, *settings)
+    assert report.fault == ""
+    preset = load_preset(STAGE2, settings)
+    preset = load_preset(STAGE2, [*settings, *shortened(preset, 2)])
+    (rank,) = report.ranks
+    whole = trained_parameters(preset, preset.model)
+    assert sum(is_adapter(name) for name in whole) == 2 * 2 * 7
+    expected = {name: slice_of(name, shape, preset) for name, shape in whole.items()}
+    assert {name: part.shape for name, part in rank.slices.items() if is_weight(name)} == expected
+    plan = plan_memory(preset)
+    assert (plan.weights, plan.gradients, plan.optimizer) == (
+        rank.parameter_bytes,
+        rank.gradient_bytes,
+        rank.optimizer_bytes,
+    )
 
 
 @pytest.mark.timeout(600)

@@ -41,6 +41,10 @@ def test_optimizer_sharding_spreads_almost_everything():
         ("vision_tower.embeddings.position_embedding", (577, 1024), (577, 1024)),
         ("vision_tower.layers.0.attention.qkv.weight", (3072, 1024), (384, 1024)),
         ("vision_tower.layers.0.attention.qkv.bias", (3072,), (3072,)),
+        ("language_model.model.layers.0.attention.wq.lora_a", (16, 4096), (2, 4096)),
+        ("language_model.model.layers.0.attention.wq.lora_b", (4096, 16), (512, 16)),
+        ("language_model.model.layers.0.feed_forward.w2.lora_a", (16, 11008), (4, 5504)),
+        ("language_model.model.layers.0.feed_forward.w2.lora_b", (4096, 16), (512, 16)),
     ],
 )
 def test_slices_of_four_by_two(name, shape, expected):
@@ -50,6 +54,16 @@ def test_slices_of_four_by_two(name, shape, expected):
 def test_frozen_parts_cost_their_weights_only():
     preset = load_preset(STAGE2, ("train.trainable=[projector]", *SHARDED))
     assert plan_memory(preset).gradients == 4 * (4096 * 1024 + 4096 + 4096**2 + 4096)
+
+
+def test_lora_costs_its_matrices():
+    settings = ("train.method=lora", "train.trainable=[language]", "runtime.parameter_dtype=bfloat16", *SHARDED)
+    plan = plan_memory(load_preset(STAGE2, settings))
+    matrices = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+    assert plan.gradients == 4 * matrices, "float32, whatever the weights are"
+    assert plan.optimizer == 8 * matrices
+    full = load_preset(STAGE2, ("runtime.parameter_dtype=bfloat16", *SHARDED))
+    assert plan.weights == plan_memory(full).weights + 4 * matrices
 
 
 def test_activations_follow_what_makes_them():

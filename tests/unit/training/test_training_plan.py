@@ -88,6 +88,7 @@ def test_freeze_leaves_only_the_named_parts_learning():
 
     names = ["vision_tower.a", "projector.b", "image_newline", "language_model.c"]
     parameters = [SimpleNamespace(name=name, requires_grad=True, size=10) for name in names]
-    counts = freeze(SimpleNamespace(get_parameters=lambda: parameters), ["projector", "newline"])
+    train = SimpleNamespace(trainable=("projector", "newline"), method="full")
+    counts = freeze(SimpleNamespace(get_parameters=lambda: parameters), train)
     assert counts == {"projector": 10, "newline": 10}
     assert [p.requires_grad for p in parameters] == [False, True, True, False]

@@ -1,0 +1,64 @@
+"""What LoRA and the learning rates of parts become in MindFormers' configuration."""
+
+from __future__ import annotations
+
+import pytest
+
+from llavanext_cli.config.mindformers import expand
+from llavanext_cli.config.presets import load_preset
+from llavanext_cli.errors import ConfigError
+
+STAGE2 = "video-7b-stage2"
+
+
+def expanded(*settings: str) -> dict:
+    return expand(load_preset(STAGE2, settings), steps=100)
+
+
+def test_lora_is_part_of_the_models_configuration():
+    assert expanded()["model"]["model_config"]["lora"] is None
+    lora = expanded("train.method=lora", "train.lora={rank: 8, targets: [wq, wv]}", "train.seed=3")
+    assert lora["model"]["model_config"]["lora"] == {
+        "rank": 8,
+        "alpha": 32.0,
+        "dropout": 0.0,
+        "targets": ["wq", "wv"],
+        "seed": 3,
+    }
+
+
+def test_one_rate_is_one_schedule():
+    config = expanded("train.learning_rates.vision=2e-6")  # the same as for all
+    assert config["lr_schedule"]["learning_rate"] == 2e-6
+    assert "grouped_lr_schedule" not in config
+
+
+def test_parts_with_a_rate_of_their_own_have_a_schedule_of_their_own():
+    config = expanded("train.learning_rates={vision: 1e-6, projector: 1e-5}", "train.final_learning_rate=1e-7")
+    assert "lr_schedule" not in config
+    groups = config["grouped_lr_schedule"]
+    assert groups["default"]["learning_rate"] == 2e-6
+    assert [(g["learning_rate"], g["params"]) for g in groups["grouped"]] == [
+        (1e-6, ["vision_tower."]),
+        (1e-5, ["projector.", "pooler.", "image_newline"]),
+    ]
+    assert {g["type"] for g in groups["grouped"]} == {"CosineWithWarmUpLR"}
+    assert {(g["total_steps"], g["lr_end"]) for g in groups["grouped"]} == {(100, 1e-7)}
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.lora.rnk=8", "did you mean train.lora.rank?"),
+        ("train.lora.targets=[q_proj]", "expected one of wq, wk, wv, wo, w1, w2, w3"),
+        ("train.lora.rank=0", "must be at least 1, got 0"),
+        ("train.lora.dropout=1", "must be less than 1, got 1"),
+        ("train.method=qlora", "expected one of full, lora"),
+        ("train.learning_rates.tower=1e-5", "unknown key"),
+        ("train.learning_rates.vision=0", "must be more than 0, got 0"),
+    ],
+)
+def test_mistakes_are_named(setting, said):
+    with pytest.raises(ConfigError) as caught:
+        load_preset(STAGE2, ["train.method=lora", setting])
+    assert said in "\n".join(caught.value.details)
