@@ -14,6 +14,7 @@ from llavanext_cli.training.memory import plan_memory, slice_of, trained_paramet
 from llavanext_cli.training.simulate import SimulationReport, is_weight, shortened
 from llavanext_cli.weights.adapter import is_adapter
 from llavanext_cli.weights.keymap import expected_parameters
+from llavanext_cli.weights.merge import read_strategy
 from tests.simulation.conftest import Compile
 
 SPLIT = {
@@ -86,6 +87,10 @@ def test_lora_is_cut_as_the_weights_beside_it_are(split: str, compiled: Compile)
     assert sum(is_adapter(name) for name in whole) == 2 * 2 * 7
     expected = {name: slice_of(name, shape, preset) for name, shape in whole.items()}
     assert {name: part.shape for name, part in rank.slices.items() if is_weight(name)} == expected
+    layouts = read_strategy(rank.strategy)  # by which the slices of a checkpoint are put together
+    for name in filter(is_adapter, whole):
+        box = layouts[name].box(whole[name], 0)
+        assert tuple(high - low for low, high in box) == expected[name], name
     plan = plan_memory(preset)
     assert (plan.weights, plan.gradients, plan.optimizer) == (
         rank.parameter_bytes,
