@@ -37,6 +37,12 @@ PLAIN_SECONDS = 10.0
 PLAIN_LEAST_SECONDS = 1.0
 """... never more than one line a second."""
 
+WIDE = 80
+"""Columns of a terminal from which on progress has a bar; below, only its words and numbers."""
+
+CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+"""What an answer must not send to a terminal: characters that move the cursor, ring, or recolour."""
+
 VERBOSE_ENV = "LLAVANEXT_VERBOSE"
 """Set to 1 by `-v`, so that worker processes know."""
 
@@ -84,12 +90,14 @@ def out(text: str = "") -> None:
 
 
 def write(text: str) -> None:
-    """Write data to stdout as it is, at once: the pieces of a streamed answer.
+    """Write data to stdout at once: the pieces of a streamed answer. A terminal gets no control characters.
 
     Raises:
         ReaderGoneError: stdout is a pipe that nobody reads any more.
     """
     with _lock:
+        if sys.stdout.isatty():
+            text = text.translate(CONTROL)
         try:
             if _state.live is not None and is_terminal(sys.stdout):
                 # Both streams are the same screen: going through the bar's console keeps the bar below the text.
@@ -196,7 +204,9 @@ class Progress:
                 self._plain_line()
 
     def _count(self) -> str:
-        return f"{_amount(self._done, self.unit)}/{_amount(self._total, self.unit) if self._total else '?'}"
+        if self.unit == "bytes":
+            return f"{_amount(self._done, self.unit)}/{_amount(self._total, self.unit) if self._total else '?'}"
+        return f"{self._done}/{self._total or '?'} {self.unit}".rstrip()
 
     def _plain_line(self, last: bool = False) -> None:
         now = time.monotonic()
@@ -243,14 +253,20 @@ def _open_live() -> None:
     if _state.live is None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        # Our own writers go through the bar's console, so stdout must not be redirected into it.
-        _state.live = Progress(
+        screen = _rich(sys.stderr)
+        columns = [
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             TextColumn("{task.fields[count]}", markup=False),
             TimeRemainingColumn(elapsed_when_finished=True),
             TextColumn("{task.fields[note]}", markup=False),
-            console=_rich(sys.stderr),
+        ]
+        if screen.width < WIDE:
+            columns = [TextColumn("{task.description} {task.fields[count]} {task.fields[note]}", markup=False)]
+        # Our own writers go through the bar's console, so stdout must not be redirected into it.
+        _state.live = Progress(
+            *columns,
+            console=screen,
             redirect_stdout=False,
             redirect_stderr=False,
         )

@@ -147,7 +147,7 @@ def _batch(
 ) -> None:
     from llavanext_cli.inference.batch import run_batch
 
-    with console.progress("asking", "questions") as progress:
+    with console.progress("Asking", "questions") as progress:
         report = run_batch(
             batch, out, checkpoint, question=question, batch_size=batch_size, force=force, progress=progress, **common
         )

@@ -111,8 +111,8 @@ def test_progress_without_a_terminal_is_a_line_for_each_tenth(capsys, clock):
     assert seen.out == ""
     lines = seen.err.splitlines()
     assert len(lines) == 10, "the end is the last tenth, and is said once"
-    assert lines[0] == "Working: 10 %, 10 samples/100 samples, 5 s"
-    assert lines[-1] == "Working: 100 %, 100 samples/100 samples, 50 s"
+    assert lines[0] == "Working: 10 %, 10/100 samples, 5 s"
+    assert lines[-1] == "Working: 100 %, 100/100 samples, 50 s"
 
 
 def test_slow_progress_is_a_line_every_ten_seconds(capsys, clock):
@@ -139,7 +139,7 @@ def test_progress_of_an_unknown_total(capsys, clock):
     with console.progress("Reading", "lines") as report:
         clock.now += 11
         report(7, 0)
-    assert capsys.readouterr().err.splitlines()[0] == "Reading: 7 lines/?, 11 s"
+    assert capsys.readouterr().err.splitlines()[0] == "Reading: 7/? lines, 11 s"
 
 
 def test_progress_that_never_began_says_nothing(capsys):
@@ -231,7 +231,7 @@ with console.progress("Work", "samples") as report, console.progress("Inner") as
 print("after", console._state.live)
 """
     seen = on_terminal(code)
-    assert "20 samples/20 samples" in seen
+    assert "20/20 samples" in seen
     assert "loss 20" in seen
     assert "\x1b[2K" in seen  # a line that was drawn anew
     assert "a line of talk\r\n" in seen
