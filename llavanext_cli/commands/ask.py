@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from llavanext_cli import console, options
-from llavanext_cli.errors import LlavaNextError
+from llavanext_cli.errors import LlavaNextError, RuntimeMissingError
 
 
 def ask(
@@ -187,6 +187,8 @@ def _chat(checkpoint: Path, images: list[str], videos: list[str], common: dict) 
             except KeyboardInterrupt:
                 console.out()
                 console.say("Interrupted: the question is taken back.")
+            except RuntimeMissingError:
+                raise  # the model is gone, and so is the conversation
             except LlavaNextError as fault:
                 console.error(fault)
 

@@ -8,13 +8,14 @@ Nothing of MindSpore is loaded on this side; one question, a batch and a chat us
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pickle
 import queue
 import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
@@ -30,22 +31,27 @@ if TYPE_CHECKING:
     from llavanext_cli.inference.sampling import Sampling
     from llavanext_cli.records import EncodedSample
 
-SOCKET = "socket"
+LONGEST_SOCKET = 100
+"""Characters of a socket's path; Linux allows a few more."""
+SEEN_SECONDS = 10
+"""How long msrun may take to see which of them ended first."""
 START_SECONDS = 600
 """How long the workers may take to load their libraries and weights."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the workers read: absolute paths, the preset, what a `Session` is called with, and the socket's password."""
+    """What the workers read: absolute paths, the preset, what a `Session` is called with, and where and with which
+    password they meet this process."""
 
     checkpoint: Path
     preset: Preset
     shapes: dict[str, int]
+    address: str | tuple[str, int]
     key: bytes
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_remote(
     checkpoint: Path, preset: Preset, folder: Path, cache_tokens: int, shapes: dict[str, int]
 ) -> Iterator[RemoteSession]:
@@ -59,15 +65,18 @@ def open_remote(
     Raises:
         LlavaNextError: a worker does not start; with its own reason.
     """
-    job = Job(checkpoint.resolve(), preset, shapes | {"cache_tokens": cache_tokens}, secrets.token_bytes(32))
-    (folder / "job.pickle").write_bytes(pickle.dumps(job))
+    key, socket = secrets.token_bytes(32), str(folder / "socket")
     worker = [str(Path(__file__).with_name("worker.py")), str(folder)]
     command = msrun_command(worker, folder, preset.parallel.devices)
     environment = worker_environment(preset, folder / "libraries")
-    with (
-        Listener(str(folder / SOCKET), authkey=job.key) as listener,
-        Workers(command, log=folder / "msrun.log", pids=folder, environment=environment, folder=folder) as workers,
-    ):
+    with contextlib.ExitStack() as stack:
+        place = socket if len(os.fsencode(socket)) <= LONGEST_SOCKET else ("127.0.0.1", 0)
+        listener = stack.enter_context(Listener(place, authkey=key))
+        job = Job(checkpoint.resolve(), preset, shapes | {"cache_tokens": cache_tokens}, listener.address, key)
+        (folder / "job.pickle").write_bytes(pickle.dumps(job))
+        workers = stack.enter_context(
+            Workers(command, log=folder / "msrun.log", pids=folder, environment=environment, folder=folder)
+        )
         links = _meet(listener, workers, preset.parallel.devices, folder)
         try:
             session = RemoteSession(links, workers, folder, cache_tokens)
@@ -99,8 +108,11 @@ class RemoteSession:
         for sample in samples:
             self.check_room(sample)
         self.owed = True
-        for link in self.links:
-            link.send((list(samples), sampling))
+        try:
+            for link in self.links:
+                link.send((list(samples), sampling))
+        except OSError:
+            raise self._ended() from None
         answers = self.collect("answers", on_text)
         self.owed = False
         return answers
@@ -155,7 +167,9 @@ def _meet(listener: Listener, workers: Workers, count: int, folder: Path) -> lis
 
 
 def _worker_ended(workers: Workers, folder: Path) -> LlavaNextError:
-    ended = workers.find_ended()
+    deadline = time.monotonic() + SEEN_SECONDS
+    while (ended := workers.find_ended()) is None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
     log = folder / (f"worker_{ended.rank}.log" if ended else "msrun.log")
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return _broken(str(ended or "the workers ended before they answered"), lines)

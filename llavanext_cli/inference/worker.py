@@ -14,7 +14,7 @@ from multiprocessing.connection import Client, Connection
 from pathlib import Path
 
 from llavanext_cli.errors import LlavaNextError
-from llavanext_cli.inference.remote import SOCKET, Job
+from llavanext_cli.inference.remote import Job
 from llavanext_cli.training.processes import end_with_parent
 
 
@@ -27,7 +27,7 @@ def main() -> None:
         return
     rank = int(os.environ.get("RANK_ID", "0"))
     (folder / f"worker_{rank}.pid").write_text(str(os.getpid()), encoding="ascii")
-    with Client(str(folder / SOCKET), authkey=job.key) as link:
+    with Client(job.address, authkey=job.key) as link:
         link.send(("rank", rank))
         try:
             answer_all(job, folder / f"libraries_{rank}", link, rank)

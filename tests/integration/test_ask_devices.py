@@ -1,6 +1,11 @@
 """`ask --devices 2`: two workers share each layer and answer what one answers; the first one talks."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +44,38 @@ def test_a_chat_over_two_workers(run_llavanext, media, tiny_checkpoint):
     assert one.stdout.count("\n") >= 2
     assert two.stdout == one.stdout
     assert two.stderr == one.stderr
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_all_with_one_line(tmp_path, tiny_checkpoint):
+    temporary = tmp_path / ("long" * 30)  # too long a path for a Unix socket
+    temporary.mkdir()
+    words = [sys.executable, "-m", "llavanext_cli", "ask", "--chat", "--checkpoint", tiny_checkpoint, *SHORT]
+    with subprocess.Popen(
+        [*map(str, words), "--devices", "2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(temporary)},
+    ) as process:
+        process.stdin.write("what is it?\n")
+        process.stdin.flush()
+        assert process.stdout.read(1)
+        (folder,) = temporary.glob("llavanext-*")
+        pids = [int((folder / f"worker_{rank}.pid").read_text()) for rank in (0, 1)]
+        os.kill(pids[1], signal.SIGKILL)
+        process.stdin.write("and now?\n")
+        process.stdin.close()
+        process.stdout.read()
+        told = process.stderr.read()
+        assert process.wait(timeout=60) == 3
+    assert "Error: worker 1 was ended by SIGKILL" in told
+    assert "Traceback" not in told
+    state = Path(f"/proc/{pids[0]}/stat")  # a zombie waits for its parent, and does nothing
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -117,3 +117,13 @@ def test_a_conversation_that_outgrows_the_cache(chat):
         chat.ask("and?")
     assert "/clear" in fault.value.hint
     assert len(chat.turns) == 2
+
+
+def test_an_answer_that_fills_the_cache_ends_there(chat):
+    chat.sampling = Sampling(max_new_tokens=4000)
+    answer = chat.ask("what " * 380)
+    assert answer.finish == "length"
+    assert answer.prompt_tokens + len(answer.tokens) == chat.session.cache_tokens + 1  # the last one is not fed back
+    with pytest.raises(DataError, match="tokens, media included; 511 fit"):
+        chat.ask("and?")
+    assert len(chat.turns) == 2
