@@ -64,6 +64,7 @@ def expand(
             "gradients_mean": False,
             "full_batch": several and not training,
             "enable_parallel_optimizer": parallel.optimizer_sharding and not on_cpu,
+            "parallel_optimizer_config": {"gradient_accumulation_shard": _accumulates(preset)},
         },
         "parallel_config": {
             "data_parallel": parallel.data,
@@ -128,6 +129,8 @@ def _model(preset: Preset, architecture: Architecture, batch: int) -> dict[str, 
         "use_past": asking,
         "calculate_per_token_loss": _sums_losses(preset),
         "lora": _lora(preset.train) if preset.train else None,
+        # MindSpore 2.9.0 finds the batches of a step in no graph that is inlined late but Llama's.
+        "lazy_inline": not _accumulates(preset),
         **cache,
     }
 
@@ -136,7 +139,11 @@ def _sums_losses(preset: Preset) -> bool:
     """Whether the network returns the sum of losses and the number of tokens, which are divided when all are known:
     where several workers, or several batches before a step, hold different numbers of supervised tokens. The planner of
     Ascend averages over all devices by itself."""
-    return preset.runtime.target == "CPU" or (preset.train is not None and preset.train.accumulate > 1)
+    return preset.runtime.target == "CPU" or _accumulates(preset)
+
+
+def _accumulates(preset: Preset) -> bool:
+    return preset.train is not None and preset.train.accumulate > 1
 
 
 def _lora(train: Train) -> dict[str, Any] | None:

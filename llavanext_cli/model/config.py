@@ -36,6 +36,7 @@ class LlavaNextConfig(PretrainedConfig):
         calculate_per_token_loss: return (sum of losses, number of supervised tokens) instead of their quotient, so that
             several workers can average over the tokens of the global batch.
         lora: rank, alpha, dropout, targets and seed of low-rank matrices on the language model; None without.
+        lazy_inline: let the compiler inline the model late (Ascend only), which saves time. Llama always is.
         parallel_config: MindFormers' `TransformerOpParallelConfig`, or its mapping.
     """
 
@@ -57,11 +58,12 @@ class LlavaNextConfig(PretrainedConfig):
         block_size: int = 16,
         calculate_per_token_loss: bool = False,
         lora: dict[str, Any] | None = None,
+        lazy_inline: bool = True,
         parallel_config: Any = default_transformer_config,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.disable_lazy_inline = target == "CPU"  # MindSpore has it for Ascend only
+        self.disable_lazy_inline = target == "CPU" or not lazy_inline  # MindSpore has it for Ascend only
         self.architecture_fields = _fields(architecture)
         self.target = target
         self.batch_size = batch_size

@@ -70,12 +70,16 @@ def plan_memory(preset: Preset, architecture: Architecture | None = None) -> Mem
     assert preset.train is not None, "a train preset"
     model = architecture or preset.model
     weights = gradients = gathered = moments = 0
+    # The gradients of a batch, and their sum over the batches of a step.
+    copies = (
+        2 if preset.train.accumulate > 1 and preset.parallel.devices > 1 and preset.runtime.target == "Ascend" else 1
+    )
     for name, shape in trained_parameters(preset, model).items():
         size = value_bytes(name, preset)
         count = math.prod(slice_of(name, shape, preset))
         weights += count * size
         if learns(name, preset.train):
-            gradients += count * size
+            gradients += copies * count * size
             moments += count * 2 * BYTES["float32"]
         whole = math.prod(_tensor_slice(name, shape, preset.parallel.tensor))
         # A weight that is spread is gathered for its use, and kept in the compute type until the backward pass.

@@ -31,6 +31,8 @@ WORKER = Path(__file__).with_name("simulate_worker.py")
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "bool": 1}
 MOMENTS = ("adam_m.", "adam_v.")
 """What AdamW calls its two moments of a parameter."""
+SUMS = "accu_grads."
+"""Before the name of a parameter: the sum of its gradients over the batches of a step."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ class RankReport:
 
     @property
     def gradient_bytes(self) -> int:
-        """Of the gradients after they were spread over the devices, as large as the trained weights."""
-        return sum(part.bytes for name, part in self._weights() if part.trained and self.optimizer_bytes)
+        """Of the gradients after they were spread over the devices, as large as the trained weights; and of their sums
+        when several batches make a step."""
+        sums = sum(part.bytes for name, part in self.slices.items() if name.startswith(SUMS))
+        return sums + sum(part.bytes for name, part in self._weights() if part.trained and self.optimizer_bytes)
 
     @property
     def optimizer_bytes(self) -> int:
@@ -257,7 +261,7 @@ def shortened(preset: Preset, layers: int) -> tuple[str, ...]:
 
 def is_weight(name: str) -> bool:
     """Whether a parameter of the compiled cell is one of the network's, not the optimizer's or the cache's."""
-    return ("." in name and not name.startswith(MOMENTS) and not _is_cache(name)) or name == "image_newline"
+    return ("." in name and not name.startswith((*MOMENTS, SUMS)) and not _is_cache(name)) or name == "image_newline"
 
 
 def _is_cache(name: str) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from llavanext_cli.config.presets import load_preset, preset_files
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.training.memory import plan_memory, slice_of, trained_parameters
-from llavanext_cli.training.simulate import SimulationReport, is_weight, shortened
+from llavanext_cli.training.simulate import SUMS, SimulationReport, is_weight, shortened
 from llavanext_cli.weights.adapter import is_adapter
 from llavanext_cli.weights.keymap import expected_parameters
 from llavanext_cli.weights.merge import read_strategy
@@ -75,9 +75,10 @@ def test_frozen_parts_have_neither_gradients_nor_moments(compiled: Compile):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("split", ["dp 8", "dp 4 x mp 2"])
-def test_lora_is_cut_as_the_weights_beside_it_are(split: str, compiled: Compile):
-    settings = (*SPLIT[split], "train.method=lora", "train.lora.dropout=0.05", "train.learning_rates.projector=2e-5")
+@pytest.mark.parametrize(("split", "batches"), [("dp 8", 2), ("dp 4 x mp 2", 1)])
+def test_lora_is_cut_as_the_weights_beside_it_are(split: str, batches: int, compiled: Compile):
+    """So are the sums of gradients when several batches make a step."""
+    settings = (*SPLIT[split], "train.method=lora", "train.lora.dropout=0.05", f"train.accumulate={batches}")
     report = compiled(STAGE2, *settings)
     assert report.fault == ""
     preset = load_preset(STAGE2, settings)
@@ -87,6 +88,7 @@ def test_lora_is_cut_as_the_weights_beside_it_are(split: str, compiled: Compile)
     assert sum(is_adapter(name) for name in whole) == 2 * 2 * 7
     expected = {name: slice_of(name, shape, preset) for name, shape in whole.items()}
     assert {name: part.shape for name, part in rank.slices.items() if is_weight(name)} == expected
+    assert any(name.startswith(SUMS) for name in rank.slices) == (batches > 1)
     layouts = read_strategy(rank.strategy)  # by which the slices of a checkpoint are put together
     for name in filter(is_adapter, whole):
         box = layouts[name].box(whole[name], 0)

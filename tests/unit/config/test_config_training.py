@@ -27,6 +27,15 @@ def test_lora_is_part_of_the_models_configuration():
     }
 
 
+def test_batches_that_are_accumulated_are_averaged_over_their_tokens():
+    for config, several in ((expanded(), False), (expanded("train.accumulate=4"), True)):
+        model = config["model"]["model_config"]
+        assert config["calculate_per_token_loss"] == model["calculate_per_token_loss"] == several
+        assert model["lazy_inline"] == (not several)
+        assert config["parallel"]["parallel_optimizer_config"] == {"gradient_accumulation_shard": several}
+        assert config["runner_config"]["gradient_accumulation_steps"] == (4 if several else 1)
+
+
 def test_one_rate_is_one_schedule():
     config = expanded("train.learning_rates.vision=2e-6")  # the same as for all
     assert config["lr_schedule"]["learning_rate"] == 2e-6

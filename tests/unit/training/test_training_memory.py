@@ -56,6 +56,12 @@ def test_frozen_parts_cost_their_weights_only():
     assert plan_memory(preset).gradients == 4 * (4096 * 1024 + 4096 + 4096**2 + 4096)
 
 
+def test_accumulated_gradients_are_held_beside_those_of_a_batch():
+    once, twice = (plan_memory(load_preset(STAGE2, [f"train.accumulate={n}"])) for n in (1, 2))
+    assert twice.gradients == 2 * once.gradients
+    assert (twice.weights, twice.optimizer) == (once.weights, once.optimizer)
+
+
 def test_lora_costs_its_matrices():
     settings = ("train.method=lora", "train.trainable=[language]", "runtime.parameter_dtype=bfloat16", *SHARDED)
     plan = plan_memory(load_preset(STAGE2, settings))
