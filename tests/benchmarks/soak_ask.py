@@ -78,7 +78,7 @@ def main() -> None:
     out = options.dir / "answers.jsonl"
     out.unlink(missing_ok=True)
     words = ["ask", "--batch", questions, "--out", out, "--checkpoint", checkpoint, "--preset", "tiny-ask"]
-    words += ["--max-new-tokens", 8, "--batch-size", 8, "--set", "ask.cache_tokens=2048"]
+    words += ["--max-new-tokens", 8, "--batch-size", 8, "--set", "ask.cache_tokens=512"]
     command = [sys.executable, "-m", "llavanext_cli", *map(str, words)]
     environment = os.environ | {"XDG_CACHE_HOME": str(options.dir / "cache")}
     curve: list[tuple[int, float]] = []
@@ -90,8 +90,8 @@ def main() -> None:
             if done // EVERY > (curve[-1][0] // EVERY if curve else 0):
                 curve.append((done, resident(process.pid)))
                 print(f"{done} answers, {time.monotonic() - begun:.0f} s: {curve[-1][1]:.0f} MB", flush=True)
-    answered = [json.loads(line) for line in out.read_text().splitlines()]
     assert process.returncode == 0, "the command failed"
+    answered = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["index"] for line in answered] == list(range(options.count)), "answers are missing"
     assert {line["id"] for line in answered if "error" in line} == {str(n) for n in range(5, options.count, 97)}
     settled = next(memory for done, memory in curve if done >= options.count / 4)
