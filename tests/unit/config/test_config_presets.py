@@ -212,6 +212,14 @@ def test_devices_are_shared_by_the_samples(preset, devices, sharing):
     assert (parallel.data, parallel.tensor, parallel.pipeline) == sharing
 
 
+def test_devices_of_an_ask_preset_share_each_layer():
+    for overrides in ([], ["parallel.tensor=4", "parallel.devices=4"]):
+        parallel = load_preset("video-7b-ask-image", overrides, devices=2).parallel
+        assert (parallel.devices, parallel.data, parallel.tensor) == (2, 1, 2)
+    details = fault("video-7b-ask-image", devices=3).details
+    assert any("3 devices cannot share num_attention_heads 32 evenly" in line for line in details)
+
+
 def test_devices_beside_tensor_parallelism():
     assert load_preset("video-7b-stage2", ["parallel.tensor=2"], devices=8).parallel.data == 4
     error = fault("video-7b-stage2", ["parallel.tensor=2"], devices=3)

@@ -41,6 +41,11 @@ BROKEN = [
         "parallel.tensor: CPU workers share the samples only: set it to 1 and use parallel.data",
     ),
     (
+        ASK,
+        ["parallel.data=2", "parallel.devices=2"],
+        "parallel.data: one answer has no samples to be shared: set it to 1 and use parallel.tensor",
+    ),
+    (
         CPU_TRAIN,
         ["parallel.optimizer_sharding=true"],
         "parallel.optimizer_sharding: is for Ascend only: set it to false on CPU",
