@@ -67,9 +67,13 @@ def ask(
 
       llavanext ask --chat --checkpoint run/model
 
-      llavanext ask --batch questions.jsonl --out answers.jsonl --checkpoint run/model
+      llavanext ask --batch questions.jsonl -o answers.jsonl -c run/model
 
-      llavanext ask "What is it?" --batch pictures --out answers.jsonl --checkpoint run/model
+      llavanext ask "What is it?" --batch pictures -o answers.jsonl -c run/model
+
+    Devices that share each layer, and one answer:
+
+      llavanext ask "What is it?" --image a.jpg -c run/model --devices 2
 
     Next: llavanext convert run/model hub --to hf
     """
