@@ -1,6 +1,5 @@
 """LoRA's low-rank matrices: nothing at first; and after they are merged, on our side and transformers', the same."""
 
-import mindspore as ms
 import numpy as np
 import pytest
 
@@ -20,6 +19,8 @@ NAMES = ("40x60", "text only", "20x200", "57x113")
 
 
 def test_merged_weights_answer_as_the_matrices_did(mindspore_cpu, tmp_path):
+    import mindspore as ms
+
     from tests.parity.mindspore_side import Model
     from tests.parity.torch_side import Reference
 
