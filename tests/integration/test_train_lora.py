@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.weights.adapter import adapted_weights
 from llavanext_cli.weights.checkpoint import open_checkpoint
+from tests.integration.test_ask import SHORT
 from tests.integration.test_train import COMMON, losses
 
 STEPS, SAVED = 12, 6
@@ -77,6 +79,13 @@ def test_a_checkpoint_holds_the_merged_model_and_the_matrices(lora_run, tiny_che
         name for name in learning if name.startswith(("vision_tower.", "language_model.")) and "lora" not in name
     ]
     assert any(name.startswith("projector.") for name in learning)
+
+
+def test_the_model_answers(lora_run, run_llavanext, media):
+    words = ["ask", "what is it?", "--image", media / "1.png", "--checkpoint", lora_run / "model", "--json", *SHORT]
+    done = run_llavanext(*words)
+    assert done.returncode == 0, done.stderr
+    assert 0 < len(json.loads(done.stdout)["tokens"]) <= 6
 
 
 def test_a_run_goes_on_from_the_matrices_not_from_what_was_merged(lora_run, data, tiny_checkpoint, tmp_path):
