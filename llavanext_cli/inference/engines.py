@@ -67,6 +67,8 @@ def build_engine(
 
 
 def _build_for_cpu(preset: Preset, checkpoint: Checkpoint, folder: Path, batch_size: int) -> Any:
+    from mindspore.nn.utils import no_init_parameters
+
     from llavanext_cli.model.config import LlavaNextConfig
     from llavanext_cli.model.llava_next import LlavaNext
 
@@ -74,19 +76,19 @@ def _build_for_cpu(preset: Preset, checkpoint: Checkpoint, folder: Path, batch_s
         from mindspore.communication import init
 
         init()
-    return LlavaNext(
-        LlavaNextConfig(
-            architecture=checkpoint.architecture,
-            target="CPU",
-            batch_size=batch_size,
-            seq_length=preset.ask.cache_tokens,
-            tiles=preset.data.tiles,
-            frames=preset.data.frame_budget,
-            compute_dtype=preset.runtime.compute_dtype,
-            param_init_type=preset.runtime.parameter_dtype,
-            use_flash_attention=preset.runtime.flash_attention,
-        )
+    config = LlavaNextConfig(
+        architecture=checkpoint.architecture,
+        target="CPU",
+        batch_size=batch_size,
+        seq_length=preset.ask.cache_tokens,
+        tiles=preset.data.tiles,
+        frames=preset.data.frame_budget,
+        compute_dtype=preset.runtime.compute_dtype,
+        param_init_type=preset.runtime.parameter_dtype,
+        use_flash_attention=preset.runtime.flash_attention,
     )
+    with no_init_parameters():  # random numbers that the checkpoint replaces at once take longer than all the rest
+        return LlavaNext(config)
 
 
 def _build_for_ascend(preset: Preset, checkpoint: Checkpoint, folder: Path, batch_size: int) -> Any:
