@@ -270,6 +270,9 @@ def llavanext(
 
 def main() -> None:
     """Entry point of the `llavanext` executable."""
+    # A service, or `>&-`, may have closed them: Python then has None, and there is nowhere to write.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - lives until the program ends
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an answer in Chinese on an ASCII terminal is no reason to stop

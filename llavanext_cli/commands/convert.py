@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from llavanext_cli import console, options
+from llavanext_cli.errors import CheckpointError
 
 PARTS_PANEL = "From parts"
 FILES_PANEL = "What is written"
@@ -96,13 +98,19 @@ def convert(
 
     Next: llavanext train video-7b-stage2 --checkpoint checkpoints/base --data DATA.jsonl --out runs/stage2
     """
+    from llavanext_cli.weights.folder import format_size, parse_size
+
     together = vision is not None or language is not None
     if from_vision and from_language:
         raise typer.BadParameter("--from-vision and --from-language exclude each other")
     _check_usage(destination, together, vision, language, from_vision or from_language, like, to, weight_format)
 
+    try:
+        shard_bytes = parse_size(shard_size)
+    except CheckpointError as fault:
+        raise typer.BadParameter(f"{fault.what}: {fault.hint}", param_hint="'--shard-size'") from fault
+
     from llavanext_cli.weights.convert import run_convert
-    from llavanext_cli.weights.folder import format_size, parse_size
 
     destination = source if together else destination
     with console.progress("Converting", "bytes") as progress:
@@ -117,7 +125,7 @@ def convert(
             seed=seed,
             weight_format=weight_format.value,
             dtype=dtype.value,
-            shard_bytes=parse_size(shard_size),
+            shard_bytes=shard_bytes,
             force=force,
             dry_run=dry_run,
             verify=verify,
@@ -136,8 +144,13 @@ def convert(
     console.say(
         f"{report.tensors} tensors, {format_size(report.nbytes)}, {done} to {destination} in {report.seconds:.1f} s"
     )
-    if to is To.mindspore and not (dry_run or from_vision or from_language):
-        console.next_step(f"llavanext ask 'What is this?' --image PICTURE --checkpoint {destination}")
+    if to is To.mindspore and weight_format is Format.safetensors and not (dry_run or from_vision or from_language):
+        checkpoint = shlex.quote(str(destination))
+        console.next_step(
+            f"llavanext train video-7b-stage2 --checkpoint {checkpoint} --data DATA.jsonl --out RUN"
+            if together  # its projector is random
+            else f"llavanext ask 'What is this?' --image PICTURE --checkpoint {checkpoint}"
+        )
 
 
 def _check_usage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -129,7 +130,7 @@ def mix(
         return
     show_report(report)
     if report.written:
-        console.next_step(f"llavanext train PRESET --data {out} --checkpoint CHECKPOINT --out RUN")
+        console.next_step(f"llavanext train PRESET --data {shlex.quote(str(out))} --checkpoint CHECKPOINT --out RUN")
 
 
 def show_report(report) -> None:  # MixReport, which is imported only when there is one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -145,7 +146,7 @@ def copy_command(
 
     written = copy_preset(preset, file, force)
     console.say(f"Wrote {written}.")
-    console.next_step(f"llavanext presets check {written}")
+    console.next_step(f"llavanext presets check {shlex.quote(str(written))}")
 
 
 @presets.command("check")

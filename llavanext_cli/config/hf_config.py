@@ -24,6 +24,7 @@ from llavanext_cli.config.sections import MOST, MOST_LAYERS, SectionReader, is_i
 from llavanext_cli.errors import CheckpointError
 
 VISION_MODEL_TYPES = ("clip_vision_model",)
+REFETCH = "Fetch the file again."
 TEXT_MODEL_TYPES = ("llama", "mistral")
 ROPE_TYPES = ("linear", "default")
 
@@ -63,7 +64,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "config.json"
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise CheckpointError(f"{path}: is no regular file")
+        raise CheckpointError(f"{path}: is no regular file", REFETCH)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -71,11 +72,13 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"{folder}: no config.json", "Name a folder that holds a model: weights, config.json and tokenizer."
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror})", "Is it yours to read, and is the disk well?"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a JSON file ({error})", "Fetch the file again.") from error
+        raise CheckpointError(f"{path}: not a JSON file ({error})", REFETCH) from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: a JSON object is expected, not {type(config).__name__}")
+        raise CheckpointError(f"{path}: a JSON object is expected, not {type(config).__name__}", REFETCH)
     return config
 
 
@@ -94,7 +97,7 @@ def parse_architecture(config: Any, where: str) -> Architecture:
     """
     faults: list[str] = []
     if not isinstance(config, dict):
-        raise CheckpointError(f"{where}: a JSON object is expected, not {type(config).__name__}")
+        raise CheckpointError(f"{where}: a JSON object is expected, not {type(config).__name__}", REFETCH)
     top = SectionReader(config, "", faults)
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:

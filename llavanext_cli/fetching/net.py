@@ -59,7 +59,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if not 0 < self.stall <= 86400:  # also false for nan
-            raise ConfigError("--timeout is a number of seconds between 0.1 and 86400")
+            raise ConfigError("--timeout is a number of seconds between 0.1 and 86400", "Example: --timeout 60")
 
     def is_progress(self, count: int, seconds: float) -> bool:
         """Whether an attempt that brought so many bytes in so many seconds is worth another one."""

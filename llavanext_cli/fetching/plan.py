@@ -75,7 +75,9 @@ def list_artifact(net: Net, artifact: Artifact, source: str, endpoint: str | Non
     """
     if artifact.web is not None and (source == HUB or artifact.place(source) is None):
         if revision:
-            raise ConfigError(f"{artifact.name} is one file at a plain address: it has no revisions")
+            raise ConfigError(
+                f"{artifact.name} is one file at a plain address: it has no revisions", "Leave --revision out."
+            )
         web = artifact.web
         expected = Expected(web.size or None, web.sha256)
         origin = Origin(URL, url=web.url)

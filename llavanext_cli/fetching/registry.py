@@ -252,7 +252,9 @@ def _web_artifact(address: str) -> Artifact:
     url, _, fragment = address.partition("#")
     algorithm, _, digest = fragment.partition("=")
     if fragment and (algorithm != "sha256" or not re.fullmatch(r"[0-9a-fA-F]{64}", digest)):
-        raise ConfigError("what follows # in an address must be sha256= and 64 hexadecimal digits")
+        raise ConfigError(
+            "what follows # in an address must be sha256= and 64 hexadecimal digits", "sha256sum prints them."
+        )
     try:
         parts = urlsplit(url)
         host, _port = parts.hostname, parts.port

@@ -166,7 +166,10 @@ def read_array(spec: TensorSpec, dtype: str = "float32") -> AnyArray:
         file.seek(spec.offset)
         data = bytearray(spec.nbytes)
         if file.readinto(data) != spec.nbytes:
-            raise CheckpointError(f"{spec.path}: ended while {spec.name} was read; it changed since it was opened")
+            raise CheckpointError(
+                f"{spec.path}: ended while {spec.name} was read; it changed since it was opened",
+                "Let nothing write to the source, and run the same command again.",
+            )
     return from_bytes(data, spec.dtype, dtype).reshape(spec.shape)
 
 

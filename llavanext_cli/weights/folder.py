@@ -152,7 +152,8 @@ def copy_companions(source: Path, folder: Path) -> list[str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    # A path is no text when it was given in another encoding than the locale's; it is only mentioned here.
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
 
 
 def format_size(nbytes: int) -> str:

@@ -41,6 +41,7 @@ JSON_LIMIT = 16 << 20
 """Bytes of an index, a manifest or a config.json."""
 AXES_LIMIT = 8
 
+MAY_READ = "It must be a file, and yours to read: ls -lL shows both."
 REFETCH = "Fetch the file again: `llavanext fetch` checks each file's size and digest."
 
 
@@ -85,7 +86,7 @@ def read_safetensors_header(path: str | Path) -> dict[str, TensorSpec]:
                 raise _damaged(path, f"a header of {length} bytes; at most {HEADER_LIMIT} are read")
             header = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})", MAY_READ) from error
     return _parse_header(path, header, 8 + length, size)
 
 
@@ -224,7 +225,7 @@ def read_json(path: Path) -> Any:
         with open_regular(path) as file:
             return json.loads(file.read().decode())
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})", MAY_READ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a JSON file ({error})", REFETCH) from error
 

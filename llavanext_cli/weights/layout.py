@@ -130,7 +130,10 @@ def read_chunks(piece: Extent | Made) -> Iterator[memoryview]:
         while offset < end:
             data = os.pread(file.fileno(), min(CHUNK_BYTES, end - offset), offset)
             if not data:
-                raise CheckpointError(f"{piece.path}: ended {end - offset} bytes early; it changed while it was read")
+                raise CheckpointError(
+                    f"{piece.path}: ended {end - offset} bytes early; it changed while it was read",
+                    "Let nothing write to the source, and run the same command again.",
+                )
             # A short read may end inside an element; the rest is read again.
             data = data[: len(data) // 8 * 8] if len(data) >= 8 and offset + len(data) < end else data
             offset += len(data)

@@ -152,7 +152,10 @@ class SlicedTensor:
                         offset = spec.offset + (row - first) * (nbytes // count)
                         data = os.pread(files[spec.path].fileno(), nbytes, offset)
                         if len(data) != nbytes:
-                            raise CheckpointError(f"{spec.path}: ended while it was read")
+                            raise CheckpointError(
+                                f"{spec.path}: ended while it was read",
+                                "Let nothing write to the source, and run the same command again.",
+                            )
                         window = (slice(None), *(slice(low, high) for low, high in box[1:]))
                         block[window] = np.frombuffer(data, kind).reshape(shape)
                     yield block.view(np.uint8).reshape(-1).data
@@ -183,7 +186,10 @@ def join_slices(
         try:
             box = layout.box(shape, rank) if layout else whole
         except ValueError as error:
-            raise CheckpointError(f"{name}: the strategy of rank {rank} does not fit {list(shape)}: {error}") from error
+            raise CheckpointError(
+                f"{name}: the strategy of rank {rank} does not fit {list(shape)}: {error}",
+                "Give the slices and the strategy files of one run.",
+            ) from error
         lengths = tuple(high - low for low, high in box)
         if lengths != spec.shape:
             raise CheckpointError(

@@ -120,7 +120,10 @@ class Stream:
             count = os.preadv(source, [buffer[: min(left, BUFFER_BYTES)]], offset)
             if count == 0:
                 self._free.put(buffer)
-                raise CheckpointError(f"{piece.path}: ended {left} bytes early; it changed while it was read")
+                raise CheckpointError(
+                    f"{piece.path}: ended {left} bytes early; it changed while it was read",
+                    "Let nothing write to the source, and run the same command again.",
+                )
             offset, left = offset + count, left - count
             self._emit(buffer[:count], buffer, write, digest)
 
@@ -204,7 +207,7 @@ def digest_pieces(pieces: Sequence[Extent | Made], stream: Stream) -> str:
 def disk_error(path: Path, error: OSError) -> CheckpointError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(f"{path}: the disk is full", "Free some space, or name a folder on another disk.")
-    return CheckpointError(f"{error.filename or path}: {error.strerror or error}")
+    return CheckpointError(f"{error.filename or path}: {error.strerror or error}", "Name a place that can be written.")
 
 
 def plan_shards(tensors: Sequence[PlannedTensor], shard_bytes: int) -> list[list[PlannedTensor]]:

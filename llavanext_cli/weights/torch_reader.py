@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.weights.headers import DTYPE_BYTES, TensorSpec, count_elements, open_regular
+from llavanext_cli.weights.headers import DTYPE_BYTES, MAY_READ, TensorSpec, count_elements, open_regular
 from llavanext_cli.weights.pickles import PICKLE_LIMIT, PickleReader, StoredTensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
 DIRECTORY_LIMIT = 4 << 20
 """Bytes of a zip archive's list of members. A 7B model's shard has about 400 members of 80 bytes."""
+NO_WEIGHTS = "Name a folder with *.safetensors or *.bin weights."
+SAVE_AGAIN = "Save the model as safetensors with the program that made it."
 REFETCH = "Fetch the file again."
 
 
@@ -58,7 +60,7 @@ def read_torch_header(path: str | Path) -> dict[str, TensorSpec]:
                 file.seek(0)
                 state, places = _read_legacy(path, file, size)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})", MAY_READ) from error
     return {name: _locate(path, name, tensor, places) for name, tensor in _tensors(path, state)}
 
 
@@ -67,10 +69,10 @@ def _tensors(path: Path, state: Any) -> Iterable[tuple[str, StoredTensor]]:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{path}: holds no dictionary of tensors")
+        raise CheckpointError(f"{path}: holds no dictionary of tensors", NO_WEIGHTS)
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
-            raise CheckpointError(f"{path}: {name!r:.120} is no tensor but {type(value).__name__}")
+            raise CheckpointError(f"{path}: {name!r:.120} is no tensor but {type(value).__name__}", NO_WEIGHTS)
     return state.items()
 
 
@@ -88,7 +90,9 @@ def _locate(path: Path, name: str, tensor: StoredTensor, places: Mapping[str, tu
     if elements and last >= storage.elements:
         raise CheckpointError(f"{path}: {name}: reaches beyond its storage", REFETCH)
     if elements > storage.elements:
-        raise CheckpointError(f"{path}: {name}: {elements} elements repeat the {storage.elements} that are stored")
+        raise CheckpointError(
+            f"{path}: {name}: {elements} elements repeat the {storage.elements} that are stored", REFETCH
+        )
     strides = None if _is_contiguous(tensor) else tensor.strides
     return TensorSpec(name, storage.dtype, tensor.shape, path, start + tensor.offset * size, elements * size, strides)
 
@@ -109,14 +113,18 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> tuple[Any, dict[str, tup
     members = read_members(path, file, size)
     pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise CheckpointError(f"{path}: an archive, but not one of torch's ({len(pickles)} members named data.pkl)")
+        raise CheckpointError(
+            f"{path}: an archive, but not one of torch's ({len(pickles)} members named data.pkl)", NO_WEIGHTS
+        )
     prefix = pickles[0].removesuffix("data.pkl")
     pickle = members[pickles[0]]
     if pickle.nbytes > PICKLE_LIMIT:
-        raise CheckpointError(f"{path}: data.pkl has {pickle.nbytes} bytes; at most {PICKLE_LIMIT} are read")
+        raise CheckpointError(
+            f"{path}: data.pkl has {pickle.nbytes} bytes; at most {PICKLE_LIMIT} are read", NO_WEIGHTS
+        )
     order = members.get(f"{prefix}byteorder")
     if order is not None and _member_bytes(file, order, 16) != b"little":
-        raise CheckpointError(f"{path}: written on a big-endian machine, which is not supported")
+        raise CheckpointError(f"{path}: written on a big-endian machine, which is not supported", SAVE_AGAIN)
     state = PickleReader(io.BytesIO(_member_bytes(file, pickle, PICKLE_LIMIT)), f"{path}").load()
     data = f"{prefix}data/"
     return state, {n.removeprefix(data): (m.offset, m.nbytes) for n, m in members.items() if n.startswith(data)}
@@ -229,15 +237,15 @@ def _read_legacy(path: Path, file: BinaryIO, size: int) -> tuple[Any, dict[str, 
     if file.read(1) != b"\x80":
         raise CheckpointError(
             f"{path}: neither a torch archive nor a pickle of torch",
-            "Name a folder with *.safetensors or *.bin weights.",
+            NO_WEIGHTS,
         )
     file.seek(0)
     reader = PickleReader(file, str(path))
     if reader.load() != LEGACY_MAGIC or reader.load() != LEGACY_VERSION:
-        raise CheckpointError(f"{path}: a pickle, but not one that torch.save made of a model")
+        raise CheckpointError(f"{path}: a pickle, but not one that torch.save made of a model", NO_WEIGHTS)
     machine = reader.load()
     if isinstance(machine, dict) and machine.get("little_endian") is False:
-        raise CheckpointError(f"{path}: written on a big-endian machine, which is not supported")
+        raise CheckpointError(f"{path}: written on a big-endian machine, which is not supported", SAVE_AGAIN)
     state, keys = reader.load(), reader.load()
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise CheckpointError(f"{path}: the list of storages is damaged", REFETCH)

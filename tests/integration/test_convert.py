@@ -321,10 +321,30 @@ def test_an_error_is_one_line_a_hint_and_a_code(tmp_path: Path) -> None:
         ["a", "b", "--to", "hf", "--format", "ckpt"],
         ["a", "b", "--to", "hf", "--from-vision"],
         ["a", "b", "--dtype", "int8"],
+        ["a", "b", "--shard-size", "nan"],
     ],
 )
 def test_options_that_exclude_each_other_are_a_usage_error(arguments: list[str]) -> None:
     assert command(*arguments).exit_code == 2
+
+
+def test_the_next_command_can_be_run(tiny_model, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "hf")
+    tiny_model.model.language_model.save_pretrained(tmp_path / "language")
+    tiny_model.model.vision_tower.save_pretrained(tmp_path / "vision")
+    result = command(tmp_path / "hf", tmp_path / "a b")
+    assert f"--checkpoint '{tmp_path / 'a b'}'\n" in result.stderr
+    result = command(tmp_path / "hf", tmp_path / "ckpt", "--format", "ckpt")
+    assert result.exit_code == 0 and "Next:" not in result.stderr, "ask and train do not read it"
+
+
+def test_a_source_named_in_another_encoding(tiny_model, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "hf ü")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-m", "llavanext_cli", "convert", tmp_path / "hf ü", tmp_path / "ours"]
+    result = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and "Traceback" not in result.stderr
+    assert json.loads((tmp_path / "ours" / "llavanext_manifest.json").read_text())["source"]["name"] == ["hf ??"]
 
 
 def test_a_killed_run_leaves_only_a_temporary_folder(tiny_model, tmp_path: Path) -> None:

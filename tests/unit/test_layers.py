@@ -157,3 +157,21 @@ def test_the_reader_of_imports_itself(source, expected):
 
 def test_the_reader_of_imports_looks_into_functions_when_asked():
     assert [name for _, name in imports(ast.parse("def f():\n    import numpy"), "m")] == ["numpy"]
+
+
+@pytest.mark.parametrize("package", ["weights", "fetching"])
+def test_errors_of_files_and_servers_say_what_to_do(package: str) -> None:
+    """Each has a hint, but for two that are caught and explained as a broken manifest."""
+    families = {"ConfigError", "DataError", "CheckpointError", "FetchError"}
+    raised, bare = 0, []
+    for path in sorted((PACKAGE / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in families:
+                raised += 1
+                if len(node.args) < 2 and not any(keyword.arg == "hint" for keyword in node.keywords):
+                    bare.append(f"{path.name}: {ast.unparse(node)}")
+    assert raised > 40
+    assert bare == [
+        *(["manifest.py: DataError('it names a file outside its folder')"] if package == "fetching" else []),
+        *(['remote.py: DataError("a file\'s origin is not complete")'] if package == "fetching" else []),
+    ]

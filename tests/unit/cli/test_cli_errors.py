@@ -171,6 +171,16 @@ def test_verbose_reaches_the_processes_that_are_started():
     assert run_alone(body).stdout == "False\n"
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_nowhere_to_write_and_no_traceback(tmp_path, closed):
+    program = PROBE.format(body='    console.out("data")\n    console.say("talk")')
+    words = ["bash", "-c", f'"$@" {closed}', "bash", sys.executable, "-c", program, "probe"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout == ("" if ">&-" in closed.split() else "data\n")
+    assert done.stderr == ("" if "2>&-" in closed.split() else "talk\n")
+
+
 @pytest.mark.parametrize("arguments", [["presets", "list"], ["presets", "check"], ["presets", "show", "tiny-ask"]])
 def test_nothing_is_written_to_the_working_folder(tmp_path, arguments):
     command = [sys.executable, "-m", "llavanext_cli", *arguments]
