@@ -71,9 +71,13 @@ def mix(
     preset: Preset = None,
     frames: Annotated[
         int | None,
-        typer.Option(min=1, help="Frames of a clip that training will use.", show_default="the preset's, or 16"),
+        typer.Option(
+            min=1, max=10_000, help="Frames of a clip that training will use.", show_default="the preset's, or 16"
+        ),
     ] = None,
-    time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds that the check of one file may take.")] = 60.0,
+    time_limit: Annotated[
+        float, typer.Option(min=0.1, max=1e6, help="Seconds that the check of one file may take.")
+    ] = 60.0,
     page: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", help="A page with the report and its plots.")
     ] = None,

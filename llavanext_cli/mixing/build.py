@@ -132,10 +132,12 @@ def run_mix(
 
 
 def _check_targets(targets: Sequence[Path | None], inputs: Sequence[Path], force: bool) -> None:
-    """The output, the rejects and the page: different files, none of them an input, each writable."""
+    """The output, the rejects and the page: different files, none of them the cache or an input, each writable."""
     given = [target for target in targets if target]
-    if len(set(given)) < len(given):
-        raise DataError(f"{given[0]}: one file would overwrite the other", "name another for --rejects and --report")
+    places = [os.path.realpath(target) for target in (*given, _cache_path(given[0]))]
+    twice = [place for place in places if places.count(place) > 1]
+    if twice:
+        raise DataError(f"{twice[0]}: one file would overwrite the other", "name another for --rejects and --report")
     for target in given:
         if any(target.exists() and target.samefile(path) for path in inputs):
             raise DataError(f"{target} is what this mix is made from", "name another file for the output")

@@ -14,12 +14,15 @@ def check_output_folder(path: Path, force: bool) -> None:
     """Refuse early what could only fail late.
 
     Raises:
-        DataError: the folder does not exist or is not writable, or the file exists and `force` is not given.
+        DataError: the folder does not exist or is not writable, or `path` is a folder or a device, or it exists and
+            `force` is not given.
     """
     if not path.parent.is_dir():
         raise DataError(f"{path}: the folder {path.parent} does not exist", f"make it first: mkdir -p {path.parent}")
     if path.is_dir():
         raise DataError(f"{path} is a folder", "name a file in it")
+    if path.exists() and not path.is_file():  # renaming a file over /dev/null would take it from the whole machine
+        raise DataError(f"{path} is a device or a pipe, not a file", "name a file; --dry-run writes none")
     if path.exists() and not force:
         raise DataError(f"{path} exists", "name another file, or give --force to replace it")
     if not os.access(path.parent, os.W_OK):

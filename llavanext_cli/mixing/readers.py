@@ -12,6 +12,7 @@ records; a test holds the result against `records.Sample`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,7 +121,18 @@ def _decode(text: bytes | msgspec.Raw) -> Record | BadRecordError:
             return BadRecordError("not_a_record", "the record is not an object")
         return BadRecordError("not_a_record", f"{str(error)[:1].lower()}{str(error)[1:]}".replace("$.", ""))
     except UNPARSED:
+        if _has_constant(bytes(text)):  # Python's json writes NaN and Infinity, which JSON does not have
+            return BadRecordError("not_a_record", "NaN or Infinity stands in it, and JSON has neither")
         return BadRecordError("not_unicode", "a text holds bytes or escapes that are not Unicode")
+
+
+def _has_constant(text: bytes) -> bool:
+    found: list[str] = []
+    try:
+        json.loads(text, parse_constant=found.append)
+    except (ValueError, RecursionError):
+        return False
+    return bool(found)
 
 
 def _starts_object(text: bytes | msgspec.Raw) -> bool:

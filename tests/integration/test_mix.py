@@ -357,6 +357,11 @@ def test_faults_of_files_are_one_line_a_hint_and_nothing_left(tmp_path, images):
     fails(good, "is a folder", out=images)
     fails(good, "one file would overwrite the other", "--rejects", tmp_path / "s.jsonl")
     fails(good, "one file would overwrite the other", "--report", tmp_path / "s.jsonl")
+    fails(good, "one file would overwrite the other", "--rejects", images / ".." / "s.jsonl")
+    fails(good, "one file would overwrite the other", "--rejects", tmp_path / "s.jsonl.cache")
+    os.mkfifo(tmp_path / "pipe")
+    fails(good, "is a device or a pipe", "--force", out=tmp_path / "pipe")
+    assert not (tmp_path / "pipe").is_file()  # nor would be /dev/null, for root
     fails(good, "is what this mix is made from", "--force", out=images / "llava.json")
     fails(good, "is what this mix is made from", "--force", "--rejects", good)
     fails(tmp_path / "none.yaml", "no such mix file")
@@ -382,11 +387,20 @@ def test_all_records_bad_is_an_error(tmp_path):
     assert not (tmp_path / "s.jsonl").exists()
 
 
+def test_a_number_that_json_does_not_have_is_named(tmp_path):
+    write_data(tmp_path / "data.json", [record(1), record(2, score=float("nan"))])
+    mix_file = write_mix(tmp_path, {"json_path": "data.json"})
+    result = mix(mix_file, "-o", tmp_path / "s.jsonl", "--on-bad", "fail")
+    assert result.exit_code == 1 and "NaN or Infinity" in result.stderr and "Unicode" not in result.stderr
+
+
 def test_usage_errors(tmp_path):
     assert mix(tmp_path / "mix.yaml").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--check", "some").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--workers", "0").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--time-limit", "nan").exit_code == 2
+    assert mix(tmp_path / "mix.yaml", "-o", "x", "--time-limit", "inf").exit_code == 2
+    assert mix(tmp_path / "mix.yaml", "-o", "x", "--frames", "999999999").exit_code == 2
 
 
 def test_names_that_are_not_unicode(tmp_path):
