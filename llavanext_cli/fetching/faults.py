@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
+import sys
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -91,10 +93,21 @@ def explain_other(fault: Exception, path: Path | str) -> LlavaNextError | None:
         error: LlavaNextError = explain_no_answer(fault, getattr(fault.request, "url", None))
     elif isinstance(fault, OSError) and fault.errno:
         error = explain_disk(fault, path)
+    elif isinstance(fault, UnicodeEncodeError) and _is_of_file_names(fault):
+        error = FetchError(
+            f"{str(fault.object)!a} cannot be the name of a file in this locale ({fault.encoding})",
+            "Run the command with PYTHONUTF8=1, or in a UTF-8 locale such as C.UTF-8.",
+        )
     else:
         return None
     error.__cause__ = cause_of(fault)
     return error
+
+
+def _is_of_file_names(fault: UnicodeEncodeError) -> bool:
+    """Whether the operating system's names were the matter, and not a header or a text."""
+    encoding = codecs.lookup(sys.getfilesystemencoding())
+    return encoding.name != "utf-8" and codecs.lookup(fault.encoding).name == encoding.name
 
 
 def _chain(fault: BaseException) -> list[BaseException]:

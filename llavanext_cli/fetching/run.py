@@ -131,13 +131,15 @@ def run_fetch(
     jobs = min(jobs, MOST_JOBS)
     to = Path(os.path.abspath(to.expanduser()))
 
-    def report(steps: Sequence[Step], space: Space, transferred: int, following: Sequence[str]) -> FetchReport:
+    def report(
+        steps: Sequence[Step], space: Space, transferred: int, following: Sequence[str], manifest: Manifest
+    ) -> FetchReport:
         adopted = sum(step.status == ADOPT for step in steps)
         ready = sum(step.status == READY for step in steps)
         return FetchReport(
             folder=to,
             dry_run=dry_run,
-            artifacts=tuple(_report(a, x, steps) for a, x in zip(chosen, listings, strict=True)),
+            artifacts=tuple(_report(a, x, steps, manifest) for a, x in zip(chosen, listings, strict=True)),
             fetched=len(steps) - adopted - ready,
             adopted=adopted,
             ready=ready,
@@ -156,7 +158,7 @@ def run_fetch(
             folder = Folder(to)
             steps = [*compare_folder(folder, wanted, read=False), *_offline_steps(folder, chosen, listings)]
             space = plan_space(to, folder.partial, steps, keep_archives, jobs)
-            return report(steps, space, space.transfer, ())
+            return report(steps, space, space.transfer, (), folder.manifest)
         with locked_folder(to, note) as folder:
             with stage("Checking") as shown:
                 steps = [*compare_folder(folder, wanted, shown), *_offline_steps(folder, chosen, listings)]
@@ -170,7 +172,7 @@ def run_fetch(
             records = folder.manifest.artifacts.items()
             whole = {name: record.paths for name, record in records if record.complete}
             part = {name for name, record in records if record.narrowed}
-        return report(steps, space, net.received, next_commands(whole, to, part))
+        return report(steps, space, net.received, next_commands(whole, to, part), folder.manifest)
 
 
 def _list(net: Net, artifact: Artifact, source: str, endpoint: str | None, revision: str | None, to: Path) -> Listing:
@@ -248,9 +250,11 @@ def _size(count: int) -> str:
 # ------------------------------------------------------------------------------------------------------------ recording
 
 
-def _report(artifact: Artifact, listing: Listing, steps: Sequence[Step]) -> ArtifactReport:
+def _report(artifact: Artifact, listing: Listing, steps: Sequence[Step], manifest: Manifest) -> ArtifactReport:
     mine = [step.wanted for step in steps if artifact.name in step.wanted.artifacts]
-    size = sum(item.expected.size or 0 for item in mine)
+    # A plain address says its size when it is asked for the file, and no earlier.
+    found = {**manifest.files, **manifest.archives}
+    size = sum(item.expected.size or (found[item.path].size if item.path in found else 0) for item in mine)
     return ArtifactReport(
         artifact.name, listing.source, listing.where, listing.requested, listing.revision, len(mine), size
     )

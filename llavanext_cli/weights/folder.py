@@ -78,10 +78,13 @@ def check_space(destination: Path, nbytes: int) -> None:
     parent = destination.resolve().parent
     while not parent.exists():
         parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise CheckpointError(f"{parent}: cannot be written to", "Name a folder where you may write.")
     free = shutil.disk_usage(parent).free
     if free < nbytes + SPARE_BYTES:
         raise CheckpointError(
-            f"{destination}: {format_size(nbytes)} to write, {format_size(free)} free on this disk",
+            f"{destination}: {format_size(nbytes)} to write and {format_size(SPARE_BYTES)} to spare, "
+            f"{format_size(free)} free on this disk",
             "Free some space, or name a folder on another disk.",
         )
 

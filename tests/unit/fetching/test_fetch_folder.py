@@ -470,3 +470,19 @@ def test_a_lock_that_a_killed_process_left_does_not_matter(tmp_path):
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60).returncode == -9
     with locked_folder(tmp_path, note=pytest.fail):
         pass
+
+
+def test_the_size_of_a_plain_address_is_known_in_the_end(tmp_path):
+    with FileSite({"/a.bin": b"12345"}) as site:
+        for _ in range(2):
+            assert run_fetch([site.url("/a.bin")], tmp_path, limits=LIMITS).artifacts[0].bytes == 5
+
+
+def test_a_name_that_the_locale_cannot_write(tmp_path):
+    with HubSite() as hub:
+        hub.add("org/model", {"\u4e2d/a.bin": b"1"})
+        environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        words = [sys.executable, "-m", "llavanext_cli", "fetch", "org/model", "--to", tmp_path / "to"]
+        done = subprocess.run([*words, "--endpoint", hub.endpoint], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "cannot be the name of a file in this locale" in done.stderr and "Hint: Run the command with" in done.stderr
