@@ -432,10 +432,11 @@ def test_a_disk_without_room(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "mix.yaml"]
 
 
-def test_ctrl_c(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_ended_from_outside(tmp_path, number, code):
     Image.new("RGB", (8000, 8000)).save(tmp_path / "0.png", compress_level=1)
-    for number in range(1, 60):
-        os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
+    for n in range(1, 60):
+        os.link(tmp_path / "0.png", tmp_path / f"{n}.png")
     write_data(tmp_path / "data.json", [record(n, f"{n}.png") for n in range(60)])
     mix_file = write_mix(tmp_path, {"json_path": "data.json"})
     command = [
@@ -454,11 +455,11 @@ def test_ctrl_c(tmp_path):
     while not list(tmp_path.glob(".s.jsonl.*.part")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stdout) == (130, "")
-    assert "Traceback" not in stderr and "Interrupted" in stderr
-    left = {path.name for path in tmp_path.iterdir()} - {f"{number}.png" for number in range(60)}
+    assert (process.returncode, stdout) == (code, "")
+    assert "Traceback" not in stderr and ("Interrupted" in stderr) == (code == 130)
+    left = {path.name for path in tmp_path.iterdir()} - {f"{n}.png" for n in range(60)}
     assert left == {"data.json", "mix.yaml", "s.jsonl.cache"}
 
 
