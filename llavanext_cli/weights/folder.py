@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -94,18 +95,22 @@ def new_folder(destination: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `destination` that takes its name when the block ends well.
 
     When the block fails, or is interrupted, the temporary folder is removed. What was at `destination` stays until the
-    new one is complete.
+    new one is complete. Where nothing was, what another process put there meanwhile stays: the block's work is lost.
+
+    Raises:
+        CheckpointError: the disk is full or refuses; or another process was faster.
     """
     # Through a link, its aim is replaced and the link stays.
     destination = destination.resolve()
     temporary = destination.parent / f".{destination.name}.tmp-{os.getpid()}"
+    vacant = not destination.exists() or (destination.is_dir() and not any(destination.iterdir()))
     made = [parent for parent in destination.parents if not parent.exists()]
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         retired = None
-        if destination.exists():
+        if not vacant and destination.exists():
             retired = destination.parent / f".{destination.name}.old-{os.getpid()}"
             os.rename(destination, retired)
         try:
@@ -117,6 +122,10 @@ def new_folder(destination: Path) -> Iterator[Path]:
         if retired is not None:
             shutil.rmtree(retired, ignore_errors=True)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # a rename takes the place of an empty folder only
+            raise CheckpointError(
+                f"{destination}: another command has made it meanwhile", "Add --force to replace it, or use that one."
+            ) from error
         raise disk_error(destination, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -118,6 +118,19 @@ class TestDestination:
         check_destination(tmp_path / "out", (tmp_path / "src",), force=True)
 
 
+@pytest.mark.parametrize("empty", [True, False])
+def test_of_two_that_make_one_folder_the_first_wins(tmp_path: Path, empty: bool) -> None:
+    out = tmp_path / "out"
+    if empty:
+        out.mkdir()
+    with pytest.raises(CheckpointError, match="another command has made it"), new_folder(out) as slow:
+        (slow / "whose").write_text("slow")
+        with new_folder(tmp_path / "other") as quick:
+            (quick / "whose").write_text("quick")
+        (tmp_path / "other").rename(out)
+    assert (out / "whose").read_text() == "quick" and list(tmp_path.iterdir()) == [out]
+
+
 def test_a_disk_too_small_is_said_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 3_000_000_000})
     monkeypatch.setattr("llavanext_cli.weights.folder.shutil.disk_usage", lambda _: usage)
