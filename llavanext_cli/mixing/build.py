@@ -225,8 +225,8 @@ def _failure(report: MixReport, listed: list[str]) -> LlavaNextError:
 
 
 def _nothing_left(report: MixReport, listed: list[str]) -> LlavaNextError:
+    root = "is media_root the folder that the paths start from? " if report.dropped["missing"] else ""
+    where = f"all are in {report.rejects}" if report.rejects else "--rejects FILE lists all"
     return DataError(
-        f"all {report.sampled} records are bad, and nothing was written",
-        "is media_root the folder that the paths start from? " + ("" if report.rejects else "--rejects FILE lists all"),
-        details=listed[:10],
+        f"all {report.sampled} records are bad, and nothing was written", root + where, details=listed[:10]
     )

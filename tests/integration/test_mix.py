@@ -394,6 +394,12 @@ def test_a_number_that_json_does_not_have_is_named(tmp_path):
     assert result.exit_code == 1 and "NaN or Infinity" in result.stderr and "Unicode" not in result.stderr
 
 
+def test_the_folder_is_asked_for_only_where_files_are_missing(tmp_path):
+    write_data(tmp_path / "data.json", ["no record"])
+    result = mix(write_mix(tmp_path, {"json_path": "data.json"}), "-o", tmp_path / "s.jsonl")
+    assert result.exit_code == 1 and "--rejects FILE" in result.stderr and "media_root" not in result.stderr
+
+
 def test_usage_errors(tmp_path):
     assert mix(tmp_path / "mix.yaml").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--check", "some").exit_code == 2
