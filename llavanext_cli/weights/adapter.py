@@ -40,7 +40,7 @@ def adapted_weights(architecture: Architecture, lora: Lora) -> dict[str, tuple[i
 
 def adapter_parameters(architecture: Architecture, lora: Lora) -> dict[str, tuple[int, ...]]:
     """Name → shape of all low-rank matrices."""
-    matrices = {}
+    matrices: dict[str, tuple[int, ...]] = {}
     for name, (rows, columns) in adapted_weights(architecture, lora).items():
         cell = name.removesuffix(".weight")
         matrices |= {f"{cell}.lora_a": (lora.rank, columns), f"{cell}.lora_b": (rows, lora.rank)}

@@ -20,7 +20,7 @@ TRIES = {
     "llavanext presets show tiny-a": ["tiny-ask"],
     "llavanext fetch v1.6": ["v1.6-vicuna-7b"],
     "llavanext ask --preset video-7b-ask-i": ["video-7b-ask-image"],
-    "llavanext train tiny-stage2 --set train.learning": ["train.learning_rate="],
+    "llavanext train tiny-stage2 --set train.weight": ["train.weight_decay="],
     "llavanext pre": ["presets"],
     "llavanext convert --veri": ["--verify"],
 }

@@ -75,7 +75,7 @@ def test_frozen_parts_have_neither_gradients_nor_moments(compiled: Compile):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("split", "batches"), [("dp 8", 2), ("dp 4 x mp 2", 1)])
+@pytest.mark.parametrize(("split", "batches"), [("dp 8", 2), pytest.param("dp 4 x mp 2", 1, marks=pytest.mark.full)])
 def test_lora_is_cut_as_the_weights_beside_it_are(split: str, batches: int, compiled: Compile):
     """So are the sums of gradients when several batches make a step."""
     settings = (*SPLIT[split], "train.method=lora", "train.lora.dropout=0.05", f"train.accumulate={batches}")
