@@ -111,7 +111,8 @@ def train(
         return
     console.out(str(report.model))
     loss = f", loss {report.loss:.4f}" if report.loss is not None else ""
-    console.say(f"Trained {report.steps} steps in {report.seconds:.0f} s{loss}.")
+    curves = report.model.with_name("train_report.html")
+    console.say(f"Trained {report.steps} steps in {report.seconds:.0f} s{loss}. Curves: {curves}")
     console.say(f'Next: llavanext ask "What is it?" --image PICTURE --checkpoint {report.model}')
 
 

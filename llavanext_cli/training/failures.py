@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 
 from llavanext_cli.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, LlavaNextError, RunStoppedError, TrainingError
 from llavanext_cli.training.job import Job
+from llavanext_cli.training.nodes import Nodes
 from llavanext_cli.training.processes import Ended
+
+_NOT_ALL_CAME = "Failed to initialize distributed job cluster"
+_REGISTERED = re.compile(r"rank id: (\d+),.* is registered successfully")
+"""What MindSpore 2.9.0 says of a cluster that is not complete in time, and its scheduler of a worker that came."""
 
 
 def explain_stop(job: Job, number: int) -> RunStoppedError:
@@ -22,12 +28,16 @@ def explain_stop(job: Job, number: int) -> RunStoppedError:
     )
 
 
-def explain_failure(job: Job, code: int, ended: Ended | None) -> LlavaNextError:
+def explain_failure(job: Job, nodes: Nodes, devices: int, code: int, ended: Ended | None) -> LlavaNextError:
     """The earliest thing that went wrong in any worker."""
     records = []
+    begun = job.file_of(nodes.rank).stat().st_mtime
     for file in job.logs_folder.glob("failure_*.json"):
         with contextlib.suppress(ValueError):
-            records.append(json.loads(file.read_text(encoding="utf-8")))
+            if file.stat().st_mtime >= begun:  # of other nodes there may be older ones
+                records.append(json.loads(file.read_text(encoding="utf-8")))
+    if any(_NOT_ALL_CAME in record["what"] for record in records):
+        return explain_absence(job, nodes, devices)
     if not records:
         what = ended or Ended(0, code)
         hint = f"see {job.logs_folder}/worker_{what.rank}.log; the same command with --resume goes on"
@@ -36,3 +46,22 @@ def explain_failure(job: Job, code: int, ended: Ended | None) -> LlavaNextError:
     hint = first["hint"] or f"see {job.logs_folder}/worker_{first['rank']}.log"
     details = first["details"] if first["known"] else first["traceback"].rstrip().splitlines()[-12:]
     return TrainingError(f"worker {first['rank']} failed: {first['what'].splitlines()[0]}", hint=hint, details=details)
+
+
+def explain_absence(job: Job, nodes: Nodes, devices: int) -> TrainingError:
+    """Which nodes did not meet in time, by what the scheduler of the first node wrote."""
+    log = job.logs_folder / "scheduler.log"
+    text = log.read_text(encoding="utf-8", errors="replace") if nodes.rank == 0 and log.is_file() else ""
+    came = {int(found[1]) // (devices // nodes.count) for found in _REGISTERED.finditer(text)}
+    absent = [node for node in range(nodes.count) if node not in came]
+    within = f"within {nodes.timeout_seconds} s"
+    if nodes.rank == 0 and absent:
+        missing = f"node{'s' * (len(absent) > 1)} {', '.join(map(str, absent))} did not"
+        what = f"{len(came)} of {nodes.count} nodes came {within}: {missing}"
+    elif nodes.rank > 0:
+        what = f"not all of {nodes.count} nodes met at {':'.join(map(str, nodes.master or ()))} {within}"
+    else:
+        what = f"not all of {devices} workers started {within}"
+    return TrainingError(
+        what, "start the same command on every node, each with its --node-rank; --timeout waits for more minutes"
+    )

@@ -73,6 +73,12 @@ def resume_run(job: Job, preset: Preset, plan: RunPlan, say: Callable[[str], Non
     return replace(job, resume=state.model.folder)
 
 
+def join_run(job: Job) -> Job:
+    """The job of a further node of a run that goes on: from the checkpoint that the first node finds, too."""
+    state, _ = find_run_state(job.checkpoints_folder)
+    return replace(job, resume=state.model.folder if state else None)
+
+
 def _step_of(line: str) -> float:
     """The step of a line of metrics; one that was cut off counts as later than all."""
     try:

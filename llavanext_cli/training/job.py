@@ -3,6 +3,7 @@
 OUT/job.json              what was asked for
 OUT/mindformers.yaml      the complete configuration, as MindFormers reads it
 OUT/metrics.jsonl         one line a logged step
+OUT/train_report.html     its curves, drawn when the run ends
 OUT/skipped.jsonl         samples that could not be read, with `--on-bad skip`
 OUT/checkpoints/step-…/   on the way
 OUT/model/                the trained model: what `ask` and `convert --to hf` take
@@ -14,6 +15,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from llavanext_cli.errors import TrainingError
 
 JOB_FILE = "job.json"
 """By it a folder is known to be a run's."""
@@ -53,6 +56,10 @@ class Job:
         return self.out / "metrics.jsonl"
 
     @property
+    def report_file(self) -> Path:
+        return self.out / "train_report.html"
+
+    @property
     def checkpoints_folder(self) -> Path:
         return self.out / "checkpoints"
 
@@ -81,6 +88,24 @@ class Job:
     def save(self, node: int = 0) -> None:
         fields = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
         self.file_of(node).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+    def check_same(self, first: Path) -> None:
+        """Compare what this node was told with what the first node was. Read when all workers have met.
+
+        Raises:
+            TrainingError: they differ, or the first node writes to another disk.
+        """
+        try:
+            theirs = Job.load(first)
+        except FileNotFoundError as fault:
+            raise TrainingError(f"{first} of node 0 is not there", "every node must see the same --out") from fault
+        differing = [
+            f"{key}: {mine} here, {other} on node 0"
+            for (key, mine), other in zip(asdict(self).items(), asdict(theirs).values(), strict=True)
+            if mine != other
+        ]
+        if differing:
+            raise TrainingError("node 0 was started with other options", "give every node the same ones", differing)
 
     @classmethod
     def load(cls, file: Path) -> Job:

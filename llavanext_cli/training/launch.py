@@ -21,11 +21,13 @@ from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import ConfigError, TrainingError
 from llavanext_cli.training.failures import explain_failure, explain_stop
-from llavanext_cli.training.folder import make_out, resume_run
+from llavanext_cli.training.folder import join_run, make_out, resume_run
 from llavanext_cli.training.job import Job
 from llavanext_cli.training.nodes import ONE_NODE, Nodes, worker_command, worker_environment
+from llavanext_cli.training.peers import Peers
 from llavanext_cli.training.plan import RunPlan, plan_run
-from llavanext_cli.training.processes import POLL_SECONDS, Workers, interrupted_by_sigterm
+from llavanext_cli.training.processes import POLL_SECONDS, SAVE_SECONDS, Workers, interrupted_by_sigterm
+from llavanext_cli.training.report import write_report
 
 StepCallback = Callable[[dict[str, Any]], None]
 
@@ -134,26 +136,39 @@ def run_training(
     job = run.job
     if run.nodes.rank > 0:
         job.libraries_folder.mkdir(parents=True, exist_ok=True)
+        job = join_run(job) if resume else job
     elif resume and job.file.is_file():
         job = resume_run(job, run.preset, run.plan, say)
     else:
         make_out(job, force, run.nodes.count)
-    if run.nodes.count == 1:  # of several, another may be running already
-        for stale in (*job.logs_folder.glob("failure_*.json"), *job.logs_folder.glob("worker_*.pid")):
-            stale.unlink(missing_ok=True)
+    for rank in run.nodes.ranks(run.preset.parallel.devices):  # those of other nodes may be new
+        for stale in (f"failure_{rank}.json", f"worker_{rank}.pid"):
+            (job.logs_folder / stale).unlink(missing_ok=True)
     job.save(run.nodes.rank)
     if run.nodes.rank == 0:
         job.config_file.write_text(yaml.safe_dump(run.expanded, sort_keys=False), encoding="utf-8")
     started = time.monotonic()
-    last = _run_workers(run, job, on_step or (lambda line: None), say)
+    try:
+        last = _run_workers(run, job, on_step or (lambda line: None), say)
+    finally:
+        skipped = len(job.skipped_file.read_bytes().splitlines()) if job.skipped_file.is_file() else 0
+        if run.nodes.rank == 0:
+            _report(job, run.plan, skipped, say)
     if run.nodes.rank == 0 and not job.model_folder.is_dir():
         raise TrainingError("the workers ended without a model", hint=f"see {job.logs_folder}")
     seconds = time.monotonic() - started
-    skipped = len(job.skipped_file.read_bytes().splitlines()) if job.skipped_file.is_file() else 0
     if skipped:
         say(f"{skipped} times a sample could not be read and was skipped: see {job.skipped_file}")
     plan = run.plan
     return TrainReport(job.model_folder, job.metrics_file, plan.steps, plan.samples, last.get("loss"), seconds, skipped)
+
+
+def _report(job: Job, plan: RunPlan, skipped: int, say: Callable[[str], None]) -> None:
+    """A report that cannot be written is no reason to fail."""
+    try:
+        write_report(job, plan, skipped)
+    except OSError as fault:
+        say(f"{job.report_file.name} could not be written: {fault.strerror}")
 
 
 def load_train_preset(name: str, overrides: Sequence[str], devices: int | None) -> Preset:
@@ -186,25 +201,42 @@ def _run_workers(run: ReadyRun, job: Job, on_step: StepCallback, say: Callable[[
         for line in warnings.read():
             say(line)
 
-    environment = worker_environment(run.preset, job.libraries_folder)
+    peers = Peers(job, run.nodes)
     with (
         interrupted_by_sigterm() as seen,
         Workers(
-            run.command, log=log, pids=job.logs_folder, environment=environment, folder=job.libraries_folder
+            run.command,
+            log=log,
+            pids=job.logs_folder,
+            ranks=run.nodes.ranks(run.preset.parallel.devices),
+            environment=worker_environment(run.preset, job.libraries_folder),
+            folder=job.libraries_folder,
         ) as workers,
     ):
         try:
             while (code := workers.poll()) is None:
                 time.sleep(POLL_SECONDS)
                 hand_on()
+                if said := peers.heard():
+                    workers.stop()
+                    hand_on()
+                    peers.tell(said)
+                    raise TrainingError(said, hint="the same commands with --resume, on every node, go on from there")
         except KeyboardInterrupt:
+            if run.nodes.rank > 0:  # the first worker cannot finish its step without ours
+                peers.tell("stopped from outside")
+                peers.wait(SAVE_SECONDS + 1)
             workers.stop()
             hand_on()
-            raise explain_stop(job, seen["signal"]) from None
+            stopped = explain_stop(job, seen["signal"])
+            peers.tell(stopped.what)
+            raise stopped from None
         ended = workers.find_ended()
     hand_on()
     if code:
-        raise explain_failure(job, code, ended)
+        fault = explain_failure(job, run.nodes, run.preset.parallel.devices, code, ended)
+        peers.tell(fault.what)
+        raise fault
     return last
 
 

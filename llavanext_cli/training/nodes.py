@@ -32,6 +32,11 @@ class Nodes:
         if self.count > 1 and self.master is None:
             raise ConfigError("several nodes need a place to meet", hint="add --master ADDRESS:PORT of node 0")
 
+    def ranks(self, devices: int) -> range:
+        """The ranks of this node's workers, of `devices` over all nodes."""
+        local = devices // self.count
+        return range(self.rank * local, (self.rank + 1) * local)
+
 
 ONE_NODE = Nodes()
 

@@ -49,11 +49,21 @@ class Workers:
         command: starts them.
         log: file for what the command itself prints.
         pids: folder in which worker R writes its process number, as `worker_R.pid`.
+        ranks: of the workers on this machine; the folder may hold those of other nodes.
         environment, folder: of the command.
     """
 
-    def __init__(self, command: Sequence[str], *, log: Path, pids: Path, environment: Mapping[str, str], folder: Path):
-        self.log, self.pids = log, pids
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        pids: Path,
+        ranks: Sequence[int],
+        environment: Mapping[str, str],
+        folder: Path,
+    ):
+        self.log, self.pids, self.ranks = log, pids, ranks
         self.mark = uuid.uuid4().hex
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
@@ -91,15 +101,15 @@ class Workers:
             if int(found[1]) in ranks:
                 return Ended(ranks[int(found[1])], int(found[2]))
         if self.process.poll():
-            return Ended(0, self.process.returncode) if len(ranks) == 1 else None
+            return Ended(self.ranks[0], self.process.returncode) if len(ranks) == 1 else None
         return None
 
     def workers(self) -> dict[int, int]:
         """Rank → process number, of the workers that have started here."""
         found = {}
-        for file in self.pids.glob("worker_*.pid"):
+        for rank in self.ranks:
             with contextlib.suppress(ValueError, OSError):
-                found[int(file.stem.removeprefix("worker_"))] = int(file.read_text(encoding="ascii"))
+                found[rank] = int((self.pids / f"worker_{rank}.pid").read_text(encoding="ascii"))
         return found
 
     def stop(self) -> None:

@@ -70,6 +70,7 @@ def run_worker(job: Job, stop: threading.Event) -> None:
         preset, architecture=checkpoint.architecture, folder=job.libraries_folder, steps=plan.steps
     )
     rank = get_rank() if preset.parallel.devices > 1 else 0
+    job.check_same(job.file)
     lora = train.lora if train.method == "lora" else None
     load_into(network, state.model if state else checkpoint)
     if state and lora:  # the state's own are merged already

@@ -74,7 +74,9 @@ def test_the_run_folder_holds_what_it_says(one_worker):
     assert report["steps"] == 20
     assert report["loss"] == pytest.approx(losses(run)[-1])
     names = {path.name for path in run.iterdir()}
-    assert names == {"job.json", "mindformers.yaml", "metrics.jsonl", "checkpoints", "model", "logs"}
+    files = {"job.json", "mindformers.yaml", "metrics.jsonl", "train_report.html"}
+    assert names == files | {"checkpoints", "model", "logs"}
+    assert "20 of 20" in (run / "train_report.html").read_text()
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000016"]
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert {"step", "loss", "learning_rate", "gradient_norm", "samples_per_second", "seconds"} <= line.keys()

@@ -1,21 +1,27 @@
 """Two machines: network namespaces joined by a virtual cable, which share the disk and nothing else."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llavanext_cli.errors import TrainingError
+from llavanext_cli.training.job import Job
 from tests.integration.test_train import COMMON, losses
 
 STEPS = 6
 SETTINGS = ["--devices", "2", "--set", f"train.steps={STEPS}", "--set", "train.batch_size=2"]
 SETTINGS += ["--set", "train.log_every=1"]
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
-PORT = 8118
+MASTER = f"{ADDRESSES[0]}:8118"
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +59,8 @@ def start(data: Path, checkpoint: Path, out: Path, *more: object, inside: str | 
 
 
 def start_nodes(machines, data, checkpoint, out, *more) -> list[subprocess.Popen]:
-    master = f"{ADDRESSES[0]}:{PORT}"
     return [
-        start(data, checkpoint, out, "--nodes", 2, "--node-rank", rank, "--master", master, *more, inside=name)
+        start(data, checkpoint, out, "--nodes", 2, "--node-rank", rank, "--master", MASTER, *more, inside=name)
         for rank, name in enumerate(machines)
     ]
 
@@ -69,3 +74,65 @@ def test_two_nodes_of_one_worker_equal_one_node_of_two(machines, data, tiny_chec
     assert one.communicate(timeout=400) and one.returncode == 0
     assert len(losses(tmp_path / "two")) == STEPS
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-6)
+
+
+def test_a_node_that_never_comes_is_named(machines, data, tiny_checkpoint, tmp_path):
+    words = ["--nodes", 2, "--node-rank", 0, "--master", MASTER, "--timeout", "0.25"]
+    node = start(data, tiny_checkpoint, tmp_path / "run", *words, inside=machines[0])
+    _, talk = node.communicate(timeout=120)
+    assert node.returncode == 1, talk
+    assert "Error: 1 of 2 nodes came within 15 s: node 1 did not\nHint: " in talk
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_ends_the_other_and_both_go_on(machines, data, tiny_checkpoint, tmp_path):
+    """A worker of the second node is killed; then Ctrl-C there lets the first save, and --resume goes on with both."""
+    out, more = tmp_path / "run", ["--set", "train.steps=40", "--set", "train.save_every=4"]
+    nodes = start_nodes(machines, data, tiny_checkpoint, out, *more)
+    wait_for_step(out, 5, nodes)
+    os.kill(int((out / "logs" / "worker_1.pid").read_text()), signal.SIGKILL)
+    talk = [node.communicate(timeout=30)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [1, 1], talk
+    assert "node 1 ended: worker 1 was ended by SIGKILL" in talk[0]
+    assert "worker 1 was ended by SIGKILL" in talk[1]
+    assert (out / "checkpoints" / "step-00000004").is_dir()
+
+    nodes = start_nodes(machines, data, tiny_checkpoint, out, *more, "--resume")
+    wait_for_step(out, 20, nodes)
+    nodes[1].send_signal(signal.SIGINT)
+    talk = [node.communicate(timeout=30)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [1, 130], talk
+    (newest,) = sorted((out / "checkpoints").glob("step-*"))[-1:]
+    assert int(newest.name[5:]) >= 20, talk
+
+    nodes = start_nodes(machines, data, tiny_checkpoint, out, *more, "--resume")
+    talk = [node.communicate(timeout=400)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], talk
+    assert f"going on after step {int(newest.name[5:])} of 40" in talk[0]
+    assert len(losses(out)) == 40
+
+    one = start(data, tiny_checkpoint, tmp_path / "one", *more)
+    assert one.communicate(timeout=400) and one.returncode == 0
+    np.testing.assert_allclose(losses(out), losses(tmp_path / "one"), rtol=1e-6)
+
+
+def test_nodes_that_were_told_different_things(tmp_path):
+    job = Job("tiny-stage2", (), 2, tmp_path / "data", tmp_path / "base", tmp_path)
+    job.save()
+    replace(job, resume=tmp_path / "step-00000004").save(1)
+    assert Job.load(job.file).check_same(job.file) is None
+    with pytest.raises(TrainingError, match="other options") as fault:
+        Job.load(job.file_of(1)).check_same(job.file)
+    assert fault.value.details == (f"resume: {tmp_path / 'step-00000004'} here, None on node 0",)
+    job.file.unlink()
+    with pytest.raises(TrainingError, match=r"job\.json of node 0 is not there"):
+        Job.load(job.file_of(1)).check_same(job.file)
+
+
+def wait_for_step(out: Path, step: int, nodes: list[subprocess.Popen]) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and all(node.poll() is None for node in nodes):
+        if (out / "metrics.jsonl").is_file() and len(losses(out)) >= step:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"step {step} was not reached: {[node.kill() or node.communicate()[1] for node in nodes]}")

@@ -1,0 +1,53 @@
+"""What the launchers of several nodes tell each other, by files in OUT/logs: that one of them ended, and why.
+
+Without it a node whose partner is gone waits for the communication library to notice, which may take half an hour.
+The first node hears all others, and they hear the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from llavanext_cli.training.processes import POLL_SECONDS
+
+if TYPE_CHECKING:
+    from llavanext_cli.training.job import Job
+    from llavanext_cli.training.nodes import Nodes
+
+
+class Peers:
+    """The other nodes of a run. Made after this node's job file was written: what is older is another run's.
+
+    Args:
+        job: of the run; its folder is seen by all nodes.
+        nodes: the machines.
+    """
+
+    def __init__(self, job: Job, nodes: Nodes):
+        self.folder, self.rank = job.logs_folder, nodes.rank
+        self.others = range(1, nodes.count) if nodes.rank == 0 else range(1)
+        self.begun = job.file_of(nodes.rank).stat().st_mtime  # both times are the file server's
+
+    def tell(self, what: str) -> None:
+        """This node ends."""
+        if self.others:
+            temporary = self.folder / f".ended_{self.rank}.tmp"
+            temporary.write_text(what, encoding="utf-8")
+            temporary.replace(self.folder / f"ended_{self.rank}.txt")
+
+    def heard(self) -> str | None:
+        """The end of another node in words, or None."""
+        for node in self.others:
+            file = self.folder / f"ended_{node}.txt"
+            with contextlib.suppress(FileNotFoundError):
+                if file.stat().st_mtime >= self.begun:
+                    return f"node {node} ended: {file.read_text(encoding='utf-8')}"
+        return None
+
+    def wait(self, seconds: float) -> None:
+        """Until another node has ended, or the time is over."""
+        deadline = time.monotonic() + seconds
+        while self.heard() is None and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)

@@ -1,0 +1,82 @@
+"""`train_report.html`: the curves of a run, drawn from its metrics when it ends, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llavanext_cli.plots import curve, facts, page, write_page
+
+if TYPE_CHECKING:
+    from llavanext_cli.training.job import Job
+    from llavanext_cli.training.plan import RunPlan
+
+SMOOTHED = 20
+"""Logged steps over which the second line of the loss is averaged."""
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; one that was cut off, and a file that is not there, count for nothing."""
+    lines = []
+    with contextlib.suppress(FileNotFoundError):
+        for text in file.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(text))
+    return lines
+
+
+def write_report(job: Job, plan: RunPlan, skipped: int = 0) -> Path | None:
+    """Draw what is in the metrics of a run, those from before it was resumed too; None when there is nothing yet.
+
+    Args:
+        plan: steps and samples of the whole run.
+        skipped: how many times a sample could not be read.
+
+    Raises:
+        OSError: the report cannot be written.
+    """
+    lines = read_metrics(job.metrics_file)
+    if not lines:
+        return None
+    last = lines[-1]
+    losses = _points(lines, "loss")
+    rates = {name: _points(lines, name) for name in last if name.startswith("learning_rate")}
+    text = page(
+        f"llavanext train {Path(job.preset).name}",
+        facts(
+            {
+                "steps": f"{last['step']} of {plan.steps}",
+                "samples": f"{plan.samples}, {plan.global_batch} a step, {plan.epochs:.2f} epochs",
+                "last loss": "no number" if last["loss"] is None else f"{last['loss']:.4f}",
+                "steps without finite gradients": sum(line["skipped"] for line in lines),
+                "samples that could not be read": skipped,
+                "data": job.data,
+                "began with": job.checkpoint,
+                "changes": " ".join(job.overrides) or "none",
+            }
+        ),
+        curve("Loss", {"each step": losses, f"mean of {SMOOTHED}": smooth(losses)}),
+        curve("Learning rate", rates),
+        curve("Throughput (samples a second)", {"samples/s": _points(lines, "samples_per_second")}),
+        curve("Norm of the gradient", {"norm": _points(lines, "gradient_norm")}),
+    )
+    file = job.report_file
+    write_page(file, text)
+    return file
+
+
+def smooth(points: list[tuple[float, float]], width: int = SMOOTHED) -> list[tuple[float, float]]:
+    """The mean of each point and those before it, `width` at most; points that are no number are left out."""
+    kept = [point for point in points if math.isfinite(point[1])]
+    means = []
+    for end in range(1, len(kept) + 1):
+        window = kept[max(0, end - width) : end]
+        means.append((kept[end - 1][0], sum(y for _, y in window) / len(window)))
+    return means
+
+
+def _points(lines: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(line["step"], math.nan if line.get(key) is None else line[key]) for line in lines]
