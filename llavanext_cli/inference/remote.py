@@ -75,7 +75,14 @@ def open_remote(
         job = Job(checkpoint.resolve(), preset, shapes | {"cache_tokens": cache_tokens}, listener.address, key)
         (folder / "job.pickle").write_bytes(pickle.dumps(job))
         workers = stack.enter_context(
-            Workers(command, log=folder / "msrun.log", pids=folder, environment=environment, folder=folder)
+            Workers(
+                command,
+                log=folder / "msrun.log",
+                pids=folder,
+                ranks=range(preset.parallel.devices),
+                environment=environment,
+                folder=folder,
+            )
         )
         links = _meet(listener, workers, preset.parallel.devices, folder)
         try:

@@ -253,6 +253,8 @@ class _follow:
 
     def read(self) -> Iterator[str]:
         with contextlib.suppress(FileNotFoundError), self.file.open("rb") as stream:
+            # A run that goes on is cut back to its checkpoint, by another node perhaps.
+            self.offset = min(self.offset, self.file.stat().st_size)
             stream.seek(self.offset)
             for line in stream:
                 if not line.endswith(b"\n"):
