@@ -238,7 +238,7 @@ def run_ours(folder: Path, size: str, report: Callable[[float], None]) -> None:
     made = {"architecture": checkpoint.architecture, "folder": folder / "libraries", "steps": total}
     config, network = build_preset_network(preset, **made)
     load_into(network, checkpoint)
-    freeze(network, preset.train.trainable)
+    freeze(network, preset.train)
     source: Any = Encoded(build_samples(folder, size, preset), checkpoint.architecture)
     data = EncodedSamples(source, range(total * preset.train.batch_size), source, preset)
     monitor = TrainingMonitor(
