@@ -1,5 +1,6 @@
 """The tiny model that most of the suite shares, on both sides; and the table of errors at the end."""
 
+import mindspore  # noqa: F401  -- before transformers' protobuf, whose descriptors MindSpore's own would clash with
 import pytest
 
 from tests.parity.stages import TABLE
