@@ -35,7 +35,7 @@ def test_two_workers_answer_as_one(run_llavanext, tmp_path, media, tiny_checkpoi
     assert two == one
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_chat_over_two_workers(run_llavanext, media, tiny_checkpoint):
     words = ["ask", "--chat", "--image", media / "1.png", "--checkpoint", tiny_checkpoint, *SHORT]
     typed = "what is it?\n/dance\nand how many?\n"
@@ -46,7 +46,7 @@ def test_a_chat_over_two_workers(run_llavanext, media, tiny_checkpoint):
     assert two.stderr == one.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_worker_that_is_killed_ends_all_with_one_line(tmp_path, tiny_checkpoint):
     temporary = tmp_path / ("long" * 30)  # too long a path for a Unix socket
     temporary.mkdir()

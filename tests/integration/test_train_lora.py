@@ -88,6 +88,7 @@ def test_the_model_answers(lora_run, run_llavanext, media):
     assert 0 < len(json.loads(done.stdout)["tokens"]) <= 6
 
 
+@pytest.mark.full
 def test_a_run_goes_on_from_the_matrices_not_from_what_was_merged(lora_run, data, tiny_checkpoint, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(lora_run, out)
@@ -105,7 +106,7 @@ def test_a_run_goes_on_from_the_matrices_not_from_what_was_merged(lora_run, data
         assert (out / "model" / file).read_bytes() == (lora_run / "model" / file).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_workers_give_the_losses_of_one(lora_run, data, tiny_checkpoint, tmp_path):
     words = command(data, tiny_checkpoint, tmp_path / "two", "--devices", "2", batch=2)
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)

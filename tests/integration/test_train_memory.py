@@ -21,7 +21,7 @@ sys.exit(done.returncode)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("length", [256, 512])
 def test_more_samples_take_the_memory_that_was_foretold(length, data, tiny_checkpoint, tmp_path):
     model = open_checkpoint(tiny_checkpoint).architecture

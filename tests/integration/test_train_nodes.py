@@ -76,6 +76,7 @@ def test_two_nodes_of_one_worker_equal_one_node_of_two(machines, data, tiny_chec
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-6)
 
 
+@pytest.mark.full
 def test_a_node_that_never_comes_is_named(machines, data, tiny_checkpoint, tmp_path):
     words = ["--nodes", 2, "--node-rank", 0, "--master", MASTER, "--timeout", "0.25"]
     node = start(data, tiny_checkpoint, tmp_path / "run", *words, inside=machines[0])

@@ -117,7 +117,7 @@ def test_a_worker_that_is_killed(command, uninterrupted, tmp_path):
     assert "damaged" in passed[0]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_sigterm_saves_the_step_it_is_at(command, uninterrupted, tmp_path):
     out = tmp_path / "run"
     process = start_and_wait(command(out), out, 9)

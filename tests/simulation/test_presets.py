@@ -62,6 +62,7 @@ def test_the_plan_knows_every_slice(split: str, compiled: Compile):
     )
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_frozen_parts_have_neither_gradients_nor_moments(compiled: Compile):
     settings = ("train.trainable=[projector,newline]",)
@@ -74,8 +75,9 @@ def test_frozen_parts_have_neither_gradients_nor_moments(compiled: Compile):
     assert rank.optimizer_bytes == plan.optimizer == 2 * rank.gradient_bytes
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("split", "batches"), [("dp 8", 2), pytest.param("dp 4 x mp 2", 1, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("split", "batches"), [("dp 8", 2), ("dp 4 x mp 2", 1)])
 def test_lora_is_cut_as_the_weights_beside_it_are(split: str, batches: int, compiled: Compile):
     """So are the sums of gradients when several batches make a step."""
     settings = (*SPLIT[split], "train.method=lora", "train.lora.dropout=0.05", f"train.accumulate={batches}")
@@ -101,6 +103,7 @@ def test_lora_is_cut_as_the_weights_beside_it_are(split: str, batches: int, comp
     )
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_batch_of_answers_on_two_devices(compiled: Compile, tmp_path_factory: pytest.TempPathFactory):
     """`ask --devices 2 --batch-size 4`: heads and cache are shared, and every worker gets the logits of all words."""
