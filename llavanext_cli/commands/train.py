@@ -44,7 +44,12 @@ def train(
         str | None, typer.Option("--master", metavar="ADDR:PORT", help="Where node 0 listens.", show_default=False)
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Minutes to wait for all nodes.")] = 10,
-    dry_run: options.DryRun = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the complete MindFormers YAML, and above it the command as a comment; do nothing."
+        ),
+    ] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what it takes: memory of a device, steps, tokens, checkpoints.")
     ] = False,
@@ -90,11 +95,7 @@ def train(
     if plan or check:
         return
     if dry_run:
-        if json:
-            console.out_json({"command": run.command, **asdict(run.plan)})
-        else:
-            console.out(shlex.join(run.command))
-            console.say(f"{run.plan.steps} steps over {run.plan.samples} samples; nothing was written.")
+        _show_run(run, json)
         return
     if not force:
         refuse_unfit(run)
@@ -114,6 +115,18 @@ def train(
     curves = report.model.with_name("train_report.html")
     console.say(f"Trained {report.steps} steps in {report.seconds:.0f} s{loss}. Curves: {curves}")
     console.say(f'Next: llavanext ask "What is it?" --image PICTURE --checkpoint {report.model}')
+
+
+def _show_run(run: ReadyRun, json: bool) -> None:
+    """What would be started. The YAML is a file that MindFormers' own entry reads: the command is a comment in it."""
+    import yaml
+
+    if json:
+        console.out_json({"command": run.command, **asdict(run.plan), "config": run.expanded})
+        return
+    console.out("# " + shlex.join(run.command).replace("\n", "\n# "))
+    console.write(yaml.safe_dump(run.expanded, sort_keys=False, allow_unicode=True))
+    console.say(f"{run.plan.steps} steps over {run.plan.samples} samples; nothing was written.")
 
 
 def _show_plan(run: ReadyRun, json: bool) -> None:

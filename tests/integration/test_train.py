@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 from tests.integration.conftest import sample, write_samples
@@ -174,13 +175,21 @@ def test_an_earlier_run_is_replaced_by_force_only(one_worker, run_llavanext, dat
     assert (one_worker[0] / "model" / "config.json").is_file()
 
 
-def test_dry_run_prints_the_command_and_writes_nothing(run_llavanext, data, tiny_checkpoint):
-    done = start(
-        run_llavanext, data, tiny_checkpoint, "run", "--dry-run", "--devices", "2", "--set", "train.batch_size=4"
-    )
+def test_dry_run_prints_command_and_configuration_and_writes_nothing(run_llavanext, data, tiny_checkpoint):
+    words = ["--dry-run", "--devices", "2", "--set", "train.batch_size=4"]
+    done = start(run_llavanext, data, tiny_checkpoint, "run", *words)
     assert done.returncode == 0, done.stderr
-    assert "--worker_num=2" in done.stdout
+    command, _ = done.stdout.split("\n", 1)
+    assert command.startswith("# ") and "msrun --worker_num=2" in command
+    config = yaml.safe_load(done.stdout)
+    assert config["parallel_config"]["data_parallel"] == 2
+    assert config["lr_schedule"]["total_steps"] == 24, "4 epochs of 48 samples, 8 a step"
     assert list(run_llavanext.folder.iterdir()) == []
+
+    done = start(run_llavanext, data, tiny_checkpoint, "run", *words, "--json")
+    report = json.loads(done.stdout)
+    assert report["config"] == config and report["steps"] == 24
+    assert "--worker_num=2" in report["command"]
 
 
 @pytest.mark.slow
