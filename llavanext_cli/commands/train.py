@@ -67,6 +67,7 @@ def train(
 
     Next: llavanext ask "What is it?" --image a.jpg --checkpoint run/model
     """
+    from llavanext_cli.machine.doctor import require_versions
     from llavanext_cli.training.folder import check_out
     from llavanext_cli.training.launch import check_training, run_training
     from llavanext_cli.training.nodes import Nodes, parse_master
@@ -98,6 +99,7 @@ def train(
         _show_run(run, json)
         return
     if not force:
+        require_versions(run.preset.runtime.target, advice="; llavanext doctor says more, --force starts all the same")
         refuse_unfit(run)
     with console.progress("Training", "steps") as on_train:
         report = run_training(

@@ -23,6 +23,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from llavanext_cli.config.schema import Preset
+from llavanext_cli.errors import RuntimeMissingError
 from llavanext_cli.machine.ascend import Ascend, find_ascend
 
 State = Literal["ok", "warning", "fault"]
@@ -108,6 +109,30 @@ def run_doctor(
     if not offline:
         findings.append(_check_hub(environ))
     return Diagnosis(target, tuple(findings))
+
+
+def require_versions(
+    target: str, *, environ: Mapping[str, str] = os.environ, root: Path = Path("/"), advice: str = ""
+) -> None:
+    """Refuse what doctor calls a fault of versions, before a worker is started: packages, and on Ascend CANN.
+
+    Args:
+        target: "Ascend" or "CPU".
+        environ, root: of the machine; tests give others.
+        advice: what else may be done, behind doctor's own.
+
+    Raises:
+        RuntimeMissingError: doctor's line, and its advice.
+    """
+    versions = {name: _installed(name) for name in WANTED}
+    version_map = load_version_map()
+    findings = check_packages(versions, version_map)
+    if target == "Ascend":
+        findings.append(_check_cann(find_ascend(environ, root), supported(version_map, "ms", versions["mindspore"])))
+    faults = [finding for finding in findings if finding.state == "fault"]
+    if faults:
+        lines = [f"{fault.name}: {fault.found}: {fault.advice}" for fault in faults[1:]]
+        raise RuntimeMissingError(f"{faults[0].name}: {faults[0].found}", faults[0].advice + advice, lines)
 
 
 # -------------------------------------------------------------------------------------------------- Python and packages

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from llavanext_cli.errors import DataError
-from llavanext_cli.processing.processor import Processor
+from llavanext_cli.processing.processor import Processor, resolve_path
 from llavanext_cli.processing.tokens import load_tokenizer
 
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset
     from llavanext_cli.mixing.samples import SampleFile
     from llavanext_cli.weights.checkpoint import Checkpoint
+
+SHOWN = 10
+"""Lines of an error that lists samples."""
 
 
 def build_processor(checkpoint: Checkpoint, preset: Preset) -> Processor:
@@ -30,12 +34,16 @@ def count_tokens(
     """(id, tokens) of every sample, without decoding a pixel; with `skip_bad`, of those that can be read.
 
     Raises:
-        DataError: a medium is missing or its header cannot be read, or a sample is malformed.
+        DataError: a header cannot be read, a sample is malformed, or media are gone: how many, and the first of them.
     """
     processor = build_processor(checkpoint, preset)
-    counts = []
+    counts, gone = [], []
     for number, sample in enumerate(samples):
         try:
+            paths = [resolve_path(sample, medium, samples.roots) for medium in sample.media]
+            if absent := [path for path in paths if not os.path.isfile(path)]:
+                gone.append(f"sample {sample.id}: {absent[0]}")
+                continue
             counts.append((sample.id, processor.count(sample, samples.roots)))
         except DataError:
             if not skip_bad:
@@ -44,6 +52,12 @@ def count_tokens(
             progress(number, len(samples))
     if progress:
         progress(len(samples), len(samples))
+    if gone and not skip_bad:
+        raise DataError(
+            f"{len(gone)} of {len(samples)} samples name a picture or clip that is not there",
+            hint="put them back, make the file again (llavanext mix --check exists), or add --on-bad skip",
+            details=gone[:SHOWN] + ([f"... and {len(gone) - SHOWN} more"] if len(gone) > SHOWN else []),
+        )
     return counts
 
 

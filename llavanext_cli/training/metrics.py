@@ -94,7 +94,8 @@ class TrainingMonitor(Callback):
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         stopping = step < self.steps and self.should_stop()
-        if stopping or (self.save_every and step % self.save_every == 0 and step < self.steps):
+        due = self.save_every and step % self.save_every == 0 and step < self.steps
+        if (stopping or due) and not self.bad_steps:  # weights that are spoilt must not push out the last good ones
             self._save(step)
         if stopping:
             raise SystemExit(143)

@@ -51,4 +51,5 @@ class CPUTrainOneStepCell(MFTrainOneStepCell):
         grads = self.grad(self.network, self.weights)(*inputs, sensitivity)
         if self.parallel:
             total, tokens = self.sum_over_workers(total), self.sum_over_workers(tokens)
+        tokens = F.maximum(tokens, F.ones_like(tokens))  # a batch of skipped samples teaches nothing: no 0 / 0
         return total / tokens, grads, tokens
