@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 from llavanext_cli.config.presets import load_preset
-from llavanext_cli.errors import LlavaNextError
+from llavanext_cli.errors import CheckpointError, LlavaNextError
 from llavanext_cli.model.runtime import load_libraries, share_threads
 from llavanext_cli.training.job import Job
 from llavanext_cli.training.processes import end_with_parent
@@ -118,7 +118,11 @@ def run_worker(job: Job, stop: threading.Event) -> None:
     )
     data = build_dataset(samples, batch_size=per_worker, workers=preset.data.workers)
     Trainer(args=config, model=network, train_dataset=data, callbacks=[monitor]).train()
-    session.save(job.model_folder, plan.steps, final=True)
+    try:
+        session.save(job.model_folder, plan.steps, final=True)
+    except CheckpointError as fault:
+        hint = f"{fault.hint} The same command with --resume goes on from the newest checkpoint.".strip()
+        raise CheckpointError(fault.what, hint, fault.details) from fault
 
 
 def _rank() -> int:

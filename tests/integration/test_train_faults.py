@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import socket
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -157,3 +159,50 @@ def test_samples_that_cannot_be_read_are_skipped_alike_on_every_rank(run_llavane
     assert curves[0][0] == 0, "a step that had nothing to learn from"
     assert None not in curves[0] and len(curves[0]) == 12
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a few megabytes: `mount(megabytes)` gives its folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(megabytes: float) -> Path:
+        size = f"size={round(megabytes * 1024)}k"
+        command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            pytest.skip("there is no mount command")
+        if done.returncode:
+            pytest.skip(f"this user cannot mount a small disk: {done.stderr.strip()}")
+        return folder
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.full
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint_and_goes_on_when_there_is_room(
+    run_llavanext, data, tiny_checkpoint, small_disk
+):
+    weights = sum(path.stat().st_size for path in tiny_checkpoint.glob("*.safetensors")) / 2**20
+    disk = small_disk(64.3 + 2.5 * weights)  # 64 MiB are always spared; room for one checkpoint, not two
+    settings = ["train.steps=12", "train.batch_size=4", "train.save_every=4", "train.keep=3", "train.log_every=1"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = start(run_llavanext, data, tiny_checkpoint, disk / "run", *words)
+    assert done.returncode == 1, done.stderr
+    assert "no checkpoint at step 8: " in done.stderr
+    assert " free on this disk; the earlier ones are kept, training goes on\n" in done.stderr
+    assert re.search(r"Error: worker 0 failed: .* free on this disk\nHint: .*--resume", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (disk / "run" / "checkpoints").iterdir()] == ["step-00000004"]
+    assert open_run_state(disk / "run" / "checkpoints" / "step-00000004").step == 4
+    assert not list((disk / "run").glob(".*")) and not (disk / "run" / "model").exists()
+
+    subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+    again = start(run_llavanext, data, tiny_checkpoint, disk / "run", *words, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "going on after step 4 of 12" in again.stderr
+    assert len(losses(disk / "run")) == 12
