@@ -132,7 +132,10 @@ def write_slices(
         cut = layout is not None and array.shape != shape
         box = layout.box(shape, rank) if cut else tuple((0, size) for size in shape)
         if tuple(high - low for low, high in box) != array.shape:
-            raise CheckpointError(f"{name}: this worker holds {list(array.shape)}, its strategy says {box}")
+            raise CheckpointError(
+                f"{name}: this worker holds {list(array.shape)}, its strategy says {box}",
+                "Start the run again in an empty --out; --resume goes on from an earlier checkpoint.",
+            )
         if rank == first or (cut and all(layout.box(shape, other) != box for other in range(first, rank))):
             mine[name] = box, array
     plan = [plan_array(name, array) for name, (_, array) in mine.items()]
@@ -175,7 +178,10 @@ def join_parts(parts: Path) -> dict[str, PlannedTensor]:
     for name, shape in shapes.items():
         covered = sum(math.prod(high - low for low, high in box) for box in boxes[name])
         if covered != math.prod(shape):
-            raise CheckpointError(f"{name}: {covered} of {math.prod(shape)} elements are in the workers' slices")
+            raise CheckpointError(
+                f"{name}: {covered} of {math.prod(shape)} elements are in the workers' slices",
+                "All nodes must see the same --out; see the logs of the workers.",
+            )
         dtype = next(iter(boxes[name].values())).dtype
         sliced = SlicedTensor(name, dtype, shape, tuple(sorted(boxes[name].items(), key=lambda part: part[0])))
         pieces = sliced.rows(0, shape[0]) if shape else (extent(sliced.parts[0][1]),)
