@@ -99,8 +99,8 @@ def train(
         _show_run(run, json)
         return
     if not force:
-        require_versions(run.preset.runtime.target, advice="; llavanext doctor says more, --force starts all the same")
         refuse_unfit(run)
+        require_versions(run.preset.runtime.target, advice="; llavanext doctor says more, --force starts all the same")
     with console.progress("Training", "steps") as on_train:
         report = run_training(
             run,
