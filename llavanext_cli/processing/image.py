@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.errors import DataError
@@ -33,6 +33,10 @@ MAX_PIXELS = 178_956_970
 ORIENTATION_TAG = 0x0112
 QUARTER_TURNS = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
+WIDTH_TAG, HEIGHT_TAG = 0x0100, 0x0101
+PNG_SIGNATURE_BYTES = 8
+PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+"""Chunks that may stand anywhere and may note an orientation (as EXIF or XMP)."""
 
 
 def load_image(source: str | Path | bytes) -> PILImage.Image:
@@ -68,15 +72,47 @@ def load_image(source: str | Path | bytes) -> PILImage.Image:
 
 
 def read_image_size(source: str | Path | bytes) -> Size:
-    """(height, width) of a picture as displayed, from its header: no pixel is decoded. Errors as `load_image`."""
+    """(height, width) of a picture as displayed, from its header. Errors as `load_image`.
+
+    No pixel is decoded, unless a PNG has metadata behind its pixels, which only Pillow's decoding reads.
+    """
     with _open(source) as image:
         _check_pixels(image, _name(source))
+        width, height = image.size
         try:
-            turned = image.getexif().get(ORIENTATION_TAG) in QUARTER_TURNS
+            if image.format == "TIFF":  # some versions of Pillow have turned the size already, the tags never are
+                width, height = image.tag_v2[WIDTH_TAG], image.tag_v2[HEIGHT_TAG]
+            turned = _read_orientation(image) in QUARTER_TURNS
         except Exception:  # as in load_image: pixels without a readable EXIF block stay as they lie
             turned = False
-        width, height = image.size
         return (width, height) if turned else (height, width)
+
+
+def _read_orientation(image: PILImage.Image) -> int | None:
+    """The orientation that `load_image` applies. The PNG plugin's own `getexif` decodes the picture first."""
+    from PIL import Image
+
+    if image.format == "PNG" and not _has_late_metadata(image):
+        return Image.Image.getexif(image).get(ORIENTATION_TAG)
+    return image.getexif().get(ORIENTATION_TAG)
+
+
+def _has_late_metadata(image: PILImage.Image) -> bool:
+    """Whether an opened PNG has chunks behind its pixels that may hold an orientation. Chunk heads are read only."""
+    file: Any = image.fp  # type: ignore[attr-defined]
+    place = file.tell()
+    try:
+        file.seek(PNG_SIGNATURE_BYTES)
+        seen_pixels = False
+        while len(head := file.read(8)) == 8:
+            length, name = int.from_bytes(head[:4], "big"), head[4:]
+            if seen_pixels and name in PNG_METADATA:
+                return True
+            seen_pixels = seen_pixels or name == b"IDAT"
+            file.seek(length + 4, io.SEEK_CUR)  # the content and its checksum
+        return False
+    finally:
+        file.seek(place)
 
 
 def _name(source: str | Path | bytes) -> str:
