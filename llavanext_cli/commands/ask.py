@@ -77,6 +77,8 @@ def ask(
 
     Next: llavanext convert run/model hub --to hf
     """
+    from llavanext_cli.config.chat_template import check_chat_template
+
     changes: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -87,6 +89,8 @@ def ask(
         "stop": tuple(stop) if stop else None,
     }
     changes = {key: value for key, value in changes.items() if value is not None}
+    if other_form := check_chat_template(checkpoint):
+        console.warn(other_form)
     common = {
         "preset_name": preset,
         "overrides": tuple(set_ or ()),

@@ -67,6 +67,7 @@ def train(
 
     Next: llavanext ask "What is it?" --image a.jpg --checkpoint run/model
     """
+    from llavanext_cli.config.chat_template import check_chat_template
     from llavanext_cli.machine.doctor import require_versions
     from llavanext_cli.training.folder import check_out
     from llavanext_cli.training.launch import check_training, run_training
@@ -89,6 +90,8 @@ def train(
             on_bad=on_bad.value,
             progress=on_check,
         )
+    if other_form := check_chat_template(checkpoint):
+        console.warn(other_form)
     if plan:
         _show_plan(run, json)
     if check:

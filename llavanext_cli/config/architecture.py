@@ -16,6 +16,7 @@ ACTIVATIONS = ("quick_gelu", "gelu")
 POOL_MODES = ("average", "max", "conv", "interpolate")
 SELECT_STRATEGIES = ("default", "full")
 MODEL_TYPES = ("llava_next_video", "llava_next")
+TEXT_MODEL_TYPES = ("llama", "mistral")
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,10 @@ class VisionArchitecture:
 
 @dataclass(frozen=True)
 class TextArchitecture:
-    """The Llama language model. `rope_scaling` is None or {"type": "linear", "factor": float}."""
+    """The Llama language model, or a Mistral, which computes the same and is spoken to in another form. `rope_scaling`
+    is None or {"type": "linear", "factor": float}."""
 
+    model_type: str = "llama"
     hidden_size: int = 4096
     intermediate_size: int = 11008
     num_hidden_layers: int = 32
@@ -79,6 +82,11 @@ class Architecture:
     use_image_newline_parameter: bool = True
     pool_before_projector: bool = True
     """True as in transformers; False projects first, as the original training code did."""
+
+    @property
+    def conversation(self) -> str:
+        """The form in which conversations are written, one of `processing.prompt.CONVERSATIONS`."""
+        return "mistral_instruct" if self.text.model_type == "mistral" else "vicuna_v1"
 
     @property
     def vision_layers(self) -> int:

@@ -16,6 +16,7 @@ from llavanext_cli.config.architecture import (
     MODEL_TYPES,
     POOL_MODES,
     SELECT_STRATEGIES,
+    TEXT_MODEL_TYPES,
     Architecture,
     TextArchitecture,
     VisionArchitecture,
@@ -25,7 +26,6 @@ from llavanext_cli.errors import CheckpointError
 
 VISION_MODEL_TYPES = ("clip_vision_model",)
 REFETCH = "Fetch the file again."
-TEXT_MODEL_TYPES = ("llama", "mistral")
 ROPE_TYPES = ("linear", "default")
 
 # transformers leaves out of a nested config what equals its class's default, and old files lack the newer keys: these
@@ -195,6 +195,7 @@ def parse_text_section(reader: SectionReader) -> TextArchitecture:
         reader.must_be(key, False)
     heads = reader.count("num_attention_heads", 32)
     text = TextArchitecture(
+        model_type=kind,
         hidden_size=reader.count("hidden_size", 4096),
         intermediate_size=reader.count("intermediate_size", defaults.get("intermediate_size", 11008)),
         num_hidden_layers=reader.count("num_hidden_layers", 32, most=MOST_LAYERS),
@@ -325,7 +326,9 @@ def architecture_to_hf(architecture: Architecture) -> dict[str, Any]:
     config = {f.name: getattr(architecture, f.name) for f in fields(Architecture)}
     config["image_grid_pinpoints"] = [list(point) for point in architecture.image_grid_pinpoints]
     config["vision_config"] = {"model_type": "clip_vision_model", "projection_dim": 768} | vision
-    config["text_config"] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"} | text
+    kind = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}[architecture.text.model_type]
+    window = {"sliding_window": None} if text["model_type"] == "mistral" else {}  # its class would set one
+    config["text_config"] = {"architectures": [kind], "hidden_act": "silu"} | window | text
     for ours in ("vision", "text"):
         del config[ours]
     if architecture.pool_before_projector:

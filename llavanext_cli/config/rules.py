@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 
-from llavanext_cli.config.architecture import ACTIVATIONS, POOL_MODES, SELECT_STRATEGIES, Architecture, TextArchitecture
+from llavanext_cli.config.architecture import (
+    ACTIVATIONS,
+    POOL_MODES,
+    SELECT_STRATEGIES,
+    TEXT_MODEL_TYPES,
+    Architecture,
+    TextArchitecture,
+)
 from llavanext_cli.config.schema import Ask, Lora, Preset, Train
 
 TEXT_ROOM = 64
 """Tokens that the system prompt and a short question need beside the media."""
 
 Findings = Iterator[tuple[tuple[str, ...], str]]
+Rule = Callable[[Preset], Findings]
 
 
-def check_preset(preset: Preset) -> list[tuple[tuple[str, ...], str]]:
-    """Everything that is wrong between fields, as (dotted keys, message); empty when all is well."""
-    rules = (vision_rules, text_rules, joint_rules, parallel_rules, runtime_rules, media_rules)
+def check_preset(preset: Preset, model: Architecture | None = None) -> list[tuple[tuple[str, ...], str]]:
+    """Everything that is wrong between fields, as (dotted keys, message); empty when all is well.
+
+    Args:
+        model: of the checkpoint that a run takes; it is judged in the place of the preset's. Whether there is room is
+            then left to what is really asked.
+    """
+    if model is None:
+        rules: Sequence[Rule] = (*MODEL_RULES, *SHARING_RULES, *ROOM_RULES)
+    else:
+        preset, rules = replace(preset, model=model), SHARING_RULES
     found = [finding for rule in rules for finding in rule(preset)]
     if preset.train is not None:
         found += train_rules(preset, preset.train)
     if preset.ask is not None:
         found += ask_rules(preset, preset.ask)
     return found
+
+
+def has_room(preset: Preset, model: Architecture) -> bool:
+    """Whether a preset has room for the largest picture and clip of a checkpoint's model, and positions for both."""
+    return not any(finding for rule in ROOM_RULES for finding in rule(replace(preset, model=model)))
 
 
 def greatest_positions(text: TextArchitecture) -> int:
@@ -84,6 +105,7 @@ def text_rules(preset: Preset) -> Findings:
     )
     for name in sizes:
         yield from _positive(f"model.text.{name}", getattr(text, name))
+    yield from _choice("model.text.model_type", text.model_type, TEXT_MODEL_TYPES)
     heads = text.num_attention_heads
     if heads > 0 and (text.hidden_size % heads or text.hidden_size // heads % 2):
         yield (
@@ -261,10 +283,22 @@ def _room(preset: Preset, key: str, tokens: int, answer: int, answer_words: str)
         )
 
 
+def room_rules(preset: Preset) -> Findings:
+    length, ask = preset.data.seq_length, preset.ask
+    if preset.train and length is not None:
+        yield from _room(preset, "data.seq_length", length, 0, "")
+    if ask and ask.cache_tokens is not None:
+        answer_words = f" and the answer {ask.max_new_tokens} (ask.max_new_tokens)"
+        for keys, text in _room(preset, "ask.cache_tokens", ask.cache_tokens, ask.max_new_tokens, answer_words):
+            yield (*keys, "ask.max_new_tokens"), text
+
+
+MODEL_RULES = (vision_rules, text_rules, joint_rules)
+SHARING_RULES = (parallel_rules, runtime_rules)
+ROOM_RULES = (media_rules, room_rules)
+
+
 def train_rules(preset: Preset, train: Train) -> Findings:
-    data = preset.data
-    if data.seq_length is not None:
-        yield from _room(preset, "data.seq_length", data.seq_length, 0, "")
     if not train.trainable:
         yield ("train.trainable",), "nothing would be trained: name at least one part"
     if len(set(train.trainable)) < len(train.trainable):
@@ -309,9 +343,6 @@ def _lora_rules(train: Train) -> Findings:
 def ask_rules(preset: Preset, ask: Ask) -> Findings:
     if ask.cache_tokens is None:
         return
-    answer_words = f" and the answer {ask.max_new_tokens} (ask.max_new_tokens)"
-    for keys, text in _room(preset, "ask.cache_tokens", ask.cache_tokens, ask.max_new_tokens, answer_words):
-        yield (*keys, "ask.max_new_tokens"), text
     if ask.cache_tokens % ask.block_size:
         yield (
             ("ask.cache_tokens", "ask.block_size"),

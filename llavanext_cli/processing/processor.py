@@ -87,11 +87,11 @@ class Processor:
             DataError: a medium cannot be read, or prompt and media do not match; the message begins with the sample's
             id.
         """
-        return self._encode(sample, build_training_prompt(sample), roots, media)
+        return self._encode(sample, build_training_prompt(sample, self.arch.conversation), roots, media)
 
     def encode_question(self, sample: Sample, roots: Roots | None = None, media: Media | None = None) -> EncodedSample:
         """Encode a conversation that ends with a question. Unnamed media come first. Errors as `encode`."""
-        return self._encode(sample, build_question_prompt(sample), roots or {}, media)
+        return self._encode(sample, build_question_prompt(sample, self.arch.conversation), roots or {}, media)
 
     def load_media(self, sample: Sample, roots: Roots | None = None) -> Media:
         """Decode the pictures and clips of a sample. Errors as `encode`."""
@@ -134,11 +134,21 @@ class Processor:
 
     def count(self, sample: Sample, roots: Roots | None = None) -> int:
         """Length of the training sequence that `encode` would make."""
-        return count_sequence(build_training_prompt(sample), self.plan_media(sample, roots), self.tokenizer, self.arch)
+        return count_sequence(
+            build_training_prompt(sample, self.arch.conversation),
+            self.plan_media(sample, roots),
+            self.tokenizer,
+            self.arch,
+        )
 
     def count_question(self, sample: Sample, roots: Roots | None = None) -> int:
         """Length of the prompt that `encode_question` would make."""
-        return count_sequence(build_question_prompt(sample), self.plan_media(sample, roots), self.tokenizer, self.arch)
+        return count_sequence(
+            build_question_prompt(sample, self.arch.conversation),
+            self.plan_media(sample, roots),
+            self.tokenizer,
+            self.arch,
+        )
 
     def _check_clips(self, sample: Sample) -> None:
         if self.frames < 1 and any(medium.kind == "video" for medium in sample.media):

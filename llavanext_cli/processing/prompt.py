@@ -1,6 +1,7 @@
-"""The vicuna_v1 prompt, as segments: what is said, what is learned, and where media stand.
+"""The prompt, as segments: what is said, what is learned, and where media stand.
 
-Before packing, which turns each segment into ids, labels and feature rows. Two rounds about one picture:
+Before packing, which turns each segment into ids, labels and feature rows. Two rounds about one picture, in the form
+vicuna_v1:
 
     text    A chat between ... questions. USER:␣     not supervised     system prompt, one space, "USER: "
     medium  0                                        not supervised     the picture's tokens
@@ -11,11 +12,16 @@ Before packing, which turns each segment into ids, labels and feature rows. Two 
     text    ␣Grey.                                   supervised
     end                                              supervised
 
-A question is the same up to its last "ASSISTANT:", where the model goes on. Nothing is ever searched for in the
-finished text, so an answer may hold "</s>" or " ASSISTANT: " and stays what it is: words.
+and in the form mistral_instruct, whose answers end with a space:
 
-Source: conversation template vicuna_v1 of the original training code; the placeholder rule is its
-`preprocess_multimodal`.
+    [INST] <picture>\\nWhat is it? [/INST] A cat. </s>[INST] And its colour? [/INST] Grey. </s>
+
+A question is the same up to its last "ASSISTANT:" or "[/INST]", where the model goes on. Nothing is ever searched for
+in the finished text, so an answer may hold "</s>" or " ASSISTANT: " and stays what it is: words.
+
+Source: conversation templates vicuna_v1 and mistral_instruct of the original training code (LLaVA-NeXT,
+`conversation.py`); the placeholder rule is its `preprocess_multimodal`. transformers' documentation of llava_next asks
+llava-v1.6-mistral in the same form.
 """
 
 from __future__ import annotations
@@ -31,10 +37,30 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-USER = "USER: "
-ASSISTANT = " ASSISTANT:"
-
 TEXT, MEDIUM, END = "text", "medium", "end"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What is written around questions and answers. The space before an answer is everywhere, and is learned.
+
+    Attributes:
+        head: before everything.
+        before_question, after_question: around each question.
+        after_answer: between an answer and its end token; learned.
+    """
+
+    head: str
+    before_question: str
+    after_question: str
+    after_answer: str
+
+
+CONVERSATIONS = {
+    "vicuna_v1": Conversation(SYSTEM + " ", "USER: ", " ASSISTANT:", ""),
+    "mistral_instruct": Conversation("", "[INST] ", " [/INST]", " "),
+}
+"""The forms that `Architecture.conversation` names."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +80,8 @@ class Segment:
     supervised: bool = False
 
 
-def build_training_prompt(sample: Sample) -> list[Segment]:
-    """Segments of a conversation whose answers are learned.
+def build_training_prompt(sample: Sample, conversation: str = "vicuna_v1") -> list[Segment]:
+    """Segments of a conversation whose answers are learned, in the form named.
 
     Raises:
         DataError: it does not end with an answer, or placeholders and media do not match.
@@ -64,11 +90,12 @@ def build_training_prompt(sample: Sample) -> list[Segment]:
         raise DataError(
             f"{_label(sample)}: the conversation does not end with an answer", "drop the last turn or the sample"
         )
-    return _build(sample, sample.turns)
+    return _build(sample, sample.turns, CONVERSATIONS[conversation])
 
 
-def build_question_prompt(sample: Sample) -> list[Segment]:
-    """Segments of a conversation that the model is to continue. Media that no placeholder names come first of all.
+def build_question_prompt(sample: Sample, conversation: str = "vicuna_v1") -> list[Segment]:
+    """Segments of a conversation that the model is to continue, in the form named. Media that no placeholder names come
+    first of all.
 
     Raises:
         DataError: it does not end with a question, or placeholders and media do not match.
@@ -79,7 +106,7 @@ def build_question_prompt(sample: Sample) -> list[Segment]:
     if sample.media and not any(_placeholders(turn.text, sample) for turn in turns if turn.role == "user"):
         heads = "".join(f"{IMAGE_PLACEHOLDER if m.kind == 'image' else VIDEO_PLACEHOLDER}\n" for m in sample.media)
         turns = (Turn("user", heads + turns[0].text), *turns[1:])
-    return _build(sample, turns)
+    return _build(sample, turns, CONVERSATIONS[conversation])
 
 
 def check_placeholders(sample: Sample) -> str | None:
@@ -92,24 +119,25 @@ def check_placeholders(sample: Sample) -> str | None:
     return None
 
 
-def _build(sample: Sample, turns: Sequence[Turn]) -> list[Segment]:
+def _build(sample: Sample, turns: Sequence[Turn], form: Conversation) -> list[Segment]:
     media = iter(_match_media(sample, turns))
     segments: list[Segment] = []
-    text = SYSTEM + " "  # unsupervised text since the last segment
+    text = form.head  # unsupervised text since the last segment
     for number, turn in enumerate(turns):
         if turn.role == "assistant":
             # an empty answer is an end alone: the space belongs to the answer's first word
-            segments.append(Segment(TEXT, " " + turn.text if turn.text else "", supervised=True))
+            answer = f" {turn.text}{form.after_answer}" if turn.text else ""
+            segments.append(Segment(TEXT, answer, supervised=True))
             segments.append(Segment(END, supervised=True))
             continue
-        text += USER
+        text += form.before_question
         for part, is_placeholder in _split_turn(turn.text, sample):
             if is_placeholder:
                 segments += [Segment(TEXT, text), Segment(MEDIUM, medium=next(media))]
                 text = ""
             else:
                 text += part
-        segments.append(Segment(TEXT, text + ASSISTANT))
+        segments.append(Segment(TEXT, text + form.after_question))
         text = ""
         if number + 1 < len(turns) and turns[number + 1].role != "assistant":
             raise DataError(f"{_label(sample)}: turn {number + 2} must be the assistant's")

@@ -14,7 +14,7 @@ from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.processing.geometry import count_tokens_many, plan_tiles
 from llavanext_cli.processing.image import build_tiles, load_image, normalise
 from llavanext_cli.processing.packing import ClipPlan, pack
-from llavanext_cli.processing.prompt import MEDIUM, TEXT, build_training_prompt
+from llavanext_cli.processing.prompt import MEDIUM, TEXT, build_question_prompt, build_training_prompt
 from llavanext_cli.processing.tokens import load_tokenizer
 from llavanext_cli.processing.video import load_clip, sample_positions
 from llavanext_cli.records import IGNORE_INDEX, Medium, Sample, Turn
@@ -281,28 +281,51 @@ def joined(texts) -> str:
     return f"{SYSTEM} {''.join(rounds)}"
 
 
-def packed_and_plans(ours, texts, media):
+def joined_for_mistral(texts) -> str:
+    rounds = [f"[INST] {texts[i]} [/INST] {texts[i + 1]} </s>" for i in range(0, len(texts), 2)]
+    return "".join(rounds)
+
+
+FORMS = {"vicuna_v1": joined, "mistral_instruct": joined_for_mistral}
+
+
+def packed_and_plans(ours, texts, media, form="vicuna_v1"):
     arch = Architecture(image_token_index=ours.added["<image>"], video_token_index=ours.added["<video>"])
     plans = plans_of(media)
-    return pack(build_training_prompt(as_sample(texts, media)), plans, ours, arch, "s"), plans
+    return pack(build_training_prompt(as_sample(texts, media), form), plans, ours, arch, "s"), plans
 
 
 def tokens_of(plan) -> int:
     return plan.tokens if not isinstance(plan, ClipPlan) else plan.frames * 144
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_ids_of_conversations(tokenizers, name):
+def test_ids_of_conversations(tokenizers, name, form):
     """As `LlavaNextVideoProcessor` does: a placeholder for each feature, then one call of the tokenizer."""
     ours, theirs = tokenizers
     texts, media = CONVERSATIONS[name]
-    packed, plans = packed_and_plans(ours, texts, media)
-    prompt = joined(texts)
+    packed, plans = packed_and_plans(ours, texts, media, form)
+    prompt = FORMS[form](texts)
     for plan in plans:  # each in its turn: <image> -> <placeholder> x tokens, so that the next one is found
         word = "<video>" if isinstance(plan, ClipPlan) else "<image>"
         prompt = prompt.replace(word, f"<{word[1]}>" * tokens_of(plan), 1)
     prompt = prompt.replace("<i>", "<image>").replace("<v>", "<video>")
     assert packed.input_ids.tolist() == theirs(prompt).input_ids
+
+
+def test_ids_of_the_sentence_in_the_documentation(tokenizers):
+    """The one that transformers' documentation of llava_next asks llava-v1.6-mistral."""
+    from transformers import LlavaNextForConditionalGeneration
+
+    ours, theirs = tokenizers
+    sentence = "[INST] <image>\nWhat is shown in this image? [/INST]"
+    assert sentence.replace("\n", "\\n") in LlavaNextForConditionalGeneration.forward.__doc__
+    plan = plans_of([PICTURE])[0]
+    arch = Architecture(image_token_index=ours.added["<image>"], video_token_index=ours.added["<video>"])
+    segments = build_question_prompt(as_sample(["What is shown in this image?"], [PICTURE]), "mistral_instruct")
+    packed = pack(segments, [plan], ours, arch, "s")
+    assert packed.input_ids.tolist() == theirs(sentence.replace("<image>", "<image>" * plan.tokens)).input_ids
 
 
 def test_ids_through_the_whole_processor(tokenizers):

@@ -35,6 +35,8 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions. "
 )
+FORMS = {"llama": (SYSTEM, "USER: {} ASSISTANT:", " {}</s>"), "mistral": ("", "[INST] {} [/INST]", " {} </s>")}
+"""Of a language model: what begins the text, a question and an answer, as the authors' training code writes them."""
 EOS = 2
 
 
@@ -98,13 +100,14 @@ class Reference:
         side = self.config.vision_config.image_size
         pictures = [self.counter._get_number_of_features(*size, side, side) for size in case.sizes]
         counts = {"<image>": pictures, "<video>": [self.frame_tokens * len(frames) for frames in case.clips]}
-        text, spans = SYSTEM, []
+        text, question, answer = FORMS[self.config.text_config.model_type]
+        spans = []
         for turn in case.sample.turns:
             if turn.role == "user":
-                text += f"USER: {turn.text} ASSISTANT:"
+                text += question.format(turn.text)
             else:
                 begin = len(self.tokenizer(_repeated(text, counts)).input_ids)
-                text += f" {turn.text}</s>"
+                text += answer.format(turn.text)
                 spans.append((begin, len(self.tokenizer(_repeated(text, counts)).input_ids)))
         ids = np.array(self.tokenizer(_repeated(text, counts)).input_ids, np.int32)
         labels = np.full_like(ids, -100)

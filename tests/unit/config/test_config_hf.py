@@ -151,7 +151,8 @@ def test_mistral_is_llama_with_grouped_heads() -> None:
         "vocab_size": 32064,
     }
     text = parse_architecture(published() | {"text_config": mistral}, "x").text
-    assert (text.num_key_value_heads, text.head_dim, text.intermediate_size) == (8, 128, 14336)
+    assert (text.model_type, text.num_key_value_heads, text.head_dim) == ("mistral", 8, 128)
+    assert text.intermediate_size == 14336
     wide = mistral | {"sliding_window": 32768}
     assert parse_architecture(published() | {"text_config": wide}, "x").text == text
     narrow = mistral | {"sliding_window": 4096}
@@ -252,6 +253,7 @@ def test_another_model_type(config: dict) -> None:
         {},
         {"text": TextArchitecture(num_key_value_heads=8, rope_scaling={"type": "linear", "factor": 2.5})},
         {"text": TextArchitecture(tie_word_embeddings=True, rope_theta=5e5, pad_token_id=31999)},
+        {"text": TextArchitecture(model_type="mistral", num_key_value_heads=8)},
         {"vision": VisionArchitecture(image_size=28, hidden_act="gelu"), "image_grid_pinpoints": ((28, 56),)},
         {"pool_before_projector": False, "spatial_pool_mode": "max", "vision_feature_layer": -1},
         {"vision_feature_select_strategy": "full", "multimodal_projector_bias": False},

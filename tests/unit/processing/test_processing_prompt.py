@@ -1,4 +1,4 @@
-"""The vicuna_v1 prompt as segments: rounds, placeholders, what is supervised, text that looks like control symbols."""
+"""The prompt as segments: rounds, placeholders, what is supervised, text that looks like control symbols."""
 
 import pytest
 
@@ -44,6 +44,16 @@ def test_the_system_text_is_the_one_the_model_was_trained_with():
 def test_a_question_ends_where_the_model_goes_on():
     segments = build_question_prompt(sample(["q1", "a1", "q2"]))
     assert written(segments) == f"{SYSTEM} USER: q1 ASSISTANT: a1</s>USER: q2 ASSISTANT:"
+
+
+def test_two_rounds_with_mistral():
+    form = "mistral_instruct"
+    segments = build_training_prompt(sample(["<image>\nq1", "a1", "q2", "a2"], [PICTURE]), form)
+    assert written(segments) == "[INST] [0]\nq1 [/INST] a1 </s>[INST] q2 [/INST] a2 </s>"
+    assert supervised(segments) == " a1 </s> a2 </s>"
+    asked = build_question_prompt(sample(["<image>\nq1", "a1", "q2"], [PICTURE]), form)
+    assert written(asked) == "[INST] [0]\nq1 [/INST] a1 </s>[INST] q2 [/INST]"
+    assert written(build_training_prompt(sample(["q", ""]), form)) == "[INST] q [/INST]</s>"
 
 
 @pytest.mark.parametrize(
