@@ -4,8 +4,10 @@ Shape legend, used in every docstring of the package:
 
     B  batch                     R  pixels a side of one tile       S  sequence length
     G  tiles of a sample's       P  patches a side of one tile      D  width of the language model
-       pictures (base first)     Q  features of a tile  (P * P)     N  rows of the feature table (G*Q + F*Qv)
+       pictures (base first)     Q  features of a tile              N  rows of the feature table (G*Q + F*Qv)
     F  frames of its clips       Qv features of a pooled frame      V  vocabulary
+
+Q is P * P. Under the feature strategy "full" it is one more: a tile's class token leads its patches, p counting it.
 
 The feature table of a sample holds everything its media contribute, one row a feature, in this order:
 
@@ -18,7 +20,7 @@ The feature table of a sample holds everything its media contribute, one row a f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llavanext_cli.errors import DataError
 
@@ -143,6 +145,23 @@ class EncodedSample:
     @property
     def length(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def size(self) -> SampleSize:
+        return SampleSize(self.length, len(self.tiles), len(self.frames))
+
+
+class SampleSize(NamedTuple):
+    """What a sample takes, or what a batch has room for: positions of the sequence (S), picture tiles (G), frames
+    (F)."""
+
+    tokens: int
+    tiles: int
+    frames: int
+
+
+UNITS = ("tokens", "picture tiles", "frames")
+"""The fields of a `SampleSize` in words."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def doctor(
 ) -> None:
     """Look at Python, MindSpore, CANN, the driver, the NPUs, the disk and the network, and say what to mend.
 
-    A line begins with ✓ (right), ! (look at it) or ✗ (training cannot work so; the exit code is then 3).
+    A line begins with ✓ (right), ! (look at it) or ✗ (training will not work; the exit code is then 3).
     Without --preset it judges for the NPUs of this machine, or for its CPU where it has none.
 
     Example:

@@ -153,7 +153,9 @@ def _show_plan(run: ReadyRun, json: bool) -> None:
             "steps": f"{preview.steps} ({preview.epochs:.2f} epochs of {preview.steps_per_epoch} steps)",
             "tokens a step": preview.tokens_per_step,
             "tokens an epoch": preview.tokens_per_epoch,
-            "checkpoint": f"{preview.checkpoint_bytes / 1e9:.2f} GB of weights",
+            "trained model": f"{preview.model_bytes / 1e9:.2f} GB on the disk",
+            "a checkpoint": f"{preview.checkpoint_bytes / 1e9:.2f} GB, with the optimizer's moments",
+            "disk at most": f"{preview.disk_bytes / 1e9:.2f} GB (train.save_every, train.keep)",
         }
     )
     if preview.advice:
@@ -181,7 +183,7 @@ def _check(run: ReadyRun, json: bool) -> None:
 
 def describe(line: dict[str, Any]) -> str:
     """One line of metrics in words."""
-    loss = "no number" if line["loss"] is None else f"{line['loss']:.4f}"
+    loss = "NaN" if line["loss"] is None else f"{line['loss']:.4f}"
     return f"loss {loss}  lr {line['learning_rate']:.2e}  {line['samples_per_second']:.1f} samples/s" + (
         "  step skipped: gradients not finite" if line["skipped"] else ""
     )

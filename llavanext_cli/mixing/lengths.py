@@ -1,4 +1,4 @@
-"""Counts the tokens of a sample before it is written, so that one too long for training is found here.
+"""Measures a sample before it is written, so that one too large for training is found here.
 
 Between check and convert. The count is that of `processing`: the prompt's words, and what each picture takes by its
 size.
@@ -11,24 +11,31 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llavanext_cli.errors import ConfigError, DataError
 from llavanext_cli.mixing.readers import BadRecordError
-from llavanext_cli.records import Sample
+from llavanext_cli.records import UNITS, Sample, SampleSize
 
 if TYPE_CHECKING:
     from llavanext_cli.processing.processor import Processor
 
 
+REASONS = ("too_long", "too_many_tiles", "too_many_frames")
+"""Why a sample is dropped that has more of something than fits."""
+
+
 class LengthRule(NamedTuple):
-    """How tokens are counted, and how many may be in a sample.
+    """How samples are measured, and how large one may be.
 
     Attributes:
         folder: holds tokenizer.model and config.json.
         max_tokens: None counts only.
         frames: frames of a clip.
+        max_tiles, max_frames: of a sample, as the preset has room for; None without a preset.
     """
 
     folder: str
     max_tokens: int | None
     frames: int
+    max_tiles: int | None = None
+    max_frames: int | None = None
 
 
 def plan_lengths(
@@ -40,11 +47,13 @@ def plan_lengths(
         ConfigError: no such preset, a length without a tokenizer, or a check that reads no sizes.
         CheckpointError: the folder holds no tokenizer, or no config.json.
     """
+    room: tuple[int | None, int | None] = (None, None)
     if preset is not None:
         from llavanext_cli.config.presets import load_preset
 
         data = load_preset(preset).data
         max_tokens = max_tokens or data.seq_length
+        room = data.tiles, data.clips * (frames or data.frames) if data.frames else 0
         frames = frames or data.frames
     frames = frames or 16
     if tokenizer is None:
@@ -58,7 +67,7 @@ def plan_lengths(
         raise ConfigError(
             f"counting tokens needs the sizes of pictures, and --check {check} reads none", "--check header"
         )
-    rule = LengthRule(str(Path(tokenizer).absolute()), max_tokens, frames)
+    rule = LengthRule(str(Path(tokenizer).absolute()), max_tokens, frames, *room)
     build_counter(rule)  # what is wrong with the folder is said once, and here
     return rule, frames
 
@@ -72,21 +81,23 @@ def build_counter(rule: LengthRule) -> Processor:
     return Processor(load_architecture(rule.folder), load_tokenizer(rule.folder), frames=rule.frames)
 
 
-def count_tokens(counter: Processor, sample: Sample) -> int:
-    """Tokens of a sample whose pictures have their sizes.
+def measure_sample(counter: Processor, sample: Sample) -> SampleSize:
+    """Size of a sample whose pictures have their sizes.
 
     Raises:
         BadRecordError: the prompt cannot be built.
     """
     try:
-        return counter.count(sample)
+        return counter.measure(sample)
     except DataError as error:
         raise BadRecordError("placeholders", error.what) from error
 
 
-def check_length(tokens: int, rule: LengthRule) -> None:
+def check_size(size: SampleSize, rule: LengthRule) -> None:
     """Raises:
-    BadRecordError: more tokens than `rule.max_tokens`.
+    BadRecordError: the sample is larger than the rule has room for.
     """
-    if rule.max_tokens is not None and tokens > rule.max_tokens:
-        raise BadRecordError("too_long", f"the sample has {tokens} tokens, and {rule.max_tokens} fit")
+    room = (rule.max_tokens, rule.max_tiles, rule.max_frames)
+    for has, fits, unit, reason in zip(size, room, UNITS, REASONS, strict=True):
+        if fits is not None and has > fits:
+            raise BadRecordError(reason, f"the sample has {has} {unit}, and {fits} fit")

@@ -32,6 +32,8 @@ REASONS = {
     "timeout": "a file that took too long",
     "crashed": "a file that crashed its decoder",
     "too_long": "more tokens than fit",
+    "too_many_tiles": "more picture tiles than fit",
+    "too_many_frames": "more frames than fit",
 }
 """Every reason for which a record can be dropped, in words."""
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from llavanext_cli.mixing import tagged
-from llavanext_cli.mixing.lengths import LengthRule, build_counter, check_length, count_tokens
+from llavanext_cli.mixing.lengths import LengthRule, build_counter, check_size, measure_sample
 from llavanext_cli.mixing.media import FileState, Verdict, check_file, stat_file
 from llavanext_cli.mixing.readers import (
     BadRecordError,
@@ -207,10 +207,10 @@ def _judge(prepared: Prepared, source: Source, media: Sequence[Media], verdicts:
 
 
 def _measure(prepared: Prepared, texts: Sequence[str], media: Sequence[Media], result: ChunkResult) -> None:
-    """Count the tokens of a sample, and raise if they are too many."""
-    tokens = count_tokens(prepared.counter, build_sample(texts, media))
-    result.tokens[tokens] += 1
-    check_length(tokens, prepared.context.lengths)
+    """Count the tokens of a sample, and raise if it is too large."""
+    size = measure_sample(prepared.counter, build_sample(texts, media))
+    result.tokens[size.tokens] += 1
+    check_size(size, prepared.context.lengths)
 
 
 def _read(prepared: Prepared, job: ChunkJob) -> bytes:

@@ -38,7 +38,7 @@ from llavanext_cli.errors import DataError
 from llavanext_cli.processing.geometry import TilePlan, count_video_tokens
 from llavanext_cli.processing.prompt import MEDIUM, TEXT, Segment
 from llavanext_cli.processing.tokens import Tokenizer
-from llavanext_cli.records import IGNORE_INDEX, Batch, EncodedSample
+from llavanext_cli.records import IGNORE_INDEX, UNITS, Batch, EncodedSample, SampleSize
 
 if TYPE_CHECKING:
     from llavanext_cli.records import Int32Array, Int64Array
@@ -89,12 +89,20 @@ def encode_segments(segments: Sequence[Segment], tokenizer: Tokenizer) -> list[l
     return pieces
 
 
-def count_sequence(
+def measure(
     segments: Sequence[Segment], plans: Sequence[MediumPlan], tokenizer: Tokenizer, arch: Architecture
-) -> int:
-    """Length of the sequence that `pack` would make."""
+) -> SampleSize:
+    """Size of the sample that `pack` would make."""
     text = sum(len(ids) for ids in encode_segments(segments, tokenizer))
-    return text + sum(count_medium(plans[segment.medium], arch) for segment in segments if segment.kind == MEDIUM)
+    media = sum(count_medium(plans[segment.medium], arch) for segment in segments if segment.kind == MEDIUM)
+    return SampleSize(text + media, *_count_rows(plans))
+
+
+def _count_rows(plans: Sequence[MediumPlan]) -> tuple[int, int]:
+    """Tiles (G) and frames (F) of all media."""
+    tiles = sum(plan.tiles for plan in plans if isinstance(plan, TilePlan))
+    frames = sum(plan.frames for plan in plans if isinstance(plan, ClipPlan))
+    return tiles, frames
 
 
 def pack(
@@ -145,7 +153,7 @@ def index_media(plans: Sequence[MediumPlan], arch: Architecture) -> list[Int32Ar
     """Feature rows of each medium, `int32[tokens]`, in the order of its tokens (drawn in the module's docstring)."""
     import numpy as np
 
-    all_tiles = sum(plan.tiles for plan in plans if isinstance(plan, TilePlan))
+    all_tiles, _ = _count_rows(plans)
     newline_row = _table_rows(plans, arch)
     rows, tile, frame = [], 0, 0
     for plan in plans:
@@ -178,8 +186,7 @@ def _index_grid(plan: TilePlan, arch: Architecture) -> Int64Array:
 
 def _table_rows(plans: Sequence[MediumPlan], arch: Architecture) -> int:
     """Rows of the sample's own feature table (N)."""
-    tiles = sum(plan.tiles for plan in plans if isinstance(plan, TilePlan))
-    frames = sum(plan.frames for plan in plans if isinstance(plan, ClipPlan))
+    tiles, frames = _count_rows(plans)
     return tiles * arch.tile_features + frames * arch.frame_features
 
 
@@ -206,7 +213,7 @@ def collate(samples: Sequence[EncodedSample], seq_length: int, tiles: int, frame
     pixels = np.zeros((len(samples), tiles + frames, 3, side, side), np.float32)
     feature_index = np.full((len(samples), seq_length), static_rows + 1, np.int32)
     for number, sample in enumerate(samples):
-        check_fit(sample.id, sample.length, len(sample.tiles), len(sample.frames), seq_length, tiles, frames)
+        check_fit(sample.id, sample.size, SampleSize(seq_length, tiles, frames))
         input_ids[number, : sample.length] = sample.input_ids
         labels[number, : sample.length - 1] = sample.labels[1:]
         pixels[number, : len(sample.tiles)] = sample.tiles
@@ -215,16 +222,14 @@ def collate(samples: Sequence[EncodedSample], seq_length: int, tiles: int, frame
     return Batch(input_ids, labels, pixels, feature_index, np.array([s.length for s in samples], np.int32))
 
 
-def check_fit(
-    sample_id: str, length: int, sample_tiles: int, sample_frames: int, seq_length: int, tiles: int, frames: int
-) -> None:
-    """Raise a `DataError` where a sample is longer, or has more tiles or frames, than a batch holds."""
-    faults = [
-        (length, seq_length, "tokens", f"set data.seq_length to at least {length}"),
-        (sample_tiles, tiles, "picture tiles", f"set data.tiles to at least {sample_tiles}"),
-        (sample_frames, frames, "frames", "raise data.clips (clips a sample) or lower data.frames (frames a clip)"),
-    ]
-    for has, fits, unit, change in faults:
+def check_fit(sample_id: str, size: SampleSize, room: SampleSize) -> None:
+    """Raise a `DataError` where a sample is longer, or has more tiles or frames, than a batch has room for."""
+    changes = (
+        f"set data.seq_length to at least {size.tokens}",
+        f"set data.tiles to at least {size.tiles}",
+        "raise data.clips (clips a sample) or lower data.frames (frames a clip)",
+    )
+    for has, fits, unit, change in zip(size, room, UNITS, changes, strict=True):
         if has > fits:
             raise DataError(f"sample {sample_id}: {has} {unit}, but {fits} fit", f"{change}, or drop the sample")
 

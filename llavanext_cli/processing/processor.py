@@ -5,7 +5,7 @@
        +-- image, video --> plans, uint8 tiles and frames --+
                                            +-- normalise -----------------> tiles, frames
 
-Training uses `Processor.encode`, asking `encode_question`, and length checks before a launch `count`, which reads
+Training uses `Processor.encode`, asking `encode_question`, and checks before a launch `measure`, which reads
 picture headers and decodes nothing.
 """
 
@@ -21,11 +21,11 @@ from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.errors import CheckpointError, DataError
 from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.image import build_tiles, load_image, normalise, read_image_size
-from llavanext_cli.processing.packing import ClipPlan, MediumPlan, count_sequence, pack
+from llavanext_cli.processing.packing import ClipPlan, MediumPlan, measure, pack
 from llavanext_cli.processing.prompt import Segment, build_question_prompt, build_training_prompt
 from llavanext_cli.processing.tokens import Tokenizer
 from llavanext_cli.processing.video import load_clip
-from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, EncodedSample, Medium, Sample
+from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, EncodedSample, Medium, Sample, SampleSize
 
 if TYPE_CHECKING:
     from llavanext_cli.records import UInt8Array
@@ -132,9 +132,9 @@ class Processor:
             plans.append(plan_tiles(size, self.arch))
         return tuple(plans)
 
-    def count(self, sample: Sample, roots: Roots | None = None) -> int:
-        """Length of the training sequence that `encode` would make."""
-        return count_sequence(
+    def measure(self, sample: Sample, roots: Roots | None = None) -> SampleSize:
+        """Size of the training sample that `encode` would make."""
+        return measure(
             build_training_prompt(sample, self.arch.conversation),
             self.plan_media(sample, roots),
             self.tokenizer,
@@ -142,13 +142,13 @@ class Processor:
         )
 
     def count_question(self, sample: Sample, roots: Roots | None = None) -> int:
-        """Length of the prompt that `encode_question` would make."""
-        return count_sequence(
+        """Tokens of the prompt that `encode_question` would make."""
+        return measure(
             build_question_prompt(sample, self.arch.conversation),
             self.plan_media(sample, roots),
             self.tokenizer,
             self.arch,
-        )
+        ).tokens
 
     def _check_clips(self, sample: Sample) -> None:
         if self.frames < 1 and any(medium.kind == "video" for medium in sample.media):

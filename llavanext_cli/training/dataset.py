@@ -14,8 +14,9 @@ import numpy as np
 
 from llavanext_cli.config.mindformers import COLUMNS
 from llavanext_cli.errors import DataError
-from llavanext_cli.processing.packing import collate
+from llavanext_cli.processing.packing import check_fit, collate
 from llavanext_cli.records import IGNORE_INDEX, EncodedSample
+from llavanext_cli.training.inputs import room_of
 
 if TYPE_CHECKING:
     from mindspore.dataset import Dataset
@@ -48,9 +49,7 @@ class EncodedSamples:
         self.file = file
         self.order = list(order)
         self.processor = processor
-        self.seq_length = preset.data.seq_length
-        self.tiles = preset.data.tiles
-        self.frames = preset.data.frame_budget
+        self.room = room_of(preset)
         self.skipped = skipped
 
     def __len__(self) -> int:
@@ -61,13 +60,12 @@ class EncodedSamples:
         sample = self.file[self.order[int(position)]]
         try:
             encoded = self.processor.encode(sample, self.file.roots)
+            check_fit(sample.id, encoded.size, self.room)  # a picture that was replaced since it was measured
         except DataError as fault:
             if self.skipped is None:
                 raise
             encoded = self._skip(sample, fault)
-        batch = collate(
-            [encoded], seq_length=self.seq_length, tiles=self.tiles, frames=self.frames, arch=self.processor.arch
-        )
+        batch = collate([encoded], *self.room, self.processor.arch)
         return tuple(getattr(batch, column)[0] for column in COLUMNS)
 
     def _skip(self, sample: Sample, fault: DataError) -> EncodedSample:

@@ -44,7 +44,9 @@ def make_out(job: Job, force: bool, nodes: int = 1) -> None:
     """
     of_nodes = {"logs", *(job.file_of(node).name for node in range(1, nodes))} if nodes > 1 else set()
     if check_out(job.out, force, of_nodes):
-        shutil.rmtree(job.out)
+        for old in job.out.iterdir():
+            if old.name not in of_nodes:
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     try:
         job.libraries_folder.mkdir(parents=True, exist_ok=True)
         job.checkpoints_folder.mkdir(exist_ok=True)
@@ -56,10 +58,11 @@ def resume_run(job: Job, preset: Preset, plan: RunPlan, say: Callable[[str], Non
     """The job that goes on where the run in its folder stopped; what came after that is taken out of its metrics."""
     if job.model_folder.is_dir():
         raise LlavaNextError(f"{job.out} is finished", hint=f"its model is {job.model_folder}")
-    remove_leftovers(job.checkpoints_folder)
-    state, passed = find_run_state(job.checkpoints_folder)
-    for line in passed:
-        say(line)
+    remove_leftovers(job.checkpoints_folder, job.model_folder)
+    state, damaged = find_run_state(job.checkpoints_folder)
+    for folder, what in damaged.items():  # out of the way of the step's new checkpoint, and not counted as one
+        say(f"{folder.name} is passed over, and is now named damaged-{folder.name}: {what}")
+        folder.rename(folder.with_name(f"damaged-{folder.name}"))
     if state is None:
         say("no checkpoint was saved yet: beginning at step 1")
         job.metrics_file.unlink(missing_ok=True)
@@ -69,7 +72,9 @@ def resume_run(job: Job, preset: Preset, plan: RunPlan, say: Callable[[str], Non
     say(f"going on after step {state.step} of {plan.steps}")
     lines = job.metrics_file.read_text(encoding="utf-8").splitlines() if job.metrics_file.is_file() else []
     kept = [line for line in lines if _step_of(line) <= state.step]
-    job.metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    shorter = job.metrics_file.with_suffix(".tmp")
+    shorter.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    shorter.replace(job.metrics_file)
     return replace(job, resume=state.model.folder)
 
 

@@ -1,4 +1,4 @@
-"""Count the tokens of every sample before a run, from the sizes that mix recorded or the headers of the media."""
+"""Measure every sample before a run, from the sizes that mix recorded or the headers of the media."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from llavanext_cli.errors import DataError
 from llavanext_cli.processing.processor import Processor, resolve_path
 from llavanext_cli.processing.tokens import load_tokenizer
+from llavanext_cli.records import UNITS, SampleSize
 
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset
@@ -24,27 +25,27 @@ def build_processor(checkpoint: Checkpoint, preset: Preset) -> Processor:
     return Processor(checkpoint.architecture, load_tokenizer(checkpoint.folder), frames=preset.data.frames)
 
 
-def count_tokens(
+def measure_samples(
     samples: SampleFile,
     checkpoint: Checkpoint,
     preset: Preset,
     progress: Callable[[int, int], None] | None = None,
     skip_bad: bool = False,
-) -> list[tuple[str, int]]:
-    """(id, tokens) of every sample, without decoding a pixel; with `skip_bad`, of those that can be read.
+) -> list[tuple[str, SampleSize]]:
+    """(id, size) of every sample, without decoding a pixel; with `skip_bad`, of those that can be read.
 
     Raises:
         DataError: a header cannot be read, a sample is malformed, or media are gone: how many, and the first of them.
     """
     processor = build_processor(checkpoint, preset)
-    counts, gone = [], []
+    sizes, gone = [], []
     for number, sample in enumerate(samples):
         try:
             paths = [resolve_path(sample, medium, samples.roots) for medium in sample.media]
             if absent := [path for path in paths if not os.path.isfile(path)]:
                 gone.append(f"sample {sample.id}: {absent[0]}")
                 continue
-            counts.append((sample.id, processor.count(sample, samples.roots)))
+            sizes.append((sample.id, processor.measure(sample, samples.roots)))
         except DataError:
             if not skip_bad:
                 raise
@@ -58,25 +59,40 @@ def count_tokens(
             hint="put them back, make the file again (llavanext mix --check exists), or add --on-bad skip",
             details=gone[:SHOWN] + ([f"... and {len(gone) - SHOWN} more"] if len(gone) > SHOWN else []),
         )
-    return counts
+    return sizes
 
 
-def check_lengths(lengths: Sequence[tuple[str, int]], preset: Preset) -> None:
+def room_of(preset: Preset) -> SampleSize:
+    """What one sample may take: the static shapes of the preset's graph."""
+    assert preset.data.seq_length is not None, "a train preset has a sequence length"
+    return SampleSize(preset.data.seq_length, preset.data.tiles, preset.data.frame_budget)
+
+
+def check_sizes(sizes: Sequence[tuple[str, SampleSize]], preset: Preset) -> None:
     """Refuse a run in which samples do not fit, before it starts.
 
     Args:
-        lengths: (id, tokens) of every sample.
+        sizes: (id, size) of every sample.
 
     Raises:
-        DataError: how many samples are too long, the worst, and what would fit them all.
+        DataError: how many samples have too many tokens, tiles or frames, the worst of them, and what would fit all.
     """
-    seq_length = preset.data.seq_length
-    assert seq_length is not None, "a train preset has a sequence length"
-    long = [(tokens, name) for name, tokens in lengths if tokens > seq_length]
-    if long:
-        most, worst = max(long)
-        raise DataError(
-            f"{len(long)} of {len(lengths)} samples are longer than data.seq_length: "
-            f"{worst!r} has {most} tokens, {seq_length} fit",
-            hint=f"raise it with --set data.seq_length={-(-most // 16) * 16}, or leave those samples out of the mix",
-        )
+    faults, settings = [], []
+    most = SampleSize(*(max((size[field] for _, size in sizes), default=0) for field in range(3)))
+    for field, (unit, fits) in enumerate(zip(UNITS, room_of(preset), strict=True)):
+        too_large = [name for name, size in sizes if size[field] > fits]
+        if too_large:
+            worst = next(name for name, size in sizes if size[field] == most[field])
+            faults.append(
+                f"{len(too_large)} of {len(sizes)} samples have too many {unit}: "
+                f"{worst!r} has {most[field]}, and {fits} fit"
+            )
+            settings.append(
+                (
+                    f"--set data.seq_length={-(-most.tokens // 16) * 16}",
+                    f"--set data.tiles={most.tiles}",
+                    f"--set data.clips={-(-most.frames // max(1, preset.data.frames))}",
+                )[field]
+            )
+    if faults:
+        raise DataError(faults[0], f"make room with {' '.join(settings)}, or leave those samples out", faults[1:])

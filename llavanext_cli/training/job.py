@@ -26,8 +26,8 @@ JOB_FILE = "job.json"
 class Job:
     """One run: a preset by name or path with its overrides and devices (None: the preset's own), and absolute paths.
 
-    `resume` is the checkpoint folder to go on from; `on_bad` says what a sample does that cannot be read: "fail" ends
-    the run, "skip" leaves it out.
+    `resume` is the checkpoint folder to go on from; `on_bad` says what happens when a sample cannot be read: "fail"
+    ends the run, "skip" leaves it out.
     """
 
     preset: str
@@ -75,6 +75,11 @@ class Job:
     def warnings_file(self) -> Path:
         """Lines that a worker wants the user to see."""
         return self.logs_folder / "warnings.txt"
+
+    @property
+    def stop_file(self) -> Path:
+        """The step after which the workers end, 0 until they are told to: see stopping.py."""
+        return self.logs_folder / "stop_after"
 
     @property
     def skipped_file(self) -> Path:

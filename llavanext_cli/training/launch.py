@@ -28,6 +28,8 @@ from llavanext_cli.training.peers import Peers
 from llavanext_cli.training.plan import RunPlan, plan_run
 from llavanext_cli.training.processes import POLL_SECONDS, SAVE_SECONDS, Workers, interrupted_by_sigterm
 from llavanext_cli.training.report import write_report
+from llavanext_cli.training.state import find_unfinished
+from llavanext_cli.training.stopping import StopStep
 
 StepCallback = Callable[[dict[str, Any]], None]
 
@@ -96,7 +98,7 @@ def check_training(
         LlavaNextError: preset, checkpoint or data cannot be used, or samples do not fit.
     """
     from llavanext_cli.mixing.samples import read_samples
-    from llavanext_cli.training.inputs import check_lengths, count_tokens
+    from llavanext_cli.training.inputs import check_sizes, measure_samples
     from llavanext_cli.weights.checkpoint import open_checkpoint
 
     preset = load_train_preset(preset_name, overrides, devices)
@@ -104,7 +106,7 @@ def check_training(
     check_model_settings(preset, overrides, opened.architecture)
     samples = read_samples(data)
     plan = plan_run(preset, len(samples))
-    check_lengths(count_tokens(samples, opened, preset, progress, on_bad == "skip"), preset)
+    check_sizes(measure_samples(samples, opened, preset, progress, on_bad == "skip"), preset)
     job = Job(
         _absolute(preset_name), overrides, devices, data.resolve(), checkpoint.resolve(), out.resolve(), None, on_bad
     )
@@ -146,6 +148,7 @@ def run_training(
             (job.logs_folder / stale).unlink(missing_ok=True)
     job.save(run.nodes.rank)
     if run.nodes.rank == 0:
+        StopStep(job.stop_file, 0, 1).reset()
         job.config_file.write_text(yaml.safe_dump(run.expanded, sort_keys=False), encoding="utf-8")
     started = time.monotonic()
     try:
@@ -201,6 +204,16 @@ def _run_workers(run: ReadyRun, job: Job, on_step: StepCallback, say: Callable[[
         for line in warnings.read():
             say(line)
 
+    said_so = False
+
+    def saving() -> bool:
+        nonlocal said_so
+        busy = bool(find_unfinished(job.checkpoints_folder, job.model_folder))
+        if busy and not said_so:
+            said_so = True
+            say("saving what is trained; Ctrl-C ends at once")
+        return busy
+
     peers = Peers(job, run.nodes)
     with (
         interrupted_by_sigterm() as seen,
@@ -209,7 +222,7 @@ def _run_workers(run: ReadyRun, job: Job, on_step: StepCallback, say: Callable[[
             log=log,
             pids=job.logs_folder,
             ranks=run.nodes.ranks(run.preset.parallel.devices),
-            environment=worker_environment(run.preset, job.libraries_folder),
+            environment=worker_environment(run.preset, job.libraries_folder, run.nodes),
             folder=job.libraries_folder,
         ) as workers,
     ):
@@ -218,15 +231,16 @@ def _run_workers(run: ReadyRun, job: Job, on_step: StepCallback, say: Callable[[
                 time.sleep(POLL_SECONDS)
                 hand_on()
                 if said := peers.heard():
-                    workers.stop()
+                    workers.stop(saving)
                     hand_on()
                     peers.tell(said)
                     raise TrainingError(said, hint="the same commands with --resume, on every node, go on from there")
         except KeyboardInterrupt:
-            if run.nodes.rank > 0:  # the first worker cannot finish its step without ours
-                peers.tell("stopped from outside")
-                peers.wait(SAVE_SECONDS + 1)
-            workers.stop()
+            with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C ends the waiting
+                if run.nodes.rank > 0:  # the first worker cannot finish its step without ours
+                    peers.tell("stopped from outside")
+                    peers.wait(SAVE_SECONDS + 1, saving)
+                workers.stop(saving)
             hand_on()
             stopped = explain_stop(job, seen["signal"])
             peers.tell(stopped.what)

@@ -94,6 +94,18 @@ def trained_parameters(preset: Preset, model: Architecture) -> dict[str, tuple[i
     return expected_parameters(model) | (adapter_parameters(model, train.lora) if train.method == "lora" else {})
 
 
+def checkpoint_bytes(preset: Preset, model: Architecture) -> tuple[int, int]:
+    """Bytes on the disk of the trained model, and of one checkpoint on the way: with AdamW's moments, and LoRA's
+    matrices."""
+    assert preset.train is not None, "a train preset"
+    written = saved = 0
+    for name, shape in trained_parameters(preset, model).items():
+        count, kept = math.prod(shape), value_bytes(name, preset)
+        written += 0 if is_adapter(name) else count * kept
+        saved += count * kept + (count * 2 * BYTES["float32"] if learns(name, preset.train) else 0)
+    return written, saved
+
+
 def value_bytes(name: str, preset: Preset) -> int:
     """Of one value of a parameter; LoRA's matrices are float32 whatever the weights are."""
     return BYTES["float32" if is_adapter(name) else preset.runtime.parameter_dtype]

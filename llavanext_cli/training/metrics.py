@@ -1,4 +1,4 @@
-"""The callback of a training run: metrics.jsonl, checkpoints, and a stop when the loss is no number any more."""
+"""The callback of a training run: writes metrics and checkpoints, and stops a run whose loss is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llavanext_cli.errors import CheckpointError, TrainingError
 from llavanext_cli.training.state import keep_newest, step_folder
 
 BAD_LOSSES = 3
-"""Consecutive steps whose loss is not a number before a run is stopped."""
+"""Consecutive steps whose loss is NaN or infinite before a run is stopped."""
 
 
 class SaveCheckpoint(Protocol):
@@ -39,7 +39,7 @@ class TrainingMonitor(Callback):
         begin: called with the training cell before the first step; fills in the state of a run that goes on.
         batch: step → the ids of its samples over all workers, for messages.
         warn: called with a line that the user should see.
-        should_stop: whether to save, and end, after this step.
+        should_stop: step → whether to save, and end, after it; asked by every worker.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class TrainingMonitor(Callback):
         begin: Callable[[Any], None] = lambda cell: None,
         batch: Callable[[int], Sequence[str]] = lambda step: (),
         warn: Callable[[str], None] = lambda line: None,
-        should_stop: Callable[[], bool] = lambda: False,
+        should_stop: Callable[[int], bool] = lambda step: False,
     ):
         super().__init__()
         self.metrics = metrics
@@ -93,11 +93,11 @@ class TrainingMonitor(Callback):
             }
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        stopping = step < self.steps and self.should_stop()
+        stopping = self.should_stop(step) and step < self.steps
         due = self.save_every and step % self.save_every == 0 and step < self.steps
         if (stopping or due) and not self.bad_steps:  # weights that are spoilt must not push out the last good ones
             self._save(step)
-        if stopping:
+        if stopping and self.metrics is not None:  # the others are ended with the first
             raise SystemExit(143)
 
     def _save(self, step: int) -> None:
@@ -118,7 +118,7 @@ class TrainingMonitor(Callback):
         self.bad_steps.append(step)
         if len(self.bad_steps) == BAD_LOSSES:
             raise TrainingError(
-                f"the loss has not been a number for {BAD_LOSSES} steps, up to step {step}",
+                f"the loss was NaN or infinite for {BAD_LOSSES} steps, up to step {step}",
                 hint="lower train.learning_rate with --set, and check the data with `llavanext mix --check full`",
                 details=[f"step {bad} had the samples {', '.join(self.batch(bad))}" for bad in self.bad_steps],
             )

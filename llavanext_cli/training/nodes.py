@@ -57,10 +57,10 @@ def worker_command(preset: Preset, job: Job, nodes: Nodes) -> tuple[str, ...]:
     """
     worker = [str(Path(__file__).with_name("worker.py")), str(job.file_of(nodes.rank))]
     devices = preset.parallel.devices
-    if devices == 1:
-        return (sys.executable, *worker)
     if devices % nodes.count:
         raise ConfigError(f"{devices} devices cannot be shared by {nodes.count} nodes", hint="change --devices")
+    if devices == 1:
+        return (sys.executable, *worker)
     return msrun_command(worker, job.logs_folder, devices, nodes)
 
 
@@ -113,8 +113,8 @@ def _check_port(address: str, port: int) -> None:
         ) from fault
 
 
-def worker_environment(preset: Preset, libraries: Path) -> dict[str, str]:
-    """msrun starts `python` from PATH: ours must come first. Threads are shared between the workers of a CPU.
+def worker_environment(preset: Preset, libraries: Path, nodes: Nodes = ONE_NODE) -> dict[str, str]:
+    """msrun starts `python` from PATH: ours must come first. A machine's workers share its threads on a CPU.
 
     Args:
         libraries: folder for what MindSpore and MindFormers write.
@@ -124,5 +124,6 @@ def worker_environment(preset: Preset, libraries: Path) -> dict[str, str]:
     package_root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH", "")]))
     if preset.runtime.target == "CPU":
-        environment["OMP_NUM_THREADS"] = str(share_threads(preset.runtime.threads, preset.parallel.devices))
+        here = preset.parallel.devices // nodes.count
+        environment["OMP_NUM_THREADS"] = str(share_threads(preset.runtime.threads, here))
     return environment

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llavanext_cli.training.processes import POLL_SECONDS
@@ -46,8 +47,8 @@ class Peers:
                     return f"node {node} ended: {file.read_text(encoding='utf-8')}"
         return None
 
-    def wait(self, seconds: float) -> None:
-        """Until another node has ended, or the time is over."""
+    def wait(self, seconds: float, saving: Callable[[], bool]) -> None:
+        """Until another node has ended, or the time is over and nothing is being saved."""
         deadline = time.monotonic() + seconds
-        while self.heard() is None and time.monotonic() < deadline:
+        while self.heard() is None and (time.monotonic() < deadline or saving()):
             time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""What a run will do, computed before it starts: steps, the order of samples, and whether every sample fits."""
+"""What a run will do, computed before it starts: steps, and the order of samples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plan_run(preset: Preset, samples: int) -> RunPlan:
     """
     train = preset.train
     assert train is not None, "plan_run is for train presets"
-    global_batch = train.batch_size * train.accumulate * preset.parallel.data
+    global_batch = preset.global_batch
     steps = train.steps or samples * train.epochs // global_batch
     if steps < 1:
         raise DataError(

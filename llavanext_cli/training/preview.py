@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llavanext_cli.errors import TrainingError
-from llavanext_cli.training.memory import BYTES, GIB, MemoryPlan, advice, plan_memory
+from llavanext_cli.training.memory import GIB, MemoryPlan, advice, checkpoint_bytes, plan_memory
 from llavanext_cli.weights.checkpoint import open_checkpoint
-from llavanext_cli.weights.keymap import expected_parameters
 
 if TYPE_CHECKING:
     from llavanext_cli.training.launch import ReadyRun
@@ -23,7 +21,9 @@ class RunPreview:
         samples, steps, epochs, global_batch: as in `RunPlan`.
         steps_per_epoch: optimizer steps in one pass over the samples.
         tokens_per_step, tokens_per_epoch: positions that are computed, padding included.
-        checkpoint_bytes: of the weights of one checkpoint; kept checkpoints add up.
+        model_bytes: of the trained model, on the disk.
+        checkpoint_bytes: of one checkpoint on the way: weights and the optimizer's moments.
+        disk_bytes: most that the run has on the disk at once.
         memory: of one device.
         advice: what to change when it does not fit; empty when it does.
     """
@@ -35,7 +35,9 @@ class RunPreview:
     steps_per_epoch: int
     tokens_per_step: int
     tokens_per_epoch: int
+    model_bytes: int
     checkpoint_bytes: int
+    disk_bytes: int
     memory: MemoryPlan
     advice: str
 
@@ -47,7 +49,9 @@ def preview_run(run: ReadyRun) -> RunPreview:
     memory = plan_memory(preset, model)
     steps = plan.samples // plan.global_batch
     tokens = plan.global_batch * preset.data.seq_length
-    values = sum(math.prod(shape) for shape in expected_parameters(model).values())
+    written, saved = checkpoint_bytes(preset, model)
+    # A new checkpoint is complete before an old one goes, and on several NPUs its slices lie beside it until then.
+    at_once = preset.train.keep + (2 if preset.runtime.target == "Ascend" and preset.parallel.devices > 1 else 1)
     return RunPreview(
         samples=plan.samples,
         steps=plan.steps,
@@ -56,7 +60,9 @@ def preview_run(run: ReadyRun) -> RunPreview:
         steps_per_epoch=steps,
         tokens_per_step=tokens,
         tokens_per_epoch=steps * tokens,
-        checkpoint_bytes=values * BYTES[preset.runtime.parameter_dtype],
+        model_bytes=written,
+        checkpoint_bytes=saved,
+        disk_bytes=saved * at_once if preset.train.save_every else written,
         memory=memory,
         advice="" if memory.fits else advice(preset),
     )

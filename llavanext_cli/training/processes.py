@@ -14,15 +14,15 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 MARK = "LLAVANEXT_RUN"
 POLL_SECONDS = 0.2
-SAVE_SECONDS = 5.0
-"""How long the first worker gets to finish its step and save when a run is ended from outside."""
+SAVE_SECONDS = 6.0
+"""How long the first worker gets to finish its step and begin to save when a run is ended from outside."""
 _PR_SET_PDEATHSIG = 1
 _MSRUN_END = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
 
@@ -74,7 +74,7 @@ class Workers:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=_begin,
             )
 
     def __enter__(self) -> Workers:
@@ -112,16 +112,22 @@ class Workers:
                 found[rank] = int((self.pids / f"worker_{rank}.pid").read_text(encoding="ascii"))
         return found
 
-    def stop(self) -> None:
-        """Let the first worker finish its step and save, then end all."""
+    def stop(self, saving: Callable[[], bool] = lambda: False) -> None:
+        """Let the first worker finish its step and save, as long as that takes once it has begun; then end all."""
         first = self.workers().get(0)
         if first is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(first, signal.SIGTERM)
             deadline = time.monotonic() + SAVE_SECONDS
-            while _alive(first) and self.process.poll() is None and time.monotonic() < deadline:
+            while _alive(first) and self.process.poll() is None and (time.monotonic() < deadline or saving()):
                 time.sleep(POLL_SECONDS)
         kill_marked(self.mark)
+
+
+def _begin() -> None:
+    """In the new process: a SIGTERM for all processes of a job leaves msrun alone, whose end would be the workers'."""
+    end_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def kill_marked(mark: str) -> None:

@@ -43,14 +43,13 @@ def write_report(job: Job, plan: RunPlan, skipped: int = 0) -> Path | None:
         return None
     last = lines[-1]
     losses = _points(lines, "loss")
-    rates = {name: _points(lines, name) for name in last if name.startswith("learning_rate")}
     text = page(
         f"llavanext train {Path(job.preset).name}",
         facts(
             {
                 "steps": f"{last['step']} of {plan.steps}",
                 "samples": f"{plan.samples}, {plan.global_batch} a step, {plan.epochs:.2f} epochs",
-                "last loss": "no number" if last["loss"] is None else f"{last['loss']:.4f}",
+                "last loss": "NaN" if last["loss"] is None else f"{last['loss']:.4f}",
                 "steps without finite gradients": sum(line["skipped"] for line in lines),
                 "samples that could not be read": skipped,
                 "data": job.data,
@@ -59,7 +58,7 @@ def write_report(job: Job, plan: RunPlan, skipped: int = 0) -> Path | None:
             }
         ),
         curve("Loss", {"each step": losses, f"mean of {SMOOTHED}": smooth(losses)}),
-        curve("Learning rate", rates),
+        curve("Learning rate", {"rate": _points(lines, "learning_rate")}),
         curve("Throughput (samples a second)", {"samples/s": _points(lines, "samples_per_second")}),
         curve("Norm of the gradient", {"norm": _points(lines, "gradient_norm")}),
     )

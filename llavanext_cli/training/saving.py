@@ -8,6 +8,7 @@ devices: each writes the slices that no device before it has, with the place of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -26,7 +27,7 @@ from llavanext_cli.weights.headers import read_json, read_safetensors_header
 from llavanext_cli.weights.layout import dtype_of, to_bytes
 from llavanext_cli.weights.merge import Box, SlicedTensor, SliceLayout
 from llavanext_cli.weights.plan import extent
-from llavanext_cli.weights.stream import Made, PlannedTensor, Stream, write_safetensors
+from llavanext_cli.weights.stream import Made, PlannedTensor, Stream, disk_error, write_safetensors
 
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Lora
@@ -85,12 +86,14 @@ class CheckpointSaver:
                     folder, {name: plan_array(name, array) for name, array in arrays.items()}, step, note, final
                 )
             return
-        parts = folder.with_name(f".{folder.name}.parts")
-        parts.mkdir(parents=True, exist_ok=True)
+        parts = parts_of(folder)
         try:
+            parts.mkdir(parents=True, exist_ok=True)
             write_slices(parts, arrays, self.whole, self.layouts(), rank=self.rank, stage=self.stage)
-        except BaseException:
-            (parts / f"rank_{self.rank}.failed").touch()
+        except BaseException as fault:
+            self._give_up(parts)
+            if isinstance(fault, OSError):
+                raise disk_error(parts, fault) from fault
             raise
         if self.rank == 0:
             try:
@@ -98,6 +101,16 @@ class CheckpointSaver:
                 self._write(folder, join_parts(parts), step, note, final)
             finally:
                 shutil.rmtree(parts, ignore_errors=True)
+
+    def _give_up(self, parts: Path) -> None:
+        """Say that this rank's slices will not come; the first removes what all have written."""
+        with contextlib.suppress(OSError):
+            (parts / f"rank_{self.rank}.safetensors").unlink(missing_ok=True)
+            (parts / f"rank_{self.rank}.failed").touch()
+        if self.rank == 0:
+            with contextlib.suppress(CheckpointError):
+                wait_for_ranks(parts, self.ranks)
+            shutil.rmtree(parts, ignore_errors=True)
 
     def _write(
         self, folder: Path, tensors: Mapping[str, PlannedTensor], step: int, note: Mapping[str, Any], final: bool
@@ -148,16 +161,25 @@ def write_slices(
 
 
 def wait_for_ranks(parts: Path, ranks: int, seconds: float = WAIT_SECONDS) -> None:
-    """Until every rank has written its slices."""
+    """Until every rank has written its slices, or has failed to: then none writes any more.
+
+    Raises:
+        CheckpointError: some have failed, or did not come in time.
+    """
     deadline = time.monotonic() + seconds
     while absent := [rank for rank in range(ranks) if not (parts / f"rank_{rank}.json").is_file()]:
         failed = [rank for rank in absent if (parts / f"rank_{rank}.failed").exists()]
-        if failed or time.monotonic() > deadline:
+        if failed == absent or time.monotonic() > deadline:
             raise CheckpointError(
-                f"{parts}: ranks {failed or absent} did not write their slices",
+                f"{parts}: ranks {absent} did not write their slices",
                 "All nodes must see the same --out; see the logs of those workers.",
             )
         time.sleep(0.2)
+
+
+def parts_of(folder: Path) -> Path:
+    """Where the slices of a folder to be written lie meanwhile."""
+    return folder.with_name(f".{folder.name}.parts")
 
 
 def join_parts(parts: Path) -> dict[str, PlannedTensor]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.training.saving import CheckpointSaver
-from llavanext_cli.training.state import RunState
+from llavanext_cli.training.state import RunState, read_exact
 from llavanext_cli.weights.checkpoint import Checkpoint
 from llavanext_cli.weights.merge import SliceLayout, read_strategy
 
@@ -72,27 +72,29 @@ class TrainingSession:
 
     @property
     def sliced(self) -> bool:
-        """Whether devices hold slices of parameters."""
-        return bool(self.cell is not None and self.cell.parameter_layout_dict)
+        """Whether devices hold slices of parameters. Compiling the step cuts them on all devices alike; where a queue
+        feeds it, MindSpore notes the layouts on a cell around this one."""
+        return any(tuple(parameter.shape) != self.whole[name] for name, parameter in self.parameters().items())
 
     def save(self, folder: Path, step: int, final: bool = False) -> None:
-        """Write a checkpoint, or the finished model. Every worker calls this at the same step.
+        """Write a checkpoint, or the finished model. Every worker calls this after the same step.
 
         Raises:
             CheckpointError: it cannot be written.
         """
+        sliced = self.sliced
+        if self.rank and not sliced:
+            return
         saver = CheckpointSaver(
             self.checkpoint,
             settings=self.settings,
             rank=self.rank,
             ranks=self.parallel.devices,
             whole=self.whole,
-            layouts=self._layouts if self.sliced else None,
+            layouts=self._layouts if sliced else None,
             lora=self.lora,
             stage=self.parallel.devices // self.parallel.pipeline,
         )
-        if self.rank and not self.sliced:
-            return
         arrays = {name: parameter.asnumpy() for name, parameter in self.parameters().items()}
         saver.save(folder, arrays, step, {**self.note, "step": step}, final)
 
@@ -129,5 +131,5 @@ def fill_state(parameters: Mapping[str, Parameter], state: RunState, weights: An
             "Resume with the settings the run was begun with.",
             sorted(faults)[:20],
         )
-    for name, array in state.read().items():
-        wanted[name].set_data(ms.Tensor(array, wanted[name].dtype))
+    for name, spec in state.tensors.items():  # one at a time: together they are twice the model's size
+        wanted[name].set_data(ms.Tensor(read_exact(spec), wanted[name].dtype))

@@ -35,23 +35,19 @@ NOTE = "training/state.json"
 
 @dataclass(frozen=True)
 class RunState:
-    """A checkpoint to go on from, compared with its digests.
+    """A checkpoint to go on from.
 
     Attributes:
         model: the folder as any other checkpoint.
         step: optimizer steps that were done.
         settings: what the run depended on, see `plan.run_settings`.
-        tensors: name → where its bytes lie.
+        tensors: name → where its bytes lie; moments are float32, counters int32. `read_exact` reads one.
     """
 
     model: Checkpoint
     step: int
     settings: dict[str, Any]
     tensors: dict[str, TensorSpec]
-
-    def read(self) -> dict[str, np.ndarray]:
-        """The state by name; moments are float32, counters int32."""
-        return {name: read_exact(spec) for name, spec in self.tensors.items()}
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
@@ -60,7 +56,7 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 def save_run_state(
     folder: Path,
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, PlannedTensor],
     state: Iterable[PlannedTensor],
     like: Checkpoint,
     *,
@@ -96,19 +92,19 @@ def save_run_state(
     _sync_one(folder.parent)
 
 
-def find_run_state(checkpoints: Path) -> tuple[RunState | None, list[str]]:
-    """The newest checkpoint that is whole, and what was passed over, in words."""
-    passed = []
+def find_run_state(checkpoints: Path) -> tuple[RunState | None, dict[Path, str]]:
+    """The newest checkpoint that is whole, and those that are newer and are not: folder → what is wrong."""
+    damaged = {}
     for folder in sorted(checkpoints.glob("step-*"), reverse=True):
         try:
-            return open_run_state(folder), passed
+            return open_run_state(folder), damaged
         except CheckpointError as fault:
-            passed.append(f"{folder.name} is passed over: {fault.what}")
-    return None, passed
+            damaged[folder] = fault.what
+    return None, damaged
 
 
-def open_run_state(folder: Path) -> RunState:
-    """Open a checkpoint and compare every tensor with its digest.
+def open_run_state(folder: Path, compare: bool = True) -> RunState:
+    """Open a checkpoint and compare every tensor with its digest (`compare`: it is a read of all of it).
 
     Raises:
         CheckpointError: something is missing or was changed.
@@ -127,10 +123,11 @@ def open_run_state(folder: Path) -> RunState:
         raise CheckpointError(f"{folder / TENSORS}: other tensors than {NOTE} lists")
     entries = {name: entry["sha256"] for name, entry in model.manifest["tensors"].items()} | digests
     specs = model.parameters | tensors
-    with Stream(sum(spec.nbytes for spec in specs.values())) as stream:
-        for name, spec in specs.items():
-            if digest_pieces((extent(spec),), stream) != entries[name]:
-                raise CheckpointError(f"{folder}: {name} is damaged", "An earlier checkpoint is used.")
+    if compare:
+        with Stream(sum(spec.nbytes for spec in specs.values())) as stream:
+            for name, spec in specs.items():
+                if digest_pieces((extent(spec),), stream) != entries[name]:
+                    raise CheckpointError(f"{folder}: {name} is damaged", "An earlier checkpoint is used.")
     return RunState(model, int(note["step"]), note["settings"], tensors)
 
 
@@ -155,16 +152,21 @@ def check_settings(state: RunState, settings: Mapping[str, Any]) -> None:
 
 
 def keep_newest(checkpoints: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what writers that were killed left behind."""
+    """Remove all but the newest `keep` checkpoints."""
     for old in sorted(checkpoints.glob("step-*"))[:-keep]:
         # Renamed first: a checkpoint that is half removed must not look like one.
         retired = old.rename(old.with_name(f".{old.name}.old"))
-        shutil.rmtree(retired)
+        shutil.rmtree(retired, ignore_errors=True)
 
 
-def remove_leftovers(checkpoints: Path) -> None:
-    """Remove what writers that were killed left behind. Only when no writer runs."""
-    for left in checkpoints.glob(".step-*"):
+def find_unfinished(checkpoints: Path, model: Path) -> list[Path]:
+    """What writers of checkpoints and of the model are at, or left behind when they were killed."""
+    return [*checkpoints.glob(".step-*"), *model.parent.glob(f".{model.name}.*")]
+
+
+def remove_leftovers(checkpoints: Path, model: Path) -> None:
+    """Remove what writers that were killed left behind. Only when none runs."""
+    for left in find_unfinished(checkpoints, model):
         shutil.rmtree(left, ignore_errors=True)
 
 

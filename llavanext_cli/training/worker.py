@@ -10,27 +10,27 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
 
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.errors import CheckpointError, LlavaNextError
-from llavanext_cli.model.runtime import load_libraries, share_threads
+from llavanext_cli.model.runtime import load_libraries
 from llavanext_cli.training.job import Job
 from llavanext_cli.training.processes import end_with_parent
+from llavanext_cli.training.stopping import StopStep
 
 
 def main() -> None:
     end_with_parent()
     job = Job.load(Path(sys.argv[1]))
+    stop = StopStep(job.stop_file, _rank(), _ranks())
     if os.environ.get("MS_ROLE") == "MS_SCHED":  # msrun starts its scheduler by this file too
-        run_worker(job, threading.Event())
+        run_worker(job, stop)
         return
     (job.logs_folder / f"worker_{_rank()}.pid").write_text(str(os.getpid()), encoding="ascii")
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, lambda *_: stop.told.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends the workers in order
     try:
         run_worker(job, stop)
@@ -39,10 +39,10 @@ def main() -> None:
         raise
 
 
-def run_worker(job: Job, stop: threading.Event) -> None:
-    """Train as the job says; the first worker writes metrics and checkpoints. `stop` ends the run after its step."""
+def run_worker(job: Job, stop: StopStep) -> None:
+    """Train as the job says; the first worker writes metrics and checkpoints. `stop` may end the run after a step."""
     preset = load_preset(job.preset, job.overrides, job.devices)
-    threads = share_threads(preset.runtime.threads, preset.parallel.devices)
+    threads = int(os.environ["OMP_NUM_THREADS"]) if preset.runtime.target == "CPU" else None  # the launcher's share
     load_libraries(job.libraries_folder, preset.runtime.target, threads=threads, verbose=True)
 
     from mindformers import Trainer
@@ -63,7 +63,7 @@ def run_worker(job: Job, stop: threading.Event) -> None:
     train = preset.train
     assert train is not None, "launch.py starts train presets only"
     checkpoint = open_checkpoint(job.checkpoint)
-    state = open_run_state(job.resume) if job.resume else None
+    state = open_run_state(job.resume, compare=False) if job.resume else None  # the launcher has compared it
     file = read_samples(job.data)
     plan = plan_run(preset, len(file))
     config, network = build_preset_network(
@@ -114,7 +114,7 @@ def run_worker(job: Job, stop: threading.Event) -> None:
         begin=session.begin,
         batch=lambda step: [file[i].id for i in order[(step - 1) * plan.global_batch : step * plan.global_batch]],
         warn=warn,
-        should_stop=lambda: stop.is_set() and rank == 0 and not session.sliced,
+        should_stop=stop.reached,
     )
     data = build_dataset(samples, batch_size=per_worker, workers=preset.data.workers)
     Trainer(args=config, model=network, train_dataset=data, callbacks=[monitor]).train()
@@ -128,6 +128,11 @@ def run_worker(job: Job, stop: threading.Event) -> None:
 def _rank() -> int:
     """The rank that msrun gave this process; 0 when it was started directly."""
     return int(os.environ.get("RANK_ID", "0"))
+
+
+def _ranks() -> int:
+    """How many workers msrun started, on all machines."""
+    return int(os.environ.get("MS_WORKER_NUM", "1"))
 
 
 def _record_failure(job: Job, fault: Exception) -> None:

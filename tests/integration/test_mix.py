@@ -326,7 +326,7 @@ def test_token_counts(tmp_path, make_tokenizer_folder):
     (row,) = lines(tmp_path / "b.jsonl")
     run_mix(mix_file, tmp_path / "all.jsonl", workers=1)
     file = read_samples(tmp_path / "all.jsonl")
-    counts = [Processor(arch, load_tokenizer(folder)).count(sample, file.roots) for sample in file]
+    counts = [Processor(arch, load_tokenizer(folder)).measure(sample, file.roots).tokens for sample in file]
     assert row["detail"] == f"the sample has {counts[1]} tokens, and 2000 fit"
     assert sorted(report.tokens.elements()) == sorted(counts)
     shown = report.to_dict()["tokens"]

@@ -25,8 +25,10 @@ def test_plan_says_what_a_run_takes_and_writes_nothing(run_llavanext, data, tiny
     assert plan["tokens_per_step"] == 8 * 4096
     assert plan["tokens_per_epoch"] == plan["steps_per_epoch"] * 8 * 4096
     weights = sum(file.stat().st_size for file in tiny_checkpoint.glob("*.safetensors"))
-    assert plan["checkpoint_bytes"] == pytest.approx(weights, rel=0.05)
-    assert plan["checkpoint_bytes"] / 8 < memory["weights"] == memory["gradients"] == memory["optimizer"] / 2
+    assert plan["model_bytes"] == pytest.approx(weights, rel=0.05)
+    assert plan["checkpoint_bytes"] == 3 * plan["model_bytes"]
+    assert plan["disk_bytes"] == (3 + 2) * plan["checkpoint_bytes"], "train.keep, the next one, and its slices"
+    assert plan["model_bytes"] / 8 < memory["weights"] == memory["gradients"] == memory["optimizer"] / 2
     assert memory["pool"] == 57 << 30
     assert not list(run_llavanext.folder.iterdir())
 

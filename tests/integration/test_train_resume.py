@@ -112,9 +112,9 @@ def test_a_worker_that_is_killed(command, uninterrupted, tmp_path):
 
     from llavanext_cli.training.state import find_run_state
 
-    found, passed = find_run_state(tmp_path / "damaged" / "run" / "checkpoints")
+    found, damaged = find_run_state(tmp_path / "damaged" / "run" / "checkpoints")
     assert found is None
-    assert "damaged" in passed[0]
+    assert ["damaged" in what for what in damaged.values()] == [True]
 
 
 @pytest.mark.full

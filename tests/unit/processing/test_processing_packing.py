@@ -8,7 +8,7 @@ import pytest
 from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
 from llavanext_cli.errors import DataError
 from llavanext_cli.processing.geometry import plan_tiles
-from llavanext_cli.processing.packing import ClipPlan, collate, count_medium, count_sequence, index_media, pack
+from llavanext_cli.processing.packing import ClipPlan, collate, count_medium, index_media, measure, pack
 from llavanext_cli.processing.prompt import END, MEDIUM, TEXT, Segment, build_training_prompt
 from llavanext_cli.processing.tokens import load_tokenizer
 from llavanext_cli.records import IGNORE_INDEX, EncodedSample, Medium, Sample, Turn
@@ -104,7 +104,7 @@ def test_ids_labels_and_rows_of_a_sample(tokenizer):
     packed = pack(segments, plans, tokenizer, SMALL, "s")
     assert len(packed.input_ids) == len(packed.labels) == len(packed.feature_index)
     assert {a.dtype for a in (packed.input_ids, packed.labels, packed.feature_index)} == {np.dtype(np.int32)}
-    assert count_sequence(segments, plans, tokenizer, SMALL) == len(packed.input_ids)
+    assert measure(segments, plans, tokenizer, SMALL).tokens == len(packed.input_ids)
 
     is_medium = packed.input_ids == 901
     assert is_medium.sum() == plans[0].tokens

@@ -59,7 +59,7 @@ def test_encoding_everything_at_once(processor, roots):
     assert np.array_equal(encoded.frames, normalise(clip))
     assert plans[2].size == (60, 40)  # as displayed, not as stored
     assert processor.tokenizer.decode(encoded.labels[encoded.labels != IGNORE_INDEX]) == "a cat"
-    assert processor.count(whole, roots) == encoded.length
+    assert processor.measure(whole, roots) == encoded.size
     assert processor.plan_media(whole, roots) == plans
 
 
@@ -97,7 +97,7 @@ def test_paths(processor, roots, monkeypatch):
 def test_counting_uses_recorded_sizes(processor, roots):
     recorded = sample(["<image> <video>", "a"], [Medium("image", "gone.png", (40, 60)), Medium("video", "gone.mp4")])
     real = sample(["<image> <video>", "a"], [PICTURE, CLIP])
-    assert processor.count(recorded, {"src": "nowhere"}) == processor.encode(real, roots).length
+    assert processor.measure(recorded, {"src": "nowhere"}) == processor.encode(real, roots).size
     with pytest.raises(DataError, match=r"sample s1: .*gone\.png: no such picture"):
         processor.encode(recorded, {"src": "nowhere"})
 
@@ -109,7 +109,7 @@ def test_counting_decodes_nothing(processor, roots, monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", refuse)
     monkeypatch.setattr("llavanext_cli.processing.processor.load_image", refuse)
     monkeypatch.setattr("llavanext_cli.processing.processor.load_clip", refuse)
-    assert processor.count(sample(["<image> <video> <image>", "a"], [PICTURE, CLIP, TURNED]), roots) > 20
+    assert processor.measure(sample(["<image> <video> <image>", "a"], [PICTURE, CLIP, TURNED]), roots).tokens > 20
 
 
 def test_errors_name_the_sample(processor, roots):
@@ -129,7 +129,7 @@ def test_errors_name_the_sample(processor, roots):
 def test_a_clip_where_no_frames_are_taken(processor, roots):
     none = dataclasses.replace(processor, frames=0)
     clip = sample(["<image>\nq", "a"], [CLIP])
-    for work in (none.encode, none.count):
+    for work in (none.encode, none.measure):
         with pytest.raises(DataError, match=r"^sample s1: has a clip, but 0 frames are taken") as caught:
             work(clip, roots)
         assert "data.frames" in caught.value.hint

@@ -7,9 +7,12 @@ import pytest
 
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.errors import DataError
+from llavanext_cli.records import SampleSize
 from llavanext_cli.training.freeze import part_of
-from llavanext_cli.training.inputs import check_lengths
+from llavanext_cli.training.inputs import check_sizes, room_of
 from llavanext_cli.training.plan import plan_run, rank_order, sample_order
+
+TINY = SampleSize(tokens=10, tiles=0, frames=0)
 
 
 @pytest.fixture
@@ -63,13 +66,27 @@ def test_workers_share_each_global_batch(ranks):
 
 def test_lengths_that_do_not_fit_are_counted_and_the_worst_is_named(preset):
     with pytest.raises(DataError) as fault:
-        check_lengths([("a", 10), ("b", 300), ("c", 1001)], preset)
-    assert fault.value.what == "2 of 3 samples are longer than data.seq_length: 'c' has 1001 tokens, 256 fit"
+        check_sizes([("a", TINY), ("b", TINY._replace(tokens=300)), ("c", TINY._replace(tokens=1001))], preset)
+    assert fault.value.what == "2 of 3 samples have too many tokens: 'c' has 1001, and 256 fit"
     assert "data.seq_length=1008" in fault.value.hint
+    assert not fault.value.details
 
 
-def test_lengths_that_just_fit(preset):
-    assert check_lengths([("a", 256)], preset) is None
+def test_tiles_and_frames_that_do_not_fit_are_found_as_well(preset):
+    room = room_of(preset)
+    sizes = [("a", TINY), ("b", SampleSize(10, room.tiles + 1, 0)), ("c", SampleSize(10, 0, room.frames + 1))]
+    with pytest.raises(DataError) as fault:
+        check_sizes(sizes, preset)
+    said = [fault.value.what, *fault.value.details]
+    assert said == [
+        f"1 of 3 samples have too many picture tiles: 'b' has {room.tiles + 1}, and {room.tiles} fit",
+        f"1 of 3 samples have too many frames: 'c' has {room.frames + 1}, and {room.frames} fit",
+    ]
+    assert f"--set data.tiles={room.tiles + 1} --set data.clips=" in fault.value.hint
+
+
+def test_sizes_that_just_fit(preset):
+    assert check_sizes([("a", room_of(preset))], preset) is None
 
 
 def test_every_parameter_of_the_model_belongs_to_a_part():

@@ -6,20 +6,34 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
 from llavanext_cli.errors import CheckpointError, TrainingError
+from llavanext_cli.training import saving
 from llavanext_cli.training.saving import CheckpointSaver, write_slices
-from llavanext_cli.training.state import check_settings, find_run_state, keep_newest, open_run_state, remove_leftovers
-from llavanext_cli.weights.checkpoint import load_parameters, open_checkpoint, write_checkpoint
+from llavanext_cli.training.session import TrainingSession
+from llavanext_cli.training.state import (
+    RunState,
+    check_settings,
+    find_run_state,
+    keep_newest,
+    open_run_state,
+    read_exact,
+    remove_leftovers,
+)
+from llavanext_cli.weights.checkpoint import open_checkpoint, write_checkpoint
 from llavanext_cli.weights.keymap import expected_parameters
 from llavanext_cli.weights.merge import SliceLayout
 from llavanext_cli.weights.stream import Made, PlannedTensor
+from tests.loading import load_parameters
 
 SETTINGS = {"train.seed": 0, "samples": 48}
 ARCHITECTURE = Architecture(
@@ -70,6 +84,10 @@ def saver_of(base: Path, **changes) -> CheckpointSaver:
     )
 
 
+def read_all(state: RunState) -> dict[str, np.ndarray]:
+    return {name: read_exact(spec) for name, spec in state.tensors.items()}
+
+
 WRITER = """
 import sys
 import time
@@ -100,17 +118,17 @@ def test_a_writer_killed_at_twenty_random_moments_never_leaves_a_checkpoint_that
         process.send_signal(signal.SIGKILL)
         process.communicate()
         leftovers += bool(list(checkpoints.glob(".step-*")))
-        state, passed = find_run_state(checkpoints)
-        assert passed == [], "every folder that has its name is whole"
+        state, damaged = find_run_state(checkpoints)
+        assert damaged == {}, "every folder that has its name is whole"
         step = state.step if state else 0
         assert step > last, "an earlier checkpoint was lost"
         if state is not None:
             assert all((array == step).all() for array in load_parameters(state.model).values())
-            tensors = state.read()
+            tensors = read_all(state)
             assert tensors.pop("global_step") == step
             assert all((array == -step).all() for array in tensors.values())
         last = step
-        remove_leftovers(checkpoints)
+        remove_leftovers(checkpoints, tmp_path / "model")
     assert leftovers > 3, "writers were killed in the middle"
 
 
@@ -123,12 +141,13 @@ def test_what_was_changed_later_is_passed_over(base, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     state = tmp_path / "step-00000002" / "training" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-9])
-    found, passed = find_run_state(tmp_path)
+    found, damaged = find_run_state(tmp_path)
     assert found.step == 1
-    assert len(passed) == 3
-    assert "no training/state.json" in passed[0]
-    assert "is damaged" in passed[1]
-    assert find_run_state(tmp_path / "empty") == (None, [])
+    assert [folder.name for folder in damaged] == ["step-00000004", "step-00000003", "step-00000002"]
+    reasons = list(damaged.values())
+    assert "no training/state.json" in reasons[0]
+    assert "is damaged" in reasons[1]
+    assert find_run_state(tmp_path / "empty") == (None, {})
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(base, tmp_path, monkeypatch):
@@ -211,7 +230,7 @@ def test_slices_of_eight_ranks_become_one_folder(base, tmp_path):
     saver.save(folder, cut(arrays, layouts, 0), 5, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     state = open_run_state(folder)
-    back = load_parameters(state.model) | state.read()
+    back = load_parameters(state.model) | read_all(state)
     assert back.keys() == arrays.keys()
     assert all(np.array_equal(back[name], arrays[name]) for name in arrays)
 
@@ -225,3 +244,75 @@ def test_a_rank_that_fails_ends_the_wait_of_the_first(base, tmp_path):
     with pytest.raises(CheckpointError, match=r"ranks \[1\] did not write"):
         saver.save(tmp_path / "step-00000005", cut(arrays, layouts, 0), 5, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_on_the_first_rank_waits_for_the_others_and_leaves_nothing(base, tmp_path, monkeypatch):
+    arrays, layouts = layouts_and_arrays()
+    whole = {name: array.shape for name, array in arrays.items()}
+    parts = tmp_path / ".model.parts"
+    parts.mkdir()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saving, "write_slices", full)
+
+    def write_late() -> None:
+        time.sleep(0.5)
+        write_slices(parts, cut(arrays, layouts, 1), whole, layouts, rank=1, stage=2)
+
+    other = threading.Thread(target=write_late)
+    other.start()
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        saver_of(base, ranks=2, layouts=lambda: layouts).save(tmp_path / "model", cut(arrays, layouts, 0), 5, {}, True)
+    other.join()
+    assert list(tmp_path.iterdir()) == [], "what is left would be joined with the slices of the next attempt"
+
+
+def test_what_a_killed_run_left_of_its_slices_is_removed_before_the_next_start(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    for name in ("checkpoints/.step-00000005.parts", "checkpoints/step-00000004", ".model.parts", "model"):
+        (tmp_path / name).mkdir(parents=True)
+    remove_leftovers(checkpoints, tmp_path / "model")
+    assert sorted(path.name for path in (*tmp_path.iterdir(), *checkpoints.iterdir())) == [
+        "checkpoints", "model", "step-00000004",
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- who is sliced
+
+
+class FakeCell:
+    """A training cell that MindSpore compiles inside another one: the layouts are noted there, not here."""
+
+    parameter_layout_dict: ClassVar[dict] = {}
+
+    def __init__(self, arrays):
+        self.arrays = dict(arrays)
+
+    def parameters_dict(self):
+        return {name: SimpleNamespace(shape=a.shape, asnumpy=lambda a=a: a) for name, a in self.arrays.items()}
+
+
+def test_every_rank_of_a_cut_model_writes_its_slices_and_the_first_joins_them(base, tmp_path, monkeypatch):
+    arrays, layouts = layouts_and_arrays()
+    monkeypatch.setattr(TrainingSession, "_layouts", lambda self: layouts)
+    parallel = SimpleNamespace(devices=8, pipeline=1)
+    for rank in (*range(1, 8), 0):
+        session = TrainingSession(
+            SimpleNamespace(),
+            open_checkpoint(base),
+            settings=SETTINGS,
+            note={},
+            rank=rank,
+            parallel=parallel,
+            state=None,
+        )
+        cell = FakeCell(arrays)
+        session.begin(cell)
+        assert not session.sliced
+        cell.arrays = cut(arrays, layouts, rank)  # what compiling does
+        assert session.sliced
+        session.save(tmp_path / "step-00000005", 5)
+    back = read_all(open_run_state(tmp_path / "step-00000005"))
+    assert back and all(np.array_equal(back[name], arrays[name]) for name in back)
