@@ -14,7 +14,15 @@ from llavanext_cli.app import app
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.machine import doctor
 from llavanext_cli.machine.ascend import Ascend, Npu
-from llavanext_cli.machine.doctor import Diagnosis, Finding, check_ascend, check_disk, check_packages, load_version_map
+from llavanext_cli.machine.doctor import (
+    DISK_GB,
+    Diagnosis,
+    Finding,
+    check_ascend,
+    check_disk,
+    check_packages,
+    load_version_map,
+)
 
 MAP = {
     "mf": {"1.9.0": {"support": ["2.9.0"]}, "1.8.0": {"support": ["2.7.2"]}},
@@ -92,7 +100,11 @@ def test_platform_and_disk(tmp_path):
     assert doctor.check_platform("Linux", "aarch64").state == "ok"
     assert doctor.check_platform("Linux", "riscv64").state == "fault"
     assert doctor.check_platform("Darwin", "arm64").state == "warning"
-    assert check_disk(10**9, tmp_path).state == "warning" and check_disk(10**12, tmp_path).state == "ok"
+    states = {
+        (task, size): check_disk(size * 10**9, tmp_path, task).state for task in DISK_GB for size in (1, 100, 1000)
+    }
+    assert [states["train", size] for size in (1, 100, 1000)] == ["warning", "warning", "ok"]
+    assert [states["ask", size] for size in (1, 100, 1000)] == ["warning", "ok", "ok"]
 
 
 def test_any_answer_of_the_hub_is_an_answer():
