@@ -15,7 +15,7 @@ from typing import Any, Literal
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.config.documents import Document, load_yaml, parse_yaml
 from llavanext_cli.config.reading import Builder, Problem, suggestion, takes_mapping
-from llavanext_cli.config.rules import check_preset
+from llavanext_cli.config.rules import check_preset, greatest_positions
 from llavanext_cli.config.schema import SECTIONS, TASKS, Head, Preset, schema_keys
 from llavanext_cli.errors import ConfigError
 
@@ -128,7 +128,12 @@ def find_preset(name_or_path: str | Path) -> tuple[str, Path]:
     raise ConfigError(f"no preset named {text!r}", (f"Did you mean {' or '.join(near)}? " if near else "") + LIST_HINT)
 
 
-def load_preset(name_or_path: str | Path, overrides: Sequence[str] = (), devices: int | None = None) -> Preset:
+def load_preset(
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    devices: int | None = None,
+    model: Architecture | None = None,
+) -> Preset:
     """Read a preset and check all of it.
 
     Args:
@@ -136,6 +141,7 @@ def load_preset(name_or_path: str | Path, overrides: Sequence[str] = (), devices
         overrides: `key.path=value` settings (`--set`), the value in YAML.
         devices: `--devices`; in training the number of data-parallel groups follows from it, tensor and pipeline
             stay; in asking all share each layer.
+        model: of the checkpoint that is asked with the preset; see `check_preset`.
 
     Raises:
         ConfigError: no such preset, not YAML, or wrong; all that is wrong is in `details`, each with file and key.
@@ -146,7 +152,7 @@ def load_preset(name_or_path: str | Path, overrides: Sequence[str] = (), devices
     builder.document = builder.document.updated(_read_overrides(overrides, known, builder))
     if devices is not None:
         builder.document = builder.document.updated(_share_devices(builder.document, devices))
-    preset = _build(builder, name, path, known)
+    preset = _build(builder, name, path, known, model)
     if builder.problems:
         count = len(builder.problems)
         raise ConfigError(
@@ -277,7 +283,9 @@ def _share_devices(document: Document, devices: int) -> Document:
     )
 
 
-def _build(builder: Builder, name: str, path: Path, known: Mapping[str, Any]) -> Preset:
+def _build(
+    builder: Builder, name: str, path: Path, known: Mapping[str, Any], model: Architecture | None = None
+) -> Preset:
     """The dataclasses; what is wrong is in `builder.problems`."""
     values = builder.document.values
     tops = ["task", "description", *SECTIONS]
@@ -300,7 +308,7 @@ def _build(builder: Builder, name: str, path: Path, known: Mapping[str, Any]) ->
         builder.add("data.seq_length", "missing: tokens a sample, media included")
 
     preset = Preset(name=name, path=path, task=task, description=head.description, **sections)
-    _apply_rules(builder, preset)
+    _apply_rules(builder, preset, model)
     return preset
 
 
@@ -313,14 +321,14 @@ def _refuse_unread(builder: Builder, cls: type, section: str, task: str) -> None
             builder.add(f"{section}.{f.name}", f"is not read by the task {task}: leave it out")
 
 
-def _apply_rules(builder: Builder, preset: Preset) -> None:
+def _apply_rules(builder: Builder, preset: Preset, model: Architecture | None) -> None:
     """Rules between fields; one that read a field with a problem of its own says nothing new."""
     bad = {problem.key for problem in builder.problems}
 
     def is_bad(key: str) -> bool:
         return any(key == other or key.startswith(f"{other}.") for other in bad)
 
-    for keys, text in check_preset(preset):
+    for keys, text in check_preset(preset, model):
         if not any(is_bad(key) for key in keys):
             # It stands where the user last wrote: at a --set or --devices, else at the first key that is in a file.
             places = [
@@ -335,7 +343,8 @@ def _apply_rules(builder: Builder, preset: Preset) -> None:
 
 
 def check_model_settings(preset: Preset, overrides: Sequence[str], architecture: Architecture) -> None:
-    """The model is what the checkpoint says it is; a `--set model.…` that says otherwise must not go unheard.
+    """The model is what the checkpoint says it is: a `--set model.…` that says otherwise must not go unheard, and
+    samples must end within its positions.
 
     Raises:
         ConfigError: with both values.
@@ -355,3 +364,9 @@ def check_model_settings(preset: Preset, overrides: Sequence[str], architecture:
                 f"--set {override}: the checkpoint's {key} is {found}",
                 "The model's shape is the checkpoint's: leave the setting out, or convert another model.",
             )
+    length, positions = preset.data.seq_length, greatest_positions(architecture.text)
+    if length is not None and length > positions:
+        raise ConfigError(
+            f"data.seq_length is {length}, but the positions of the checkpoint's model reach {positions}",
+            f"give --set data.seq_length={positions}, or a checkpoint whose config.json has rope_scaling",
+        )

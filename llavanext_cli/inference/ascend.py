@@ -3,9 +3,9 @@
     prefill     one prompt at a time     tokens to its own blocks of the cache, logits of its last position
     increment   one token of each        all sequences of the batch at once
 
-MindFormers' prefill takes the prompts of a batch as one row of tokens without padding between them. One prompt fills
-the NPU by itself, so each goes alone, padded to the smallest compiled shape that holds it without doubling its work,
-else to a new bucket.
+MindFormers' prefill takes the prompts of a batch as one row of tokens without padding between them. One prompt keeps
+the NPU busy by itself, so the prompts go one by one. Each is padded to a shape that depends on nothing but itself, so
+that a question gets the same answer whenever it is asked; there are few such shapes, as each is a graph to compile.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llavanext_cli.inference.cpu import Step
+from llavanext_cli.config.rules import greatest_tiles
+from llavanext_cli.inference.engines import BUCKET, Step, round_up
 from llavanext_cli.inference.paging import block_tables, next_slots, prompt_slots
 from llavanext_cli.processing.packing import collate
 
 if TYPE_CHECKING:
     from llavanext_cli.config.architecture import Architecture
     from llavanext_cli.records import Batch, EncodedSample
-
-BUCKET = 64
-"""Prompts are padded to a multiple of this many tokens."""
 
 
 class AscendEngine:
@@ -41,7 +39,6 @@ class AscendEngine:
     def __init__(self, network: Any, arch: Architecture, batch: int, cache_tokens: int, block_size: int):
         self.network, self.arch, self.batch, self.cache_tokens = network, arch, batch, cache_tokens
         self.block_size, self.blocks = block_size, -(-cache_tokens // block_size)
-        self.shapes: set[tuple[int, int, int]] = set()
 
     def start(self, samples: Sequence[EncodedSample], room: int, limit: int, past: int = 0) -> Step:
         """Prefill; the arguments of `CpuEngine.start`. This cache always begins anew: `past` is 0."""
@@ -87,13 +84,9 @@ class AscendEngine:
 
     def _pad(self, sample: EncodedSample) -> tuple[Batch, int]:
         """A batch of one prompt, and how many of its tiles are frames."""
-        length, tiles, frames = sample.length, len(sample.tiles), len(sample.frames)
-        fitting = [s for s in self.shapes if s[0] >= length and s[1] >= tiles and s[2] >= frames]
-        near = [s for s in fitting if s[0] <= 2 * length and s[1] + s[2] <= 2 * max(1, tiles + frames)]
-        bucket = min(-(-length // BUCKET) * BUCKET, self.cache_tokens)
-        shape = min(near, default=(bucket, tiles, frames))
-        self.shapes.add(shape)
-        return collate([sample], seq_length=shape[0], tiles=shape[1], frames=shape[2], arch=self.arch), shape[2]
+        length, frames = min(padded_length(sample.length), self.cache_tokens), len(sample.frames)
+        tiles = round_up(len(sample.tiles), greatest_tiles(self.arch))
+        return collate([sample], seq_length=length, tiles=tiles, frames=frames, arch=self.arch), frames
 
     def _inputs(
         self,
@@ -117,6 +110,13 @@ class AscendEngine:
             Tensor(slots),
             frames,
         )
+
+
+def padded_length(length: int) -> int:
+    """Tokens that a prompt is padded to: a multiple of `BUCKET`, and from 512 on one of four lengths between a power
+    of two and the next, so at most a quarter more."""
+    octave = 1 << max(length - 1, 1).bit_length() - 1  # the greatest power of two below it
+    return round_up(length, max(BUCKET, octave // 4))
 
 
 def _choose(logits: Any) -> Step:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.config.presets import check_model_settings, load_preset
-from llavanext_cli.config.rules import uneven_shares
+from llavanext_cli.config.rules import greatest_positions, has_room
 from llavanext_cli.errors import ConfigError, DataError
 from llavanext_cli.inference.contact_sheet import write_contact_sheet
+from llavanext_cli.inference.engines import CACHE_STEP, CHAT_STEP, round_up
 from llavanext_cli.inference.named import describe_times, resolve_media
 from llavanext_cli.inference.sampling import Sampling
 from llavanext_cli.processing.processor import Processor
@@ -23,15 +24,11 @@ from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, EncodedS
 from llavanext_cli.weights.checkpoint import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
-    from llavanext_cli.config.schema import Preset
+    from llavanext_cli.config.architecture import Architecture
+    from llavanext_cli.config.schema import Ask, Preset
     from llavanext_cli.inference.chat import Chat
     from llavanext_cli.inference.remote import RemoteSession
     from llavanext_cli.inference.session import Answer, Session
-
-CACHE_STEP = 256
-"""The cache is as long as one question needs, rounded up to this many tokens."""
-CHAT_STEP = 1024
-"""The same of a chat, which grows: a longer cache is another graph, and everything is computed anew."""
 
 
 def run_ask(
@@ -69,20 +66,26 @@ def run_ask(
     Raises:
         LlavaNextError: a file, the checkpoint, the preset or the question cannot be used.
     """
+    from llavanext_cli.inference.session import check_room
+
     opened, preset, processor = prepare(checkpoint, preset_name, overrides, devices, frames, wants_video=bool(videos))
     sampling = build_sampling(preset, changes or {})
+    assert preset.ask is not None, "an ask preset"
     with tempfile.TemporaryDirectory(prefix="llavanext-") as folder:
         pictures, clips = resolve_media(
             [str(name) for name in images], [str(name) for name in videos], Path(folder), allow_url=allow_url
         )
-        if time_instruction and clips:
-            question = "\n".join([*[describe_times(clip, preset.data.frames) for clip in clips], question])
         sample = build_question(question, pictures, clips)
         check_media(sample, preset)
         media = processor.load_media(sample)
+        if time_instruction:
+            sentences = [describe_times(clip, times) for clip, times in zip(clips, media.times, strict=True)]
+            sample = replace(sample, turns=(Turn("user", "\n".join([*sentences, question])),))
         if show is not None:
             write_contact_sheet(show, media, opened.architecture, [Path(medium.path).name for medium in sample.media])
         encoded = processor.encode_question(sample, media=media)
+    hint = how_to_fit(encoded, len(clips), preset, opened.architecture, sampling)
+    check_room(encoded, preset.ask.cache_tokens, hint)
     with open_session(opened, preset, cache_need(encoded, sampling), verbose=verbose) as session:
         return session.answer([encoded], sampling, (lambda row, text: on_text(text)) if on_text else None)[0]
 
@@ -127,35 +130,60 @@ def prepare(
     *,
     wants_video: bool,
 ) -> tuple[Checkpoint, Preset, Processor]:
-    """Open what a question needs, short of the model itself."""
+    """Open what a question needs, short of the model itself. The cache ends where the checkpoint's positions do."""
     opened = open_checkpoint(checkpoint)
     extra = [f"data.frames={frames}"] if frames is not None else []
-    name = preset_name or default_preset(wants_video)
-    preset = load_preset(name, [*overrides, *extra], devices)
+    name = preset_name or default_preset(opened.architecture, wants_video)
+    preset = load_preset(name, [*overrides, *extra], devices, opened.architecture)
     if preset.ask is None:
         raise ConfigError(f"{name} is a preset for training, not for asking", hint="see `llavanext presets list`")
     check_model_settings(preset, overrides, opened.architecture)
-    uneven = [problem for _, problem in uneven_shares(opened.architecture.text, preset.parallel.tensor)]
-    if uneven:
-        raise ConfigError(f"{checkpoint}: {uneven[0]}", "use another number of --devices", uneven[1:])
+    most = usable_positions(opened.architecture, preset.ask)
+    preset = replace(preset, ask=replace(preset.ask, cache_tokens=min(preset.ask.cache_tokens, most)))
     processor = Processor(opened.architecture, load_tokenizer(opened.folder), frames=preset.data.frames)
     return opened, preset, processor
 
 
-def default_preset(wants_video: bool) -> str:
-    """The Ascend presets where an Ascend is, the CPU's elsewhere."""
+def default_preset(architecture: Architecture, wants_video: bool) -> str:
+    """The Ascend presets where an Ascend is; elsewhere the tiny one where the checkpoint's pictures and clips fit into
+    it, else the CPU's for models of full size."""
     if Path("/dev/davinci_manager").exists():
         return "video-7b-ask-video" if wants_video else "video-7b-ask-image"
-    return "tiny-ask"
+    return "tiny-ask" if has_room(load_preset("tiny-ask"), architecture) else "video-7b-ask-cpu"
+
+
+def usable_positions(architecture: Architecture, ask: Ask) -> int:
+    """The longest cache: as far as the checkpoint's positions reach, in whole blocks."""
+    return greatest_positions(architecture.text) // ask.block_size * ask.block_size
 
 
 def check_media(sample: Sample, preset: Preset) -> None:
     """Refuse clips that a preset for pictures has no frames for, and pictures that it has no tiles for."""
     kinds = {medium.kind for medium in sample.media}
     if "video" in kinds and preset.data.frames == 0:
-        raise DataError(f"preset {preset.name} takes no clips", hint="use --preset video-7b-ask-video, or --frames 32")
+        raise DataError(f"preset {preset.name} takes no clips", hint="give --frames 16, or another preset")
     if "image" in kinds and preset.data.tiles == 0:
-        raise DataError(f"preset {preset.name} takes no pictures", hint="use --preset video-7b-ask-image")
+        raise DataError(f"preset {preset.name} takes no pictures", hint="give --set data.tiles=5, or another preset")
+
+
+def how_to_fit(
+    encoded: EncodedSample, clips: int, preset: Preset, architecture: Architecture, sampling: Sampling
+) -> str:
+    """What to change when a question does not fit into the cache: the cache where the positions reach further, else
+    the frames of its clips, so that the whole answer has room."""
+    assert preset.ask is not None, "an ask preset"
+    most = usable_positions(architecture, preset.ask)
+    if encoded.length < most:
+        return (
+            f"give --set ask.cache_tokens={min(round_up(cache_need(encoded, sampling), preset.ask.block_size), most)}"
+        )
+    reach = f"the positions of this checkpoint reach {greatest_positions(architecture.text)}"
+    if clips:
+        excess = encoded.length + sampling.max_new_tokens - most
+        frames = len(encoded.frames) // clips - round_up(excess, step := clips * architecture.frame_features) // step
+        if frames > 0:
+            return f"{reach}: give --frames {frames}"
+    return f"{reach}: give fewer pictures, clips or words"
 
 
 def build_sampling(preset: Preset, changes: dict[str, Any]) -> Sampling:
@@ -175,7 +203,7 @@ def build_sampling(preset: Preset, changes: dict[str, Any]) -> Sampling:
 def cache_need(encoded: EncodedSample, sampling: Sampling) -> int:
     """Tokens of cache for a prompt and its answer, rounded up."""
     need = encoded.length + sampling.max_new_tokens + 1
-    return -(-need // CACHE_STEP) * CACHE_STEP
+    return round_up(need, CACHE_STEP)
 
 
 @contextmanager

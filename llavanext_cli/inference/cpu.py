@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llavanext_cli.inference.engines import Step, round_up
 from llavanext_cli.processing.packing import collate
 
 if TYPE_CHECKING:
@@ -27,19 +27,6 @@ if TYPE_CHECKING:
 
 PIECES = (8, 5, 4, 3, 2, 1)
 """Tiles that one call of the tower takes: 3 to 5 are one picture, 8 are frames."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a prefill or a step of decoding gives: the likeliest tokens `int32[B]`, and logits that stay on the device
-    until they are asked for."""
-
-    tokens: np.ndarray
-    device_logits: Any
-
-    def logits(self) -> np.ndarray:
-        """`float32[B, V]`."""
-        return self.device_logits.asnumpy()
 
 
 class CpuEngine:
@@ -85,7 +72,7 @@ class CpuEngine:
         self.length = self.cache_length(room, limit)
         decoder = self.decoder(self.length)
         longest = max(sample.length for sample in samples) - past
-        bucket = min(-(-longest // self.bucket) * self.bucket, self.length - past)
+        bucket = min(round_up(longest, self.bucket), self.length - past)
         rows = [*samples, *[samples[0]] * (self.batch - len(samples))]
         hidden = self.embed(rows, past, bucket)
         last = np.array([sample.length - past - 1 for sample in rows], np.int32)
@@ -102,7 +89,7 @@ class CpuEngine:
         return self._run(decoder, "decode", hidden, past, np.zeros(self.batch, np.int32), False)
 
     def cache_length(self, room: int, limit: int) -> int:
-        return min(-(-room // self.cache_step) * self.cache_step, limit)
+        return min(round_up(room, self.cache_step), limit)
 
     def decoder(self, length: int) -> Any:
         from llavanext_cli.model.backend.decoder import Decoder
@@ -128,11 +115,11 @@ class CpuEngine:
         table = np.zeros((len(samples), rows, self.arch.text.hidden_size), np.float32)
         own = len({id(sample) for sample in samples})  # what fills the batch is the first again, and comes last
         for row in range(own):
-            self.fill(table[row], batch.tiles[row], index[row], tiles)
+            self.fill_feature_table(table[row], batch.tiles[row], index[row], tiles)
         table[own:] = table[0]
         return self._call(self.embedder, f"media {bucket} {rows}", Tensor(ids), Tensor(table), Tensor(index))
 
-    def fill(self, table: np.ndarray, pixels: np.ndarray, index: np.ndarray, tiles: int) -> None:
+    def fill_feature_table(self, table: np.ndarray, pixels: np.ndarray, index: np.ndarray, tiles: int) -> None:
         """Compute the rows of a feature table `[N, D]` that `index` points at: whole tiles and frames of `pixels`."""
         pictures = tiles * self.arch.tile_features
         for begin, count, size, first, is_clip in (
@@ -145,11 +132,11 @@ class CpuEngine:
             at, end = int(used[0]), int(used[-1]) + 1
             while at < end:
                 piece = next(number for number in PIECES if number <= end - at)
-                rows = self.look(pixels[first + at : first + at + piece], is_clip)
+                rows = self.encode_tiles(pixels[first + at : first + at + piece], is_clip)
                 table[begin + at * size : begin + (at + piece) * size] = rows
                 at += piece
 
-    def look(self, tiles: np.ndarray, is_clip: bool) -> np.ndarray:
+    def encode_tiles(self, tiles: np.ndarray, is_clip: bool) -> np.ndarray:
         """Feature rows of a few tiles or frames, `float32[T * Q, D]`."""
         from mindspore import Tensor
 

@@ -89,17 +89,18 @@ def download(url: str, target: Path, most: int) -> Path:
     raise DataError(f"{asked}: more than {REDIRECTS} redirects", "name the final address")
 
 
-def describe_times(path: Path, frames: int) -> str:
-    """The original LLaVA-NeXT-Video's sentence about a clip: how long it lasts and when its frames were taken."""
+def describe_times(path: Path, times: Sequence[float]) -> str:
+    """The original LLaVA-NeXT-Video's sentence about a clip: how long it lasts and when its frames were taken.
+
+    Args:
+        path: the clip, in whose header stands how long its last frame is shown.
+        times: seconds of each frame, first and last of the clip among them.
+    """
     import av
-    import numpy as np
 
-    from llavanext_cli.processing.video import read_frames
-
-    _, times = read_frames(path, frames, keep=lambda frame: np.zeros(1, np.uint8))
     with av.open(str(path), metadata_errors="replace") as container:
-        rate = float(container.streams.video[0].average_rate or 0)
-    seconds = float(times[-1]) + (1 / rate if rate else 0.0)
+        rate = float((container.streams.best("video") or container.streams.video[0]).average_rate or 0)
+    seconds = times[-1] + (1 / rate if rate else 0.0)
     places = ",".join(f"{moment:.2f}s" for moment in times)
     return (
         f"The video lasts for {seconds:.2f} seconds, and {len(times)} frames are uniformly sampled from it. "

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llavanext_cli.errors import DataError
-from llavanext_cli.inference.engines import build_engine
+from llavanext_cli.inference.engines import BUCKET, CACHE_STEP, build_engine
 from llavanext_cli.inference.sampling import Sampling, next_token
 from llavanext_cli.inference.writing import Writer
 from llavanext_cli.processing.tokens import load_tokenizer
@@ -27,11 +27,6 @@ from llavanext_cli.records import EncodedSample
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset
     from llavanext_cli.weights.checkpoint import Checkpoint
-
-BUCKET = 64
-"""Prompts are padded to a multiple of this many tokens."""
-CACHE_STEP = 256
-"""A cache is as long as prompt and answer need, rounded up to this many tokens."""
 
 TextCallback = Callable[[int, str], None]
 """Called with (row of the batch, piece of text) as answers grow."""
@@ -187,22 +182,19 @@ class Session:
         if self.before is None or self.engine.cache_length(room, self.cache_tokens) != self.engine.length:
             return 0
         old, held = self.before
-        for mine, his in ((sample.tiles, old.tiles), (sample.frames, old.frames)):
-            if len(mine) < len(his) or not np.array_equal(mine[: len(his)], his):
+        for new, cached in ((sample.tiles, old.tiles), (sample.frames, old.frames)):
+            if len(new) < len(cached) or not np.array_equal(new[: len(cached)], cached):
                 return 0
         size = min(len(held), sample.length - 1)
         differ = np.flatnonzero(held[:size] != sample.input_ids[:size])
         return int(differ[0]) if len(differ) else size
 
 
-def check_room(sample: EncodedSample, cache_tokens: int) -> None:
+def check_room(sample: EncodedSample, cache_tokens: int, hint: str = "use fewer frames or pictures") -> None:
     """Raise a `DataError` when a prompt leaves no room for an answer in a cache of so many tokens."""
     if sample.length >= cache_tokens:
         name = f"question {sample.id}" if sample.id else "the question"
-        raise DataError(
-            f"{name} has {sample.length} tokens, media included; {cache_tokens - 1} fit",
-            hint=f"use fewer frames or pictures, or --set ask.cache_tokens={sample.length + 256}",
-        )
+        raise DataError(f"{name} has {sample.length} tokens, media included; {cache_tokens - 1} fit", hint)
 
 
 def _to_row(on_text: TextCallback | None, row: int) -> Callable[[str], None] | None:

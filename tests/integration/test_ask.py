@@ -83,7 +83,13 @@ def test_no_such_preset(run_llavanext, tiny_checkpoint):
 
 def test_a_prompt_longer_than_the_cache(run_llavanext, media, tiny_checkpoint):
     words = ["ask", "what?", "--image", media / "1.png", "--checkpoint", tiny_checkpoint]
-    refused(run_llavanext, "tokens", *words, "--set", "ask.cache_tokens=128", "--set", "ask.max_new_tokens=4")
+    refused(run_llavanext, "111 fit\nHint: give --set ask.cache_tokens=256", *words, "--set", "ask.cache_tokens=112")
+
+
+def test_a_clip_beyond_the_checkpoints_positions(run_llavanext, media, tiny_checkpoint):
+    words = ["ask", "what?", "--video", media / "clip.mp4", "--checkpoint", tiny_checkpoint, "--frames", "200"]
+    expected = "the positions of this checkpoint reach 512: give --frames "
+    refused(run_llavanext, expected, *words, "--set", "ask.cache_tokens=4096")
 
 
 def test_more_placeholders_than_pictures(run_llavanext, media, tiny_checkpoint):

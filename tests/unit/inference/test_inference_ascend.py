@@ -66,3 +66,25 @@ def test_a_batch_answers_as_each_question_alone(mindspore_cpu, asked):
         step = engine.step(step.tokens, lengths)
     assert len({phase for phase in network.calls if phase.startswith("prefill")}) == 2  # 64 and 128 tokens
     assert step.logits().shape == (batch, VOCAB)
+
+
+def test_a_prompt_is_padded_alike_whatever_was_asked_before():
+    from llavanext_cli.inference.ascend import AscendEngine, padded_length
+
+    def shape(engine, length, tiles, frames):
+        row, zeros = np.ones(length, np.int32), np.zeros((tiles + frames, 3, 336, 336), np.float32)
+        batch, count = engine._pad(EncodedSample("", row, row, zeros[:tiles], zeros[tiles:], row))
+        return batch.input_ids.shape[1], batch.tiles.shape[1] - count, count
+
+    fresh, used = (AscendEngine(None, Architecture(), 1, 4096, 16) for _ in range(2))
+    shape(used, 1900, 5, 4)
+    for question, padded in {
+        (1000, 3, 0): (1024, 5, 0),
+        (1948, 4, 0): (2048, 5, 0),
+        (2060, 6, 2): (2560, 10, 2),
+        (4090, 0, 0): (4096, 0, 0),
+    }.items():
+        assert shape(fresh, *question) == shape(used, *question) == padded
+    lengths = [padded_length(length) for length in range(1, 8193)]
+    assert all(length <= padded <= max(64, 1.25 * length + 64) for length, padded in enumerate(lengths, 1))
+    assert len(set(lengths)) == 24
