@@ -5,34 +5,42 @@
     output    0 1 2 3 ...                      a line as soon as all before it are there
 
 Which questions share a batch, and to what length they are padded, follows from the input alone. So a run that was
-killed computes the batches of its missing lines just as the undisturbed run would, and writes the same answers.
+killed computes the batches of its missing lines just as the undisturbed run would, and writes the same answers. Lines
+with an `error` are tried again; the file is replaced by one with their answers, so that it is whole at any moment.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.errors import DataError, LlavaNextError
 from llavanext_cli.inference.ask import build_sampling, check_media, open_session, prepare
+from llavanext_cli.inference.engines import BATCH_BUCKET
 from llavanext_cli.inference.inputs import Input, Inputs, read_inputs
+from llavanext_cli.inference.session import check_room
 from llavanext_cli.processing.processor import Processor, Roots
 from llavanext_cli.records import EncodedSample
 
+if TYPE_CHECKING:
+    from llavanext_cli.config.schema import Preset
+    from llavanext_cli.inference.sampling import Sampling
+    from llavanext_cli.weights.checkpoint import Checkpoint
+
 WINDOW = 4
 """Batches whose questions are sorted by length together. A kill loses less than this."""
-BUCKET = 128
-"""Prompts are padded to a multiple of this many tokens: few graphs for many lengths."""
 
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What a batch did: inputs, answers written now, failed inputs, lines that were there before, and files of the
+    """What a batch did: inputs, answers written now, failed inputs, answers that were there before, and files of the
     folder that are neither pictures nor clips."""
 
     questions: int
@@ -65,15 +73,15 @@ def run_batch(
     Args:
         questions: a file of questions (see inputs.py), or a folder of pictures and clips.
         out: JSON Lines `{"index", "id", "question", "answer", "reference", "prompt_tokens", "answer_tokens",
-            "finish"}`, or `{"index", "id", "error"}` where a question could not be asked. Complete lines that are
-            there are kept.
+            "finish", "made_with"}`, or `{"index", "id", "error"}` where a question could not be asked. Answers that
+            are there are kept.
         question: what to ask about each file of a folder.
         batch_size: questions answered at once.
         force: begin anew.
         progress: called with (inputs done, all inputs, rate and time left).
 
     Raises:
-        LlavaNextError: input, checkpoint or preset cannot be used.
+        LlavaNextError: input, checkpoint or preset cannot be used, or the output is that of another run.
     """
     started = time.monotonic()
     inputs = read_inputs(questions, question)
@@ -82,78 +90,101 @@ def run_batch(
     sampling = build_sampling(preset, changes or {})
     total = len(inputs.items)
     _check_out(out, questions)
-    kept = 0 if force or not out.exists() else count_answers(out, inputs)
-    failed = 0
-    if kept < total:
-        assert preset.ask is not None, "an ask preset"
-        shapes = {"batch_size": batch_size, "bucket": BUCKET}
-        with (
-            open_session(opened, preset, preset.ask.cache_tokens, verbose=verbose, **shapes) as session,
-            # a file's name may hold bytes that are no UTF-8: JSON's own escapes keep them
-            out.open("w" if force else "a", encoding="utf-8", errors="backslashreplace") as stream,
-        ):
-            begun = time.monotonic()
-            groups = plan_groups(inputs, processor, batch_size, kept)
+    made_with = describe_run(opened, preset, sampling)
+    there, faults = read_answers(out, inputs, made_with) if out.exists() and not force else (0, [])
+    assert preset.ask is not None, "an ask preset"
+    cache = preset.ask.cache_tokens
+    mended = {
+        at for at in faults if not isinstance(_encode(inputs.items[at], cache, processor, preset, inputs.roots), str)
+    }
+    todo = mended | set(range(there, total))
+    failed = len(faults) - len(mended)
+    if todo:
+        with open_session(
+            opened, preset, cache, verbose=verbose, batch_size=batch_size, bucket=BATCH_BUCKET
+        ) as session:
+            if force:
+                out.write_bytes(b"")
+            begun, left = time.monotonic(), len(todo)
+            groups = plan_groups(inputs, processor, batch_size, todo)
             pending: dict[int, dict[str, Any]] = {}
-            written = kept
-            for lines in answer_groups(groups, inputs, session, sampling, processor, preset):
-                pending |= {index: line for index, line in lines.items() if index >= kept}
-                while written in pending:
-                    line = pending.pop(written)
-                    failed += "error" in line
-                    stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    written += 1
-                stream.flush()
+            written = there
+            for lines in answer_groups(groups, inputs, session, sampling, processor, preset, made_with):
+                new = {index: lines[index] for index in lines.keys() & todo}
+                if replaced := {index: line for index, line in new.items() if index < there}:
+                    replace_lines(out, replaced)
+                pending |= {index: line for index, line in new.items() if index >= there}
+                with out.open("ab") as stream:
+                    while written in pending:
+                        stream.write(_spell(pending.pop(written)))
+                        written += 1
+                failed += sum("error" in line for line in new.values())
+                left -= len(new)
                 if progress:
-                    done = written + len(pending)
-                    progress(done, total, _pace(done - kept, total - done, time.monotonic() - begun))
+                    progress(total - left, total, _pace(len(todo) - left, left, time.monotonic() - begun))
+    kept = there - len(faults)
     return BatchReport(total, total - kept - failed, failed, kept, inputs.skipped, time.monotonic() - started, out)
 
 
-def plan_groups(inputs: Inputs, processor: Processor, batch_size: int, kept: int) -> Iterator[list[int]]:
-    """Indices of each batch, the same whatever `kept` is; batches whose lines are all there are left out."""
+def describe_run(checkpoint: Checkpoint, preset: Preset, sampling: Sampling) -> str:
+    """A digest of what an answer depends on beside its question."""
+    parts = (checkpoint.digest, preset.data.frames, preset.runtime.compute_dtype, asdict(sampling))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def plan_groups(inputs: Inputs, processor: Processor, batch_size: int, todo: set[int]) -> Iterator[list[int]]:
+    """Indices of each batch, the same whatever is to be done; batches without an index in `todo` are left out."""
     window = WINDOW * batch_size
-    for begin in range(kept // window * window, len(inputs.items), window):
+    for begin in range(0, len(inputs.items), window):
         members = range(begin, min(begin + window, len(inputs.items)))
+        if todo.isdisjoint(members):
+            continue
         ordered = sorted(members, key=lambda index: (_length(inputs.items[index], processor, inputs.roots), index))
         groups = [ordered[at : at + batch_size] for at in range(0, len(ordered), batch_size)]
-        yield from sorted((group for group in groups if max(group) >= kept), key=min)
+        yield from sorted((group for group in groups if not todo.isdisjoint(group)), key=min)
 
 
 def answer_groups(
-    groups: Iterator[list[int]], inputs: Inputs, session: Any, sampling: Any, processor: Processor, preset: Any
+    groups: Iterator[list[int]],
+    inputs: Inputs,
+    session: Any,
+    sampling: Any,
+    processor: Processor,
+    preset: Any,
+    made_with: str,
 ) -> Iterator[dict[int, dict[str, Any]]]:
     """Index → output line, batch by batch. The media of the next batch are read while this one is computed."""
 
     def encode(group: list[int]) -> list[tuple[int, EncodedSample | str]]:
-        return [(index, _encode(inputs.items[index], session, processor, preset, inputs.roots)) for index in group]
+        cache = preset.ask.cache_tokens
+        return [(index, _encode(inputs.items[index], cache, processor, preset, inputs.roots)) for index in group]
 
     with ThreadPoolExecutor(1) as reader:
         waiting = None
         for group in groups:
             coming = reader.submit(encode, group)
             if waiting is not None:
-                yield _answer(waiting.result(), inputs, session, sampling)
+                yield _answer(waiting.result(), inputs, session, sampling, made_with)
             waiting = coming
         if waiting is not None:
-            yield _answer(waiting.result(), inputs, session, sampling)
+            yield _answer(waiting.result(), inputs, session, sampling, made_with)
 
 
-def _encode(item: Input, session: Any, processor: Processor, preset: Any, roots: Roots) -> EncodedSample | str:
+def _encode(item: Input, cache_tokens: int, processor: Processor, preset: Any, roots: Roots) -> EncodedSample | str:
     """The encoded question, or what is wrong with it."""
     if item.sample is None:
         return item.fault
     try:
         check_media(item.sample, preset)
         encoded = processor.encode_question(item.sample, roots)
-        session.check_room(encoded)
+        check_room(encoded, cache_tokens)
     except LlavaNextError as fault:
         return fault.what
     return encoded
 
 
 def _answer(
-    group: list[tuple[int, EncodedSample | str]], inputs: Inputs, session: Any, sampling: Any
+    group: list[tuple[int, EncodedSample | str]], inputs: Inputs, session: Any, sampling: Any, made_with: str
 ) -> dict[int, dict[str, Any]]:
     """Output lines of one batch; a fault is that question's alone."""
     lines: dict[int, dict[str, Any]] = {}
@@ -176,6 +207,7 @@ def _answer(
             "prompt_tokens": answer.prompt_tokens,
             "answer_tokens": len(answer.tokens),
             "finish": answer.finish,
+            "made_with": made_with,
         }
     return lines
 
@@ -207,30 +239,61 @@ def _check_out(out: Path, questions: Path) -> None:
         raise DataError(f"{out}: the answers would go into the file of the questions", "use another --out")
 
 
-def count_answers(out: Path, inputs: Inputs) -> int:
-    """Answers to the first of the inputs that an earlier run wrote; a line cut off by its end is removed.
+def read_answers(out: Path, inputs: Inputs, made_with: str) -> tuple[int, list[int]]:
+    """What an earlier run wrote about the first of the inputs; a line cut off by its end is removed.
+
+    Returns:
+        The number of lines, and which of them are faults.
 
     Raises:
         DataError: the file holds something else.
     """
     data = out.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    lines = whole.splitlines()
-    for number, line in enumerate(lines):
-        if number >= len(inputs.items) or not _is_answer(line, number, inputs.items[number].id):
-            raise DataError(
-                f"{out}: line {number + 1} is no answer to a question of this run",
-                "use another --out, or --force to begin anew",
-            )
+    faults = []
+    for number, line in enumerate(whole.splitlines()):
+        answer = _read_answer(line)
+        item = inputs.items[number] if number < len(inputs.items) else None
+        asked = item.sample.turns[-1].text if item and item.sample else None
+        problem = ""
+        if item is None or (answer.get("index"), answer.get("id")) != (number, item.id):
+            problem = "is no answer to a question of this run"
+        elif answer.get("question", asked) != asked:
+            problem = f"answers another question: {answer['question']!r}"
+        elif answer.get("made_with", made_with) != made_with:
+            problem = "was made with another checkpoint, --frames or way of drawing tokens"
+        if problem:
+            raise DataError(f"{out}: line {number + 1} {problem}", "use another --out, or --force to begin anew")
+        if "error" in answer:
+            faults.append(number)
     if len(whole) < len(data):
         with out.open("r+b") as file:
             file.truncate(len(whole))
-    return len(lines)
+    return whole.count(b"\n"), faults
 
 
-def _is_answer(line: bytes, index: int, name: str) -> bool:
+def replace_lines(out: Path, lines: dict[int, dict[str, Any]]) -> None:
+    """Put lines in the place of those of the same index, in all or in none."""
+    target = out.resolve()
+    kept = target.read_bytes().splitlines(keepends=True)
+    for index, line in lines.items():
+        kept[index] = _spell(line)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(b"".join(kept))
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _spell(line: dict[str, Any]) -> bytes:
+    """A file's name may hold bytes that are no UTF-8: JSON's own escapes keep them."""
+    return json.dumps(line, ensure_ascii=False).encode("utf-8", errors="backslashreplace") + b"\n"
+
+
+def _read_answer(line: bytes) -> dict[str, Any]:
     try:
         data = json.loads(line)
     except ValueError:
-        return False
-    return isinstance(data, dict) and (data.get("index"), data.get("id")) == (index, name)
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llavanext_cli.errors import DataError, LlavaNextError
-from llavanext_cli.mixing.samples import HEADER_KEY, read_samples
+from llavanext_cli.mixing.samples import HEADER_KEY, header_roots, read_header, read_samples
 from llavanext_cli.processing.processor import Roots
 from llavanext_cli.records import Medium, Sample, Turn
 
@@ -42,7 +42,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All questions, where their media lie, and how many files of a folder are neither pictures nor clips."""
+    """All questions, where their media lie, and the number of a folder's files that are neither pictures nor clips."""
 
     items: tuple[Input, ...]
     roots: Roots
@@ -101,7 +101,7 @@ def _kind(file: Path) -> str | None:
 
 
 def _read_lines(path: Path, text: str) -> Inputs:
-    roots: dict[str, Any] = {}
+    header: tuple[str, int] | None = None
     items = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -111,7 +111,7 @@ def _read_lines(path: Path, text: str) -> Inputs:
         try:
             data = json.loads(line)
             if isinstance(data, dict) and HEADER_KEY in data and not items:
-                roots = {name: (path.parent / root).absolute() for name, root in data.get("roots", {}).items()}
+                header = (line, number)
                 continue
             items.append(_split(_to_sample(data, where, path.parent.absolute())))
         except (ValueError, RecursionError):
@@ -121,6 +121,7 @@ def _read_lines(path: Path, text: str) -> Inputs:
             items.append(Input(name, None, fault=error.what))
     if not items:
         raise DataError(f"{path}: no questions", 'a line is like {"question": "What is it?", "image": "a.jpg"}')
+    roots: dict[str, Any] = header_roots(path, read_header(path, header[0].encode(), header[1])) if header else {}
     for item in items:
         if item.sample and item.sample.source not in roots:
             roots[item.sample.source] = path.parent.absolute()

@@ -69,8 +69,8 @@ def read_samples(path: Path) -> SampleFile:
             data = chunk.read(file)
             places = _places(data, chunk)
             if chunk.first == 0 and chunk.lines:
-                header = _read_header(path, _cut(data, chunk, places[0]), places[0].line)
-                roots = _roots(path, header)
+                header = read_header(path, _cut(data, chunk, places[0]), places[0].line)
+                roots = header_roots(path, header)
                 places = places[1:] if header else places
             for place, quick in zip(places, _decode_quickly(data, chunk, places), strict=True):
                 source = _source_of(quick)
@@ -228,7 +228,12 @@ def _opened(path: Path) -> Any:
         raise DataError(f"{path}: {error.strerror or error}", "name the file that llavanext mix wrote") from error
 
 
-def _read_header(path: Path, record: bytes | msgspec.Raw, line: int) -> dict[str, Any]:
+def read_header(path: Path, record: bytes | msgspec.Raw, line: int) -> dict[str, Any]:
+    """The header of a file whose first record, in `line`, is given; {} where that is a sample.
+
+    Raises:
+        DataError: it is no JSON, or a header that cannot be used.
+    """
     first = _decode(path, record, line)
     if not isinstance(first, dict) or HEADER_KEY not in first:
         return {}
@@ -243,7 +248,8 @@ def _read_header(path: Path, record: bytes | msgspec.Raw, line: int) -> dict[str
     return first
 
 
-def _roots(path: Path, header: dict[str, Any]) -> dict[str, Path]:
+def header_roots(path: Path, header: dict[str, Any]) -> dict[str, Path]:
+    """Absolute media folder of each source that the header of a file names."""
     return {name: Path(os.path.abspath(path.parent / root)) for name, root in header.get("roots", {}).items()}
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from llavanext_cli.errors import DataError
-from llavanext_cli.inference.batch import count_answers, run_batch
+from llavanext_cli.inference.batch import read_answers, run_batch
 from llavanext_cli.inference.inputs import read_inputs
 from llavanext_cli.processing.geometry import count_tokens
 
@@ -135,7 +135,7 @@ def test_answers_of_an_earlier_run_are_counted(tmp_path):
     inputs = read_inputs(tmp_path / "questions.jsonl", None)
     out = tmp_path / "answers.jsonl"
     out.write_text(ANSWERS + '{"index": 1, "id"')
-    assert count_answers(out, inputs) == 1
+    assert read_answers(out, inputs, "") == (1, [])
     assert out.read_text() == ANSWERS
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llavanext_cli.errors import DataError
+from llavanext_cli.inference.batch import read_answers
 from llavanext_cli.inference.inputs import read_inputs
 
 RUN = textwrap.dedent("""
@@ -27,12 +28,11 @@ RUN = textwrap.dedent("""
         def count_question(self, sample, roots):
             return 10 + zlib.crc32(sample.turns[0].text.encode()) % 90
         def encode_question(self, sample, roots):
-            if "broken" in sample.turns[0].text:
+            if "broken" in sample.turns[0].text and not Path("mended").exists():
                 raise DataError("broken medium")
             return SimpleNamespace(length=self.count_question(sample, roots), text=sample.turns[0].text)
 
     class Session:
-        def check_room(self, encoded): pass
         def answer(self, samples, sampling):
             time.sleep(PAUSE)
             together = ",".join(sample.text for sample in samples)  # an answer that shows who shared its batch
@@ -47,6 +47,7 @@ RUN = textwrap.dedent("""
     batch.open_session = open_session
     batch.build_sampling = lambda *args: None
     batch.check_media = lambda *args: None
+    batch.describe_run = lambda *args: "these settings"
     batch.prepare = lambda *args, **options: (None, SimpleNamespace(ask=SimpleNamespace(cache_tokens=512)), Processor())
     report = batch.run_batch(Path(sys.argv[1]), Path(sys.argv[2]), Path("."), batch_size=4)
     print(report.failed)
@@ -55,7 +56,7 @@ RUN = textwrap.dedent("""
 
 def start(questions: Path, out: Path, pause: float) -> subprocess.Popen:
     command = [sys.executable, "-c", RUN, str(questions), str(out), str(pause)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=questions.parent)
 
 
 @pytest.fixture
@@ -107,6 +108,75 @@ def test_one_line_an_input_in_order(tmp_path, questions):
     assert lines[30] == {"index": 30, "id": "b", "error": "broken medium"}
     assert "unknown key 'picture'" in lines[55]["error"]
     assert all("answer" in line for line in lines if line["index"] not in (7, 30, 55))
+
+
+def test_faults_are_tried_again_and_kills_lose_nothing(tmp_path):
+    """Every fifth question is broken at first; then the rest is answered, and they are, in one run after another."""
+    lines = [json.dumps({"id": f"{n}", "question": f"{'broken' if n % 5 == 0 else 'question'} {n}"}) for n in range(60)]
+    questions, whole, killed = (tmp_path / name for name in ("questions.jsonl", "whole.jsonl", "killed.jsonl"))
+    questions.write_text("\n".join(lines))
+    start(questions, killed, 0).communicate()
+    first = killed.read_text().splitlines()
+    killed.write_text("".join(f"{line}\n" for line in first[:45]))
+    (tmp_path / "mended").touch()
+    start(questions, whole, 0).communicate()
+    rng, seen = random.Random(0), set()
+    for _ in range(40):
+        size = killed.stat().st_size
+        process = start(questions, killed, 0.1)
+        while process.poll() is None and killed.stat().st_size == size:
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.2)
+        process.kill()
+        process.communicate()
+        answers = [json.loads(line) for line in killed.read_text().splitlines()]
+        assert [answer["index"] for answer in answers] == list(range(len(answers)))
+        assert all("answer" in answers[at] for at in range(45) if at % 5), "what was there stays"
+        seen.add(sum("error" in answer for answer in answers))
+        if len(answers) == 60 and "error" not in killed.read_text():
+            break
+    assert len(seen) > 2
+    assert [line for at, line in enumerate(killed.read_text().splitlines()) if at % 5 == 0] == [
+        line for at, line in enumerate(whole.read_text().splitlines()) if at % 5 == 0
+    ]
+
+
+def test_faults_that_stay_need_no_model(tmp_path, questions):
+    out = tmp_path / "out.jsonl"
+    start(questions, out, 0).communicate()
+    before = out.read_text()
+    again = start(questions, out, 60)  # seconds a batch
+    assert again.communicate(timeout=50)[0] == "3\n"
+    assert out.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"question": "and its colour?"}, "line 1 answers another question: 'and its colour"),
+        ({"made_with": "b"}, "line 1 was made with another checkpoint"),
+        ({"id": "z"}, "line 1 is no answer"),
+        ({"index": 1}, "line 1 is no answer"),
+    ],
+)
+def test_answers_of_another_run_are_refused(tmp_path, change, says):
+    line = {"index": 0, "id": "a", "question": "what?", "answer": "", "made_with": "a"}
+    questions, out = tmp_path / "questions.jsonl", tmp_path / "out.jsonl"
+    questions.write_text('{"id": "a", "question": "what?"}\n')
+    out.write_text(json.dumps(line) + "\n")
+    assert read_answers(out, read_inputs(questions, None), "a") == (1, [])
+    out.write_text(json.dumps(line | change) + "\n")
+    with pytest.raises(DataError, match=says) as fault:
+        read_answers(out, read_inputs(questions, None), "a")
+    assert "--force" in fault.value.hint
+
+
+@pytest.mark.parametrize("roots", [["pictures"], {"m": 7}, "pictures"])
+def test_roots_that_are_none(tmp_path, roots):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"llavanext_mix": 1, "roots": roots}) + '\n{"question": "what?"}\n')
+    with pytest.raises(DataError, match=r"q\.jsonl, line 1: roots must name a folder for each source"):
+        read_inputs(path, None)
 
 
 def test_a_folder_with_strange_files(tmp_path):
