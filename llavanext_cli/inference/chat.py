@@ -19,6 +19,7 @@ from llavanext_cli.errors import DataError, LlavaNextError
 from llavanext_cli.inference.ask import check_media
 from llavanext_cli.inference.sampling import Sampling
 from llavanext_cli.processing.processor import Media, Processor
+from llavanext_cli.processing.prompt import check_placeholders
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, EncodedSample, Medium, Sample, Turn
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Chat:
     Attributes:
         turns: what was said; the questions hold their placeholders.
         loaded: the media of the turns, in order.
+        before: how many of them there were before each question.
         staged: media for the next question.
         sampling: how the next answer is drawn.
     """
@@ -59,6 +61,7 @@ class Chat:
         self.session, self.processor, self.preset, self.sampling = session, processor, preset, sampling
         self.turns: tuple[Turn, ...] = ()
         self.loaded: tuple[Loaded, ...] = ()
+        self.before: tuple[int, ...] = ()
         self.staged: tuple[Loaded, ...] = ()
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
@@ -67,16 +70,20 @@ class Chat:
         Raises:
             DataError: placeholders and media do not match, or the conversation has outgrown the cache.
         """
-        if not any(name in question for name in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER)):
-            names = [IMAGE_PLACEHOLDER if one.medium.kind == "image" else VIDEO_PLACEHOLDER for one in self.staged]
-            question = "".join(f"{name}\n" for name in names) + question
-        turns, loaded = (*self.turns, Turn("user", question)), (*self.loaded, *self.staged)
+        loaded = (*self.loaded, *self.staged)
+        names = [IMAGE_PLACEHOLDER if one.medium.kind == "image" else VIDEO_PLACEHOLDER for one in self.staged]
+        ways = [(*self.turns, Turn("user", text)) for text in (question, "\n".join([*names, question]))]
+        media = tuple(one.medium for one in loaded)
+        # as it was typed if its placeholders fit, or if nothing does: then encoding says why
+        turns = next((way for way in ways if check_placeholders(Sample("", "", media, way)) is None), ways[0])
         encoded = self.encode(turns, loaded)
         try:
             self.session.check_room(encoded)
         except DataError as fault:
-            raise DataError(fault.what, "/clear begins a new conversation, /undo takes a turn back") from fault
+            hint = "/clear begins a new conversation, /undo takes a medium or a turn back; --frames makes clips shorter"
+            raise DataError(fault.what, hint) from fault
         answer = self.session.answer([encoded], self.sampling, (lambda row, text: on_text(text)) if on_text else None)
+        self.before += (len(self.loaded),)
         self.turns, self.loaded, self.staged = (*turns, Turn("assistant", answer[0].text)), loaded, ()
         return answer[0]
 
@@ -121,7 +128,7 @@ class Chat:
 
     def add(self, kind: str, path: str) -> str:
         """Read a picture or clip for the next question."""
-        medium = Medium(kind, str(Path(path).expanduser()))
+        medium = Medium(kind, str(Path(path).expanduser().absolute()))
         sample = Sample("", "", (medium,), ())
         check_media(sample, self.preset)
         media = self.processor.load_media(sample)
@@ -136,14 +143,11 @@ class Chat:
             return "the last medium is taken back"
         if not self.turns:
             raise DataError("nothing was asked yet")
-        last = self.turns[-2].text
-        count = last.count(IMAGE_PLACEHOLDER) + last.count(VIDEO_PLACEHOLDER)
-        count = min(count, len(self.loaded))
-        self.turns, self.loaded = self.turns[:-2], self.loaded[: len(self.loaded) - count]
+        self.turns, self.loaded, self.before = self.turns[:-2], self.loaded[: self.before[-1]], self.before[:-1]
         return f"{len(self.turns) // 2} questions are left"
 
     def clear(self) -> str:
-        self.turns, self.loaded, self.staged = (), (), ()
+        self.turns, self.loaded, self.before, self.staged = (), (), (), ()
         return "a new conversation"
 
     def save(self, path: str) -> str:

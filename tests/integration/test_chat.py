@@ -8,7 +8,9 @@ import pytest
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.errors import DataError
 from llavanext_cli.inference.chat import Chat
+from llavanext_cli.inference.inputs import read_inputs
 from llavanext_cli.inference.sampling import Sampling
+from llavanext_cli.mixing.samples import read_samples
 from llavanext_cli.processing.processor import Processor
 from llavanext_cli.processing.tokens import load_tokenizer
 from llavanext_cli.records import Turn
@@ -77,6 +79,33 @@ def test_another_picture_is_not_taken_for_the_cached_one(chat, media):
     chat.clear()
     chat.add("image", str(media / "4.png"))
     assert chat.ask("what is it?").tokens == first.tokens
+
+
+def test_undo_takes_the_media_of_its_turn_whatever_the_words_are(chat, media):
+    chat.add("image", str(media / "4.png"))
+    chat.ask("what is it?")
+    chat.add("image", str(media / "1.png"))
+    chat.ask("what does the <video> tag do?")  # beside pictures alone it is a word
+    assert chat.turns[2].text == "<image>\nwhat does the <video> tag do?"
+    chat.ask("and <video>, once more?")
+    chat.undo()
+    assert len(chat.loaded) == 2
+    chat.undo()
+    assert [Path(one.medium.path).name for one in chat.loaded] == ["4.png"]
+    chat.undo()
+    assert chat.loaded == chat.turns == chat.before == ()
+
+
+def test_a_saved_conversation_finds_its_media_from_everywhere(chat, media, tmp_path, monkeypatch):
+    monkeypatch.chdir(media)
+    chat.add("image", "4.png")
+    chat.ask("what is it?")
+    chat.save(str(tmp_path / "talk.jsonl"))
+    monkeypatch.chdir(tmp_path)
+    file = read_samples(tmp_path / "talk.jsonl")
+    chat.processor.encode(file[0], file.roots)
+    (item,) = read_inputs(tmp_path / "talk.jsonl", None).items
+    assert item.sample.media[0].path == str(media / "4.png")
 
 
 def test_the_same_seed_gives_the_same_answer(chat):
