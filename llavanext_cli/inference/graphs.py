@@ -1,9 +1,9 @@
 """Compiled graphs that outlive the process: MindSpore's compile cache, made safe for many shapes.
 
-MindSpore keeps the n-th graph that a process compiles as `compile_cache_n.mindir`, and the n-th of the next process
-takes it, whatever its shapes are. So each process gets a scratch folder of its own; a graph is put there under the
-number it is about to have, from a store where it lies under a digest of everything that shaped it, and afterwards is
-taken from there into the store.
+MindSpore keeps the n-th graph that a process compiles as `compile_cache_n.mindir`, and the n-th graph of the next
+process is read from that file, whatever its shapes are. So each process gets a scratch folder of its own. Before a
+graph is compiled, it is copied there under the number that it will have, from a store where it lies under a digest of
+everything that shaped it; a graph that was not in the store is copied into it afterwards.
 
     store/  compile_dependency.hash   <digest>.mindir …        one folder for all runs, any process may delete it
     scratch/rank_0/graph_cache/       compile_cache_<n>.mindir  this process alone
@@ -48,8 +48,7 @@ class GraphStore:
         self.model = f"{__version__} {_sources()} {model}"
         self.store = store
         self.known: set[str] = set()
-        if (store / DEPENDENCIES).is_file():
-            shutil.copy(store / DEPENDENCIES, self.scratch / DEPENDENCIES)
+        _copy(store / DEPENDENCIES, self.scratch / DEPENDENCIES)
 
     @contextmanager
     def compiling(self, key: str) -> Iterator[None]:
@@ -61,9 +60,7 @@ class GraphStore:
         GraphStore.compiled += 1
         self.known.add(key)
         kept = self.store / (hashlib.sha256(f"{self.model} {key}".encode()).hexdigest()[:32] + ".mindir")
-        had = kept.is_file()
-        if had:
-            shutil.copy(kept, number)
+        had = _copy(kept, number)
         yield
         if not had and number.is_file():
             self._keep(number, kept)
@@ -82,6 +79,16 @@ class GraphStore:
                 temporary.replace(target)
         except OSError:
             return
+
+
+def _copy(source: Path, target: Path) -> bool:
+    """Whether a file is there and was copied; a part of it is never left. Another process may just have deleted it."""
+    try:
+        shutil.copyfile(source, target)
+        return True
+    except OSError:
+        target.unlink(missing_ok=True)
+        return False
 
 
 def _sources() -> str:

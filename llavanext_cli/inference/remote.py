@@ -9,6 +9,7 @@ Nothing of MindSpore is loaded on this side; one question, a batch and a chat us
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import queue
@@ -36,7 +37,7 @@ LONGEST_SOCKET = 100
 SEEN_SECONDS = 10
 """How long msrun may take to see which of them ended first."""
 START_SECONDS = 600
-"""How long the workers may take to load their libraries and weights."""
+"""How long the workers may take until their libraries and weights are loaded."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,11 @@ def open_remote(
                 folder=folder,
             )
         )
-        links = _meet(listener, workers, preset.parallel.devices, folder)
+        deadline = time.monotonic() + START_SECONDS
+        links = _meet(listener, workers, preset.parallel.devices, folder, deadline)
         try:
             session = RemoteSession(links, workers, folder, cache_tokens)
-            session.collect("ready")
+            session.collect("ready", deadline=deadline)
             yield session
         finally:
             for link in links:
@@ -124,7 +126,7 @@ class RemoteSession:
         self.owed = False
         return answers
 
-    def collect(self, kind: str, on_text: TextCallback | None = None) -> Any:
+    def collect(self, kind: str, on_text: TextCallback | None = None, deadline: float = math.inf) -> Any:
         """Wait until every worker has sent a message of this kind; the first worker's content."""
         waiting, content = dict(enumerate(self.links)), None
         while waiting:
@@ -145,13 +147,15 @@ class RemoteSession:
                     content = value if rank == 0 else content
             if self.workers.poll() is not None:
                 raise self._ended()
+            if waiting and time.monotonic() > deadline:
+                raise _late(f"worker {min(waiting)} is", self.folder / f"worker_{min(waiting)}.log")
         return content
 
     def _ended(self) -> LlavaNextError:
         return _worker_ended(self.workers, self.folder)
 
 
-def _meet(listener: Listener, workers: Workers, count: int, folder: Path) -> list[Connection]:
+def _meet(listener: Listener, workers: Workers, count: int, folder: Path, deadline: float) -> list[Connection]:
     """The workers' sockets in the order of their ranks, when all are there."""
     arrived: queue.Queue[Connection] = queue.Queue()
 
@@ -161,10 +165,11 @@ def _meet(listener: Listener, workers: Workers, count: int, folder: Path) -> lis
 
     threading.Thread(target=accept, daemon=True).start()
     links: dict[int, Connection] = {}
-    deadline = time.monotonic() + START_SECONDS
     while len(links) < count:
-        if workers.poll() is not None or time.monotonic() > deadline:
+        if workers.poll() is not None:
             raise _worker_ended(workers, folder)
+        if time.monotonic() > deadline:
+            raise _late("the workers are", folder / "msrun.log")
         try:
             link = arrived.get(timeout=POLL_SECONDS)
         except queue.Empty:
@@ -178,8 +183,15 @@ def _worker_ended(workers: Workers, folder: Path) -> LlavaNextError:
     while (ended := workers.find_ended()) is None and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     log = folder / (f"worker_{ended.rank}.log" if ended else "msrun.log")
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    return _broken(str(ended or "the workers ended before they answered"), lines)
+    return _broken(str(ended or "the workers ended before they answered"), _lines(log))
+
+
+def _late(who: str, log: Path) -> LlavaNextError:
+    return _broken(f"{who} not ready after {START_SECONDS} s", _lines(log))
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
 
 
 def _broken(what: str, lines: Sequence[str]) -> LlavaNextError:

@@ -1,5 +1,6 @@
 """The side of `ask --devices` that asks: what workers send, in any order, and workers that fail."""
 
+import time
 from multiprocessing import Pipe
 from types import SimpleNamespace
 
@@ -92,3 +93,12 @@ def test_a_prompt_that_fills_the_cache_is_refused_on_this_side(session):
     with pytest.raises(DataError, match="100 tokens, media included; 99 fit"):
         session.answer([SimpleNamespace(length=100, id="")], Sampling())
     assert not any(link.poll() for link in session.theirs)
+
+
+@pytest.mark.parametrize("ready", [0, 1])
+def test_a_worker_that_never_gets_ready_does_not_hold_the_others_up(session, tmp_path, ready):
+    (tmp_path / f"worker_{1 - ready}.log").write_text("reading weights\n")
+    session.theirs[ready].send(("ready", None))
+    with pytest.raises(RuntimeMissingError, match=f"worker {1 - ready} is not ready after 600 s") as fault:
+        session.collect("ready", deadline=time.monotonic() + 0.1)
+    assert fault.value.details == ("reading weights",)
