@@ -167,12 +167,6 @@ def error(fault: LlavaNextError) -> None:
         _styled(sys.stderr, ("Hint:", "bold cyan"), (f" {fault.hint}", ""))
 
 
-def debug(text: str) -> None:
-    """Write a line to stderr when `-v` was given."""
-    if is_verbose():
-        _styled(sys.stderr, (text, "dim"))
-
-
 # ------------------------------------------------------------------------------------------------------------ progress
 
 

@@ -79,7 +79,6 @@ class Architecture:
     spatial_pool_stride: int = 2
     vision_feature_layer: int = -2
     vision_feature_select_strategy: str = "default"
-    use_image_newline_parameter: bool = True
     pool_before_projector: bool = True
     """True as in transformers; False projects first, as the original training code did."""
 
@@ -98,6 +97,17 @@ class Architecture:
     def tile_features(self) -> int:
         """Features of one tile in the table (Q): patches, and the class token under the "full" strategy."""
         return self.vision.patches**2 + (self.vision_feature_select_strategy == "full")
+
+    def picture_tokens(self, rows: int, columns: int) -> int:
+        """Positions of a picture whose grid, unpadded, has so many patches: base, grid, a newline after each row."""
+        return self.tile_features + rows * columns + rows
+
+    @property
+    def greatest_picture_tokens(self) -> int:
+        """Positions of the picture that takes most: one that fills its grid."""
+        side, patches = self.vision.image_size, self.vision.patches
+        grids = self.image_grid_pinpoints
+        return max(self.picture_tokens(height // side * patches, width // side * patches) for height, width in grids)
 
     @property
     def frame_side(self) -> int:

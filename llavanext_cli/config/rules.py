@@ -58,16 +58,6 @@ def greatest_tiles(model: Architecture) -> int:
     return 1 + max((height // side) * (width // side) for height, width in model.image_grid_pinpoints)
 
 
-def greatest_picture_tokens(model: Architecture) -> int:
-    """Tokens of the picture that takes most: the base tile, a full grid, a newline for each row."""
-    side, patches = model.vision.image_size, model.vision.patches
-    newline = int(model.use_image_newline_parameter)
-    grids = (
-        (height // side * patches) * (width // side * patches + newline) for height, width in model.image_grid_pinpoints
-    )
-    return patches**2 + max(grids)
-
-
 def vision_rules(preset: Preset) -> Findings:
     vision = preset.model.vision
     for name in (
@@ -236,7 +226,7 @@ def _media_tokens(preset: Preset) -> tuple[int, str]:
     """Tokens of the media that the preset must have room for, and how they come about."""
     data, model = preset.data, preset.model
     clips = data.frame_budget * model.frame_features
-    picture = greatest_picture_tokens(model) if data.tiles else 0
+    picture = model.greatest_picture_tokens if data.tiles else 0
     if clips >= picture:
         return clips, f"{data.frame_budget} frames of {model.frame_features} tokens make {clips}"
     return picture, f"one picture can make {picture} tokens"

@@ -156,12 +156,6 @@ class Preset:
     train: Train | None = None
     ask: Ask | None = None
 
-    @property
-    def global_batch(self) -> int:
-        """Samples of one optimizer step over all devices; only for the task "train"."""
-        assert self.train is not None
-        return self.train.batch_size * self.train.accumulate * self.parallel.data
-
 
 @dataclass(frozen=True, kw_only=True)
 class Head:

@@ -199,14 +199,6 @@ class SampleFile(Sequence):
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
-    def line_of(self, index: int) -> int:
-        """The line of the file, from 1, in which a sample starts; for messages."""
-        return self._index.lines[index]
-
-    def path_of(self, sample: Sample, medium: Medium) -> Path:
-        """Absolute path of a medium of one of the file's samples."""
-        return self.roots.get(sample.source, self.path.parent) / medium.path
-
     def close(self) -> None:
         """Close the file; it opens again when a sample is asked for."""
         if self._descriptor is not None:

@@ -28,7 +28,7 @@ class LlavaNextConfig(PretrainedConfig):
         target: "Ascend" or "CPU"; the CPU gets the cells of `model.backend`.
         batch_size: samples a device and step.
         seq_length: positions of the static graph (training), or of the KV cache (inference).
-        tiles, frames: static numbers of picture tiles (G) and frames (F) of a sample.
+        frames: static number of frames (F) of a sample; the other tiles are its pictures'.
         compute_dtype, param_init_type: "float32", "float16" or "bfloat16".
         use_flash_attention: fused attention in the tower and the language model (Ascend only).
         use_past: True builds the inference graph with the paged KV cache.
@@ -48,7 +48,6 @@ class LlavaNextConfig(PretrainedConfig):
         target: str = "Ascend",
         batch_size: int = 1,
         seq_length: int = 4096,
-        tiles: int = 5,
         frames: int = 0,
         compute_dtype: str = "bfloat16",
         param_init_type: str = "float32",
@@ -68,7 +67,6 @@ class LlavaNextConfig(PretrainedConfig):
         self.target = target
         self.batch_size = batch_size
         self.seq_length = seq_length
-        self.tiles = tiles
         self.frames = frames
         self.compute_dtype = convert_mstype(compute_dtype)
         self.param_init_type = convert_mstype(param_init_type)

@@ -52,13 +52,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from llavanext_cli.records import Int64Array
 
 Size = tuple[int, int]
 """(height, width), in pixels unless said otherwise."""
@@ -76,6 +72,7 @@ class TilePlan:
         padding_top, padding_left: black pixels above and left of it.
         patch_top, patch_left, patch_height, patch_width: what is left of the grid after unpadding, in patches.
         base_tokens: features of the base tile.
+        tokens: positions the picture takes in the sequence: base, unpadded grid, one newline after each of its rows.
     """
 
     size: Size
@@ -90,16 +87,12 @@ class TilePlan:
     patch_height: int
     patch_width: int
     base_tokens: int
+    tokens: int
 
     @property
     def tiles(self) -> int:
         """Tiles of the picture, the base tile among them (its share of G)."""
         return 1 + self.rows * self.columns
-
-    @property
-    def tokens(self) -> int:
-        """Positions the picture takes in the sequence: base, unpadded grid, one newline after each of its rows."""
-        return self.base_tokens + self.patch_height * self.patch_width + self.patch_height
 
 
 def select_best_resolution(size: Size, pinpoints: Sequence[Size]) -> Size:
@@ -171,6 +164,7 @@ def plan_tiles(size: Size, arch: Architecture) -> TilePlan:
         patch_height=patch_height,
         patch_width=patch_width,
         base_tokens=arch.tile_features,
+        tokens=arch.picture_tokens(patch_height, patch_width),
     )
 
 
@@ -201,39 +195,3 @@ def count_tokens(size: Size, arch: Architecture) -> int:
 def count_video_tokens(frames: int, arch: Architecture) -> int:
     """Positions that a clip of so many sampled frames takes in the sequence."""
     return frames * arch.frame_features
-
-
-def count_tokens_many(heights: Int64Array, widths: Int64Array, arch: Architecture) -> Int64Array:
-    """`count_tokens` for many pictures at once; the same operations, in the same order, on arrays.
-
-    Args:
-        heights, widths: `int[K]`, pixels, at least 1.
-
-    Returns:
-        `int64[K]`.
-    """
-    import numpy as np
-
-    heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
-    pinpoints = np.asarray(arch.image_grid_pinpoints, np.int64)  # int64[pinpoints, 2]
-    for grid in arch.image_grid_pinpoints:
-        check_grid(grid, arch.vision.image_size)
-
-    scales = np.minimum(pinpoints[:, 1, None] / widths, pinpoints[:, 0, None] / heights)  # float64[pinpoints, K]
-    kept = (widths * scales).astype(np.int64) * (heights * scales).astype(np.int64)
-    kept = np.minimum(kept, heights * widths)
-    wasted = pinpoints.prod(axis=1)[:, None] - kept
-    most = kept.max(axis=0)
-    # argmin takes the first of equals, as the loop does; candidates that keep less than the most are out of the race
-    best = np.where(kept == most, wasted, np.iinfo(np.int64).max).argmin(axis=0)
-    best = np.where(most > 0, best, scales.argmax(axis=0))
-
-    rows, columns = (pinpoints[best] // arch.vision.image_size).T
-    patch_height, patch_width = arch.vision.patches * rows, arch.vision.patches * columns
-    wide = widths * patch_height > heights * patch_width
-    cut_rows = (patch_height - heights * patch_width // widths) // 2
-    cut_columns = (patch_width - widths * patch_height // heights) // 2
-    patch_height = np.where(wide, patch_height - 2 * cut_rows, patch_height)
-    patch_width = np.where(wide, patch_width, patch_width - 2 * cut_columns)
-    tokens: Int64Array = arch.tile_features + patch_height * patch_width + patch_height
-    return tokens

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -178,22 +178,13 @@ class StreamDecoder:
         """What is left of a character that never became whole, as U+FFFD; usually empty."""
         return self._utf8.decode(b"", final=True)
 
-    def feed(self, ids: Iterable[int]) -> Iterator[str]:
-        """The non-empty texts of `push` over ids, and of `flush` at the end."""
-        for token in ids:
-            if text := self.push(token):
-                yield text
-        if text := self.flush():
-            yield text
-
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Read a tokenizer folder.
 
     Args:
         folder: holds tokenizer.model; tokenizer_config.json, special_tokens_map.json and added_tokens.json are read
-        where
-            they exist (an absent `legacy` means true, as in transformers).
+            where they exist (an absent `legacy` means true, as in transformers).
 
     Raises:
         CheckpointError: no tokenizer.model, a file that cannot be read, or a special token without an id.

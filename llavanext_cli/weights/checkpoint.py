@@ -64,11 +64,6 @@ class Checkpoint:
     carried: dict[str, TensorSpec]
 
     @property
-    def tokenizer(self) -> Path:
-        """The folder that holds the tokenizer's files."""
-        return self.folder
-
-    @property
     def digest(self) -> str:
         """SHA-256 over the digests of all weights, in hexadecimal."""
         digests = {name: entry["sha256"] for name, entry in self.manifest["tensors"].items()}
@@ -171,12 +166,6 @@ def read_array(spec: TensorSpec, dtype: str = "float32") -> AnyArray:
                 "Let nothing write to the source, and run the same command again.",
             )
     return from_bytes(data, spec.dtype, dtype).reshape(spec.shape)
-
-
-def load_parameters(checkpoint: Checkpoint | str | Path, dtype: str = "float32") -> dict[str, AnyArray]:
-    """Read all parameters into memory as one type; see `read_array`. For small models and tests."""
-    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
-    return {name: read_array(spec, dtype) for name, spec in checkpoint.parameters.items()}
 
 
 def load_into(

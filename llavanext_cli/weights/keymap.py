@@ -182,10 +182,6 @@ def carried_tensors(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return {source: target.source_shape for target in targets for source in target.sources}
 
 
-def carried_reason(name: str) -> str:
-    return "behind the layer whose features are used" if name.startswith(TOWER) else "equal to the embedding (tied)"
-
-
 def hub_tensors(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Hub name → shape of every tensor of a complete Hugging Face folder."""
     used = {source: t.source_shape for t in build_targets(architecture) for source in t.sources}

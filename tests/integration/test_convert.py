@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from llavanext_cli.app import app
 from llavanext_cli.weights import keymap
-from llavanext_cli.weights.checkpoint import load_into, load_parameters, open_checkpoint
+from llavanext_cli.weights.checkpoint import load_into, open_checkpoint
 from llavanext_cli.weights.convert import run_convert
+from tests.loading import load_parameters
 from tests.unit.weights.test_weights_keymap import RENAMES, rename
 
 torch = pytest.importorskip("torch")

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from llavanext_cli.weights import keymap
-from llavanext_cli.weights.checkpoint import load_parameters, open_checkpoint
+from llavanext_cli.weights.checkpoint import open_checkpoint
 from llavanext_cli.weights.convert import run_convert
 from llavanext_cli.weights.merge import read_strategy
 from tests.integration.test_convert import bytes_of
+from tests.loading import load_parameters
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")  # whoever loads MindSpore first sets it up for all

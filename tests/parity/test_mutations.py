@@ -16,8 +16,8 @@ pytest.importorskip("transformers")
 from llavanext_cli.processing import packing, processor
 from llavanext_cli.records import IGNORE_INDEX
 from llavanext_cli.weights import keymap
-from llavanext_cli.weights.checkpoint import load_parameters
 from llavanext_cli.weights.convert import run_convert
+from tests.loading import load_parameters
 from tests.parity import cases as case_module
 from tests.parity import stages
 from tests.parity.cases import build_cases

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from llavanext_cli.config.architecture import Architecture
-from llavanext_cli.processing.geometry import count_tokens_many, plan_tiles
+from llavanext_cli.processing.geometry import count_tokens, plan_tiles
 from llavanext_cli.processing.image import build_tiles, load_image, normalise
 from llavanext_cli.processing.packing import ClipPlan, pack
 from llavanext_cli.processing.prompt import MEDIUM, TEXT, build_question_prompt, build_training_prompt
@@ -51,17 +51,14 @@ def test_token_counts_of_random_sizes(pinpoints):
     heights, widths = random.integers(8, 4000, (2, 200_000 if pinpoints is ARCH.image_grid_pinpoints else 20_000))
     rounded = np.array([(1133, 567), (1141, 570), (1199, 600), (5089, 10184), (10038, 5020), (1073, 358), (423, 752)])
     heights, widths = np.append(heights, rounded[:, 0]), np.append(widths, rounded[:, 1])
-    counted = count_tokens_many(heights, widths, arch)
+    sizes = list(zip(heights.tolist(), widths.tolist(), strict=True))
 
     # without its constructor, which wants torchvision; counting needs these three attributes only
     processor = object.__new__(LlavaNextVideoProcessor)
     processor.image_processor = image_processor(arch)
     processor.patch_size, processor.num_additional_image_tokens = arch.vision.patch_size, 0
-    expected = [
-        processor._get_number_of_features(height, width, 336, 336)
-        for height, width in zip(heights.tolist(), widths.tolist(), strict=True)
-    ]
-    assert np.array_equal(counted, expected)
+    expected = [processor._get_number_of_features(height, width, 336, 336) for height, width in sizes]
+    assert [count_tokens(size, arch) for size in sizes] == expected
 
 
 # --- pictures ---

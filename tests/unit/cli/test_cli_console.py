@@ -79,14 +79,6 @@ def test_fields_are_aligned(capsys):
     assert capsys.readouterr().out == "a     -\nlong  yes\n"
 
 
-def test_debug_lines_need_verbose(capsys, monkeypatch):
-    monkeypatch.setenv(console.VERBOSE_ENV, "0")
-    console.debug("hidden")
-    monkeypatch.setenv(console.VERBOSE_ENV, "1")
-    console.debug("shown")
-    assert capsys.readouterr().err == "shown\n"
-
-
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that the test moves."""

@@ -54,7 +54,6 @@ def test_a_file_over_its_base(write):
     assert preset.model.vision.hidden_size == 96
     assert preset.runtime.target == "CPU"
     assert preset.ask is None
-    assert preset.global_batch == 1
 
 
 def test_a_mapping_is_merged_key_by_key_and_a_list_replaced(write):

@@ -9,7 +9,6 @@ import pytest
 from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.config.rules import (
-    greatest_picture_tokens,
     greatest_positions,
     greatest_tiles,
 )
@@ -191,15 +190,10 @@ def test_a_rule_is_silent_about_a_field_that_is_wrong_by_itself():
 def test_sizes_of_the_published_model():
     model = Architecture()
     assert greatest_tiles(model) == 5
-    assert greatest_picture_tokens(model) == 2928  # 672 x 672: 48*48 + 48 newlines + 576
+    assert model.greatest_picture_tokens == 2928  # 672 x 672: 48*48 + 48 newlines + 576
     assert greatest_positions(model.text) == 4096
     scaled = dataclasses.replace(model.text, rope_scaling={"type": "linear", "factor": 2.5})
     assert greatest_positions(scaled) == 10240
-
-
-def test_sizes_without_the_newline():
-    model = Architecture(use_image_newline_parameter=False)
-    assert greatest_picture_tokens(model) == 48 * 48 + 576
 
 
 def test_sizes_follow_the_tile():
@@ -207,4 +201,4 @@ def test_sizes_follow_the_tile():
         vision=VisionArchitecture(image_size=56), text=TextArchitecture(), image_grid_pinpoints=((56, 168), (112, 112))
     )
     assert greatest_tiles(model) == 5
-    assert greatest_picture_tokens(model) == 8 * 9 + 16
+    assert model.greatest_picture_tokens == 8 * 9 + 16

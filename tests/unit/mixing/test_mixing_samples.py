@@ -38,7 +38,7 @@ def test_our_own_form(tmp_path):
     assert file[7].id == "7" and file[-1].id == "299" and [s.id for s in file[1:3]] == ["1", "2"]
     assert [sample.id for sample in file] == [str(number) for number in range(300)]
     assert file[7].to_dict() == line(7)
-    assert file.line_of(0) == 2
+    assert file._index.lines[0] == 2
     assert resolve_path(file[7], file[7].media[0], file.roots) == tmp_path / "images" / "coco" / "7.jpg"
     with pytest.raises(IndexError):
         file[300]
@@ -60,7 +60,7 @@ def test_blank_lines_and_many_chunks(tmp_path):
     assert path.stat().st_size > 2 << 20
     file = read_samples(path)
     assert [file[number].id for number in (0, 450, 899)] == ["0", "450", "899"]
-    assert file.line_of(899) == 2 + 2 * 899
+    assert file._index.lines[899] == 2 + 2 * 899
 
 
 def test_the_originals_form(tmp_path):
@@ -87,7 +87,7 @@ def test_the_originals_form(tmp_path):
     assert file[0].turns[1].text == "a"
     assert resolve_path(file[0], file[0].media[0], file.roots) == Path("/d/1.jpg")
     assert resolve_path(file[1], file[1].media[0], file.roots) == tmp_path / "clips" / "2.mp4"
-    assert file.line_of(1) == 14
+    assert file._index.lines[1] == 14
 
 
 def ids(file, numbers):

@@ -73,7 +73,6 @@ def test_streaming_holds_back_half_characters(make_tokenizer_folder):
     assert not any("\ufffd" in part for part in parts)
     assert stream.flush() == ""
     assert "🐈" in parts  # whole, from its fourth byte
-    assert list(tokenizer.stream().feed(ids)) == [part for part in parts if part]
 
 
 def test_an_unfinished_character_is_marked(make_tokenizer_folder):

@@ -13,8 +13,9 @@ import pytest
 from llavanext_cli.config.architecture import Architecture, load_architecture
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
-from llavanext_cli.weights.checkpoint import load_parameters, open_checkpoint
+from llavanext_cli.weights.checkpoint import open_checkpoint
 from llavanext_cli.weights.convert import run_convert
+from tests.loading import load_parameters
 from tests.unit.weights.test_weights_keymap import rename
 from tests.unit.weights.tiny import Leftovers, random_tensors, read_all, write_hf
 
