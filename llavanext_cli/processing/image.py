@@ -12,6 +12,7 @@ One thing is done better than there: PIL clips 16-bit grey to 8 bits, which make
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 178_956_970
-"""Greatest picture that is decoded (PIL's own limit against decompression bombs): half a gigabyte as RGB."""
+"""Greatest picture that is decoded (PIL's own limit against decompression bombs): 0.7 GB, as PIL holds RGB."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is read, by PIL's names. PIL knows more, and some of them run a program: Ghostscript for EPS, whatever the name
+of the file is."""
 
 ORIENTATION_TAG = 0x0112
 QUARTER_TURNS = (5, 6, 7, 8)
@@ -64,11 +68,9 @@ def load_image(source: str | Path | bytes) -> PILImage.Image:
                 f"{name}: the picture is corrupt or truncated ({_one_line(error)})",
                 "replace the file or drop the sample",
             ) from error
-        try:
-            upright = ImageOps.exif_transpose(image)
-        except Exception:  # a broken EXIF block says nothing about the pixels
-            upright = image
-        return _to_rgb(upright)
+        with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
+            ImageOps.exif_transpose(image, in_place=True)  # without a copy
+        return _to_rgb(image)
 
 
 def read_image_size(source: str | Path | bytes) -> Size:
@@ -138,8 +140,8 @@ def _open(source: str | Path | bytes) -> PILImage.Image:
     elif not source:
         raise DataError("the picture is empty (0 bytes)")
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except UnidentifiedImageError as error:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    except (UnidentifiedImageError, KeyError) as error:  # KeyError: this Pillow is built without the last of them
         raise DataError(f"{name}: is not a picture", "use JPEG, PNG, WebP, BMP, GIF or TIFF") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: more than {MAX_PIXELS} pixels, refused", "scale the picture down") from error
@@ -159,7 +161,7 @@ def _to_rgb(image: PILImage.Image) -> PILImage.Image:
     from PIL import Image
 
     if image.mode == "RGB":
-        return image.copy()  # the file behind it is about to be closed
+        return image  # all of it is loaded, and the file behind it no longer needed
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
         if image.mode != "I" or grey.max() > 255:  # plain "I" also carries 8-bit values

@@ -165,6 +165,29 @@ def _refused(source, *words):
     return caught.value
 
 
+@pytest.mark.parametrize("form", ["eps", "sgi", "tga"])
+def test_what_may_be_a_program_is_no_picture_whatever_its_name(form, tmp_path, monkeypatch):
+    """Pillow hands EPS to Ghostscript; it and rarer forms are not looked at."""
+    path = tmp_path / "cat.jpg"
+    Image.fromarray(noise(6, 8)).save(path, form)
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    for source in (path, path.read_bytes()):
+        assert "is not a picture" in _refused(source).what
+        with pytest.raises(DataError, match="is not a picture"):
+            read_image_size(source)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_picture_is_held_once(form, tmp_path, monkeypatch):
+    """A picture of the greatest size takes 0.7 GB, and a copy as much again. What is returned outlives its file."""
+    path = tmp_path / "a"
+    Image.fromarray(noise(20, 30)).save(path, form)
+    monkeypatch.setattr(Image.Image, "copy", lambda self: pytest.fail("a picture was copied"))
+    image = load_image(path)
+    path.unlink()
+    assert np.asarray(image.resize((15, 10))).shape == (10, 15, 3)
+
+
 def test_files_that_are_no_pictures(tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("not a picture")
