@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import asdict
 from enum import Enum
@@ -43,7 +44,7 @@ def train(
     master: Annotated[
         str | None, typer.Option("--master", metavar="ADDR:PORT", help="Where node 0 listens.", show_default=False)
     ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Minutes to wait for all nodes.")] = 10,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, max=1e6, help="Minutes to wait for all nodes.")] = 10,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -74,6 +75,12 @@ def train(
     from llavanext_cli.training.nodes import Nodes, parse_master
     from llavanext_cli.training.preview import refuse_unfit
 
+    if dry_run and (plan or check):
+        raise typer.BadParameter("--plan and --check do nothing either", param_hint="--dry-run")
+    if plan and check and json:
+        raise typer.BadParameter("--plan and --check print one each: give one of them", param_hint="--json")
+    if not math.isfinite(timeout):
+        raise typer.BadParameter(f"{timeout} is no number of minutes", param_hint="--timeout")
     if nodes == 1 and not (resume or plan or check or dry_run):
         check_out(out, force)
     place = Nodes(nodes, node_rank, parse_master(master) if master else None, round(timeout * 60))
@@ -92,6 +99,8 @@ def train(
         )
     if other_form := check_chat_template(checkpoint):
         console.warn(other_form)
+    if run.unreadable:
+        console.warn(f"{run.unreadable} of {run.plan.samples} samples cannot be read and will be skipped")
     if plan:
         _show_plan(run, json)
     if check:
@@ -136,30 +145,37 @@ def _show_run(run: ReadyRun, json: bool) -> None:
 
 def _show_plan(run: ReadyRun, json: bool) -> None:
     from llavanext_cli.training.preview import preview_run
+    from llavanext_cli.weights.folder import format_size
 
     preview = preview_run(run)
     if json:
         console.out_json({"plan": preview, "fits": preview.memory.fits})
         return
-    memory, gib = preview.memory, 1 << 30
+    memory = preview.memory
     kinds = {"gathered": "estimate", "activations": "estimate"}
-    rows = [(name, f"{size / gib:.2f} GB", kinds.get(name, "exact")) for name, size in memory.parts.items()]
-    pool = f"{memory.pool / gib:.0f} GB" if memory.pool else "none set"
-    rows += [("together", f"{memory.total / gib:.2f} GB", ""), ("pool", pool, "runtime.memory")]
+    rows = [(name, _gib(size), kinds.get(name, "exact")) for name, size in memory.parts.items()]
+    pool = f"{memory.pool / (1 << 30):g} GB" if memory.pool else "none set"
+    rows += [("together", _gib(memory.total), ""), ("pool", pool, "runtime.memory")]
     console.table(("memory of a device", "size", ""), rows)
+    steps = preview.steps_per_epoch or "less than one"
     console.fields(
         {
             "samples": preview.samples,
-            "steps": f"{preview.steps} ({preview.epochs:.2f} epochs of {preview.steps_per_epoch} steps)",
+            "steps": f"{preview.steps} ({preview.epochs:.2f} epochs of {steps} steps)",
             "tokens a step": preview.tokens_per_step,
             "tokens an epoch": preview.tokens_per_epoch,
-            "trained model": f"{preview.model_bytes / 1e9:.2f} GB on the disk",
-            "a checkpoint": f"{preview.checkpoint_bytes / 1e9:.2f} GB, with the optimizer's moments",
-            "disk at most": f"{preview.disk_bytes / 1e9:.2f} GB (train.save_every, train.keep)",
+            "trained model": f"{format_size(preview.model_bytes)} on the disk",
+            "a checkpoint": f"{format_size(preview.checkpoint_bytes)}, with the optimizer's moments",
+            "disk at most": f"{format_size(preview.disk_bytes)} (train.save_every, train.keep)",
         }
     )
     if preview.advice:
         console.warn(f"it does not fit. {preview.advice}")
+
+
+def _gib(size: int) -> str:
+    """Bytes as NPUs count them; a tiny model's memory in full."""
+    return f"{size / (1 << 30):.2f} GB" if size > 1 << 28 else f"{size / (1 << 20):.2f} MB"
 
 
 def _check(run: ReadyRun, json: bool) -> None:

@@ -204,7 +204,7 @@ def runtime_rules(preset: Preset) -> Findings:
     else:
         if runtime.threads is not None:
             yield ("runtime.threads", "runtime.target"), "is for CPU workers: set it to null on Ascend"
-        if runtime.memory is not None and not re.fullmatch(r"[0-9]+(\.[0-9]+)?GB", runtime.memory):
+        if runtime.memory is not None and not re.fullmatch(r"(?!0+(\.0+)?GB)[0-9]+(\.[0-9]+)?GB", runtime.memory):
             yield ("runtime.memory",), f'must be a number of gigabytes such as "57GB", not {runtime.memory!r}'
 
 

@@ -6,7 +6,7 @@ samples file ─▶ order (plan.py) ─▶ encode (processing) ─▶ pad to sta
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llavanext_cli.mixing.samples import SampleFile
     from llavanext_cli.processing.processor import Processor
     from llavanext_cli.records import Sample
+    from llavanext_cli.training.plan import RankOrder
 
 
 class EncodedSamples:
@@ -36,21 +37,24 @@ class EncodedSamples:
         processor: encodes a sample.
         preset: gives the static shapes.
         skipped: file that lists the samples that cannot be read, which then teach nothing; None: they are errors.
+        report: called with such an error, which MindSpore wraps into one of its own.
     """
 
     def __init__(
         self,
         file: SampleFile,
-        order: Sequence[int],
+        order: Sequence[int] | RankOrder,
         processor: Processor,
         preset: Preset,
         skipped: Path | None = None,
+        report: Callable[[DataError], None] = lambda fault: None,
     ):
         self.file = file
-        self.order = list(order)
+        self.order = order
         self.processor = processor
         self.room = room_of(preset)
         self.skipped = skipped
+        self.report = report
 
     def __len__(self) -> int:
         return len(self.order)
@@ -63,6 +67,7 @@ class EncodedSamples:
             check_fit(sample.id, encoded.size, self.room)  # a picture that was replaced since it was measured
         except DataError as fault:
             if self.skipped is None:
+                self.report(DataError(fault.what, "mend it, leave it out of the mix, or add --on-bad skip"))
                 raise
             encoded = self._skip(sample, fault)
         batch = collate([encoded], *self.room, self.processor.arch)

@@ -6,6 +6,9 @@ import contextlib
 import json
 import re
 import signal
+import time
+import traceback
+from pathlib import Path
 
 from llavanext_cli.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, LlavaNextError, RunStoppedError, TrainingError
 from llavanext_cli.training.job import Job
@@ -14,7 +17,27 @@ from llavanext_cli.training.processes import Ended
 
 _NOT_ALL_CAME = "Failed to initialize distributed job cluster"
 _REGISTERED = re.compile(r"rank id: (\d+),.* is registered successfully")
-"""What MindSpore 2.9.0 says of a cluster that is not complete in time, and its scheduler of a worker that came."""
+_READER_KILLED = re.compile(r"Dataset worker process \d+ was killed by signal: (\w+)")
+"""What MindSpore 2.9.0 says of a cluster that is not complete in time, its scheduler of a worker that came, and a
+worker of a process that read its data."""
+
+
+def record_failure(logs: Path, rank: int, fault: Exception) -> None:
+    """Leave what went wrong in a worker, or in a reader of its data, for the launcher; the first one counts."""
+    file = logs / f"failure_{rank}.json"
+    if file.exists():
+        return
+    known = isinstance(fault, LlavaNextError)
+    record = {
+        "rank": rank,
+        "time": time.time(),
+        "what": fault.what if known else f"{type(fault).__name__}: {fault}",
+        "hint": fault.hint if known else "",
+        "details": fault.details if known else (),
+        "known": known,
+        "traceback": traceback.format_exc(),
+    }
+    file.write_text(json.dumps(record), encoding="utf-8")
 
 
 def explain_stop(job: Job, number: int) -> RunStoppedError:
@@ -40,6 +63,12 @@ def explain_failure(job: Job, nodes: Nodes, devices: int, code: int, ended: Ende
         return explain_absence(job, nodes, devices)
     if not records:
         what = ended or Ended(0, code)
+        log = job.logs_folder / f"worker_{what.rank}.log"
+        if log.is_file() and (killed := _READER_KILLED.search(log.read_text(encoding="utf-8", errors="replace"))):
+            return TrainingError(
+                f"a data reader of worker {what.rank} was ended: {killed[1]}",
+                "often the memory ran out: lower data.workers with --set; the same command with --resume goes on",
+            )
         hint = f"see {job.logs_folder}/worker_{what.rank}.log; the same command with --resume goes on"
         return TrainingError(f"{what} and left no traceback", hint=hint)
     first = min(records, key=lambda record: record["time"])

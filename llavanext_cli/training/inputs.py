@@ -35,7 +35,8 @@ def measure_samples(
     """(id, size) of every sample, without decoding a pixel; with `skip_bad`, of those that can be read.
 
     Raises:
-        DataError: a header cannot be read, a sample is malformed, or media are gone: how many, and the first of them.
+        DataError: a header cannot be read, a sample is malformed, or media are gone: how many, and the first of them;
+            or nothing is left.
     """
     processor = build_processor(checkpoint, preset)
     sizes, gone = [], []
@@ -58,6 +59,10 @@ def measure_samples(
             f"{len(gone)} of {len(samples)} samples name a picture or clip that is not there",
             hint="put them back, make the file again (llavanext mix --check exists), or add --on-bad skip",
             details=gone[:SHOWN] + ([f"... and {len(gone) - SHOWN} more"] if len(gone) > SHOWN else []),
+        )
+    if not sizes:
+        raise DataError(
+            f"none of {len(samples)} samples can be read", "`llavanext mix --check header` says of each what is wrong"
         )
     return sizes
 

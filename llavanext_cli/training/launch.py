@@ -21,7 +21,7 @@ from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import ConfigError, TrainingError
 from llavanext_cli.training.failures import explain_failure, explain_stop
-from llavanext_cli.training.folder import join_run, make_out, resume_run
+from llavanext_cli.training.folder import claim, join_run, make_out, resume_run
 from llavanext_cli.training.job import Job
 from llavanext_cli.training.nodes import ONE_NODE, Nodes, worker_command, worker_environment
 from llavanext_cli.training.peers import Peers
@@ -45,6 +45,7 @@ class ReadyRun:
         expanded: the complete MindFormers configuration.
         command: what will be started on this machine.
         nodes: the machines.
+        unreadable: samples that cannot be read, and will be skipped.
     """
 
     preset: Preset
@@ -53,6 +54,7 @@ class ReadyRun:
     expanded: dict[str, Any]
     command: tuple[str, ...]
     nodes: Nodes = ONE_NODE
+    unreadable: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,14 @@ def check_training(
     check_model_settings(preset, overrides, opened.architecture)
     samples = read_samples(data)
     plan = plan_run(preset, len(samples))
-    check_sizes(measure_samples(samples, opened, preset, progress, on_bad == "skip"), preset)
+    sizes = measure_samples(samples, opened, preset, progress, on_bad == "skip")
+    check_sizes(sizes, preset)
     job = Job(
         _absolute(preset_name), overrides, devices, data.resolve(), checkpoint.resolve(), out.resolve(), None, on_bad
     )
     expanded = expand(preset, architecture=opened.architecture, out=job.libraries_folder, steps=plan.steps)
-    return ReadyRun(preset, job, plan, expanded, worker_command(preset, job, nodes), nodes)
+    command = worker_command(preset, job, nodes)
+    return ReadyRun(preset, job, plan, expanded, command, nodes, len(samples) - len(sizes))
 
 
 def run_training(
@@ -135,6 +139,26 @@ def run_training(
         RunStoppedError: Ctrl-C or SIGTERM ended the run; it can be resumed.
         LlavaNextError: `out` holds something, or a worker failed; logs stay in OUT/logs.
     """
+    with claim(run.job.out, run.nodes.rank):
+        job = _prepare(run, force, resume, say)
+        started = time.monotonic()
+        try:
+            last = _run_workers(run, job, on_step or (lambda line: None), say)
+        finally:
+            skipped = len(job.skipped_file.read_bytes().splitlines()) if job.skipped_file.is_file() else 0
+            if run.nodes.rank == 0:
+                _report(job, run.plan, skipped, say)
+    if run.nodes.rank == 0 and not job.model_folder.is_dir():
+        raise TrainingError("the workers ended without a model", hint=f"see {job.logs_folder}")
+    seconds = time.monotonic() - started
+    if skipped:
+        say(f"{skipped} times a sample could not be read and was skipped: see {job.skipped_file}")
+    plan = run.plan
+    return TrainReport(job.model_folder, job.metrics_file, plan.steps, plan.samples, last.get("loss"), seconds, skipped)
+
+
+def _prepare(run: ReadyRun, force: bool, resume: bool, say: Callable[[str], None]) -> Job:
+    """The folder of the run, made or found, with all that its workers read."""
     job = run.job
     if run.nodes.rank > 0:
         job.libraries_folder.mkdir(parents=True, exist_ok=True)
@@ -150,20 +174,7 @@ def run_training(
     if run.nodes.rank == 0:
         StopStep(job.stop_file, 0, 1).reset()
         job.config_file.write_text(yaml.safe_dump(run.expanded, sort_keys=False), encoding="utf-8")
-    started = time.monotonic()
-    try:
-        last = _run_workers(run, job, on_step or (lambda line: None), say)
-    finally:
-        skipped = len(job.skipped_file.read_bytes().splitlines()) if job.skipped_file.is_file() else 0
-        if run.nodes.rank == 0:
-            _report(job, run.plan, skipped, say)
-    if run.nodes.rank == 0 and not job.model_folder.is_dir():
-        raise TrainingError("the workers ended without a model", hint=f"see {job.logs_folder}")
-    seconds = time.monotonic() - started
-    if skipped:
-        say(f"{skipped} times a sample could not be read and was skipped: see {job.skipped_file}")
-    plan = run.plan
-    return TrainReport(job.model_folder, job.metrics_file, plan.steps, plan.samples, last.get("loss"), seconds, skipped)
+    return job
 
 
 def _report(job: Job, plan: RunPlan, skipped: int, say: Callable[[str], None]) -> None:

@@ -159,7 +159,7 @@ def activation_bytes(preset: Preset, model: Architecture) -> int:
         return (16 + 8 * c) * width + 4 * c * inner + scores
 
     full = layer(text.hidden_size, text.intermediate_size, text.num_attention_heads, preset.data.seq_length)
-    again = train.recompute
+    again = min(train.recompute, text.num_hidden_layers)
     kept = text.num_hidden_layers - again
     llama = tokens * (kept * full + again * c * text.hidden_size + (full if again and not kept else 0))
     logits = tokens * text.vocab_size * (12 + c)
@@ -172,11 +172,11 @@ def activation_bytes(preset: Preset, model: Architecture) -> int:
     return (llama + logits) // preset.parallel.tensor + tower + projector
 
 
-def advice(preset: Preset) -> str:
+def advice(preset: Preset, model: Architecture) -> str:
     """What to change when it does not fit: the first of these that is not yet done."""
     train, parallel = preset.train, preset.parallel
-    if train.recompute < preset.model.text.num_hidden_layers:
-        return f"--set train.recompute={preset.model.text.num_hidden_layers} computes layers again and saves most"
+    if train.recompute < model.text.num_hidden_layers:
+        return f"--set train.recompute={model.text.num_hidden_layers} computes layers again and saves most"
     if train.batch_size > 1:
         return f"--set train.batch_size=1 --set train.accumulate={train.accumulate * train.batch_size}"
     if parallel.data > 1 and not parallel.optimizer_sharding:

@@ -105,7 +105,7 @@ class TrainingMonitor(Callback):
         try:
             self.save(step_folder(self.checkpoints, step), step)
         except CheckpointError as fault:
-            self.warn(f"no checkpoint at step {step}: {fault.what}; the earlier ones are kept, training goes on")
+            self.warn(f"no checkpoint at step {step}: {fault.what}; training goes on")
             return
         if self.metrics is not None:
             keep_newest(self.checkpoints, self.keep)

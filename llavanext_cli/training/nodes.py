@@ -26,9 +26,10 @@ class Nodes:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.count:
-            raise ConfigError(
-                f"node {self.rank} of {self.count} does not exist", hint=f"--node-rank is 0 to {self.count - 1}"
-            )
+            hint = f"--node-rank is 0 to {self.count - 1}" if self.count > 1 else "add --nodes N"
+            raise ConfigError(f"node {self.rank} of {self.count} does not exist", hint=hint)
+        if self.count == 1 and self.master is not None:
+            raise ConfigError("--master is for several nodes", hint="add --nodes N")
         if self.count > 1 and self.master is None:
             raise ConfigError("several nodes need a place to meet", hint="add --master ADDRESS:PORT of node 0")
 
@@ -44,8 +45,8 @@ ONE_NODE = Nodes()
 def parse_master(text: str) -> tuple[str, int]:
     """`10.0.0.1:8118` → address and port."""
     address, _, port = text.rpartition(":")
-    if not address or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--master is ADDRESS:PORT, not {text!r}", hint="for example --master 10.0.0.1:8118")
+    if not address or ":" in address or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--master is ADDRESS:PORT, not {text!r}", hint="for example --master 10.0.0.1:8118 (IPv4)")
     return address, int(port)
 
 
@@ -91,6 +92,7 @@ def msrun_command(worker: Sequence[str], logs: Path, devices: int, nodes: Nodes 
         f"--cluster_time_out={nodes.timeout_seconds}",
         f"--log_dir={logs}",
         "--join=True",
+        f"--tail_worker_log={devices}",  # of no worker: its `tail` would outlive msrun when that is killed
         *worker,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -34,7 +33,7 @@ def plan_run(preset: Preset, samples: int) -> RunPlan:
     """
     train = preset.train
     assert train is not None, "plan_run is for train presets"
-    global_batch = preset.global_batch
+    global_batch = train.batch_size * train.accumulate * preset.parallel.data
     steps = train.steps or samples * train.epochs // global_batch
     if steps < 1:
         raise DataError(
@@ -75,28 +74,42 @@ def digest_file(file: Path) -> str:
     return digest.hexdigest()
 
 
-def sample_order(samples: int, count: int, *, shuffle: bool, seed: int) -> list[int]:
-    """The first `count` indices of an endless walk over the samples, epoch after epoch, each in a new order.
+class SampleOrder:
+    """Index of the sample at every place of an endless walk over the samples, epoch after epoch, each in a new order.
 
     It depends on nothing but its arguments, so that one worker or eight, interrupted or not, see the same data.
     """
-    order: list[int] = []
-    epoch = 0
-    while len(order) < count:
-        indices = list(range(samples))
-        if shuffle:
-            Random(f"{seed}/{epoch}").shuffle(indices)
-        order += indices
-        epoch += 1
-    return order[:count]
+
+    def __init__(self, samples: int, *, shuffle: bool, seed: int):
+        self.samples, self.shuffle, self.seed = samples, shuffle, seed
+        self._epochs: dict[int, list[int]] = {}  # the last two that were asked for
+
+    def __getitem__(self, place: int) -> int:
+        epoch, position = divmod(place, self.samples)
+        return self._indices(epoch)[position] if self.shuffle else position
+
+    def _indices(self, epoch: int) -> list[int]:
+        if epoch not in self._epochs:
+            indices = list(range(self.samples))
+            Random(f"{self.seed}/{epoch}").shuffle(indices)
+            self._epochs = dict([*self._epochs.items()][-1:]) | {epoch: indices}
+        return self._epochs[epoch]
 
 
-def rank_order(order: Sequence[int], *, batch: int, rank: int, ranks: int) -> list[int]:
-    """The samples of one of `ranks` data-parallel workers: its slice of every global batch.
+class RankOrder:
+    """The samples of one of `ranks` data-parallel workers, from place `first` on: its slice of every global batch.
 
     order   a b c d | e f g h      ranks 2, batch 2
     rank 0  a b     | e f
     rank 1      c d |     g h
     """
-    step = batch * ranks
-    return [i for begin in range(0, len(order) - step + 1, step) for i in order[begin + rank * batch :][:batch]]
+
+    def __init__(self, order: SampleOrder, *, first: int, steps: int, batch: int, rank: int, ranks: int):
+        self.order, self.first, self.steps, self.batch, self.rank, self.ranks = order, first, steps, batch, rank, ranks
+
+    def __len__(self) -> int:
+        return self.steps * self.batch
+
+    def __getitem__(self, position: int) -> int:
+        step, within = divmod(position, self.batch)
+        return self.order[self.first + (step * self.ranks + self.rank) * self.batch + within]

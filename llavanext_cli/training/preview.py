@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llavanext_cli.errors import TrainingError
 from llavanext_cli.training.memory import GIB, MemoryPlan, advice, checkpoint_bytes, plan_memory
 from llavanext_cli.weights.checkpoint import open_checkpoint
+from llavanext_cli.weights.folder import format_size
 
 if TYPE_CHECKING:
     from llavanext_cli.training.launch import ReadyRun
@@ -64,22 +66,31 @@ def preview_run(run: ReadyRun) -> RunPreview:
         checkpoint_bytes=saved,
         disk_bytes=saved * at_once if preset.train.save_every else written,
         memory=memory,
-        advice="" if memory.fits else advice(preset),
+        advice="" if memory.fits else advice(preset, model),
     )
 
 
 def refuse_unfit(run: ReadyRun) -> None:
-    """Stop a run that cannot fit its memory pool, before a device is touched.
+    """Stop a run that cannot fit its memory pool, or the disk, before a device is touched.
 
     Raises:
         TrainingError: what it needs, what there is, and what to change.
     """
-    memory = plan_memory(run.preset, open_checkpoint(run.job.checkpoint).architecture)
-    if memory.fits:
-        return
-    need, pool = memory.total / GIB, memory.pool / GIB
-    raise TrainingError(
-        f"each device would need {need:.1f} GB, and its pool has {pool:.0f} GB (runtime.memory)",
-        hint=f"{advice(run.preset)}; or start it all the same with --force",
-        details=[f"{name} {size / GIB:.1f} GB" for name, size in memory.parts.items()],
-    )
+    preview, out = preview_run(run), run.job.out
+    memory = preview.memory
+    if not memory.fits:
+        raise TrainingError(
+            f"each device would need {memory.total / GIB:.1f} GB, and its pool has {memory.pool / GIB:.0f} GB "
+            "(runtime.memory)",
+            hint=f"{preview.advice}; or start it all the same with --force",
+            details=[f"{name} {size / GIB:.1f} GB" for name, size in memory.parts.items()],
+        )
+    there = sum(file.stat().st_size for file in run.job.checkpoints_folder.rglob("*") if file.is_file())
+    disk = next(place for place in (out, *out.parents) if place.exists())
+    free = shutil.disk_usage(disk).free
+    if preview.disk_bytes > free + there:
+        raise TrainingError(
+            f"{out} will take up to {format_size(preview.disk_bytes)}, and {format_size(free)} are free on its disk",
+            hint="make room, name another --out, keep fewer checkpoints (train.keep), or start it all the same with "
+            "--force",
+        )

@@ -6,17 +6,16 @@ It builds the network, fills every weight from the checkpoint, and hands network
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
-import time
-import traceback
+from functools import partial
 from pathlib import Path
 
 from llavanext_cli.config.presets import load_preset
-from llavanext_cli.errors import CheckpointError, LlavaNextError
+from llavanext_cli.errors import CheckpointError
 from llavanext_cli.model.runtime import load_libraries
+from llavanext_cli.training.failures import record_failure
 from llavanext_cli.training.job import Job
 from llavanext_cli.training.processes import end_with_parent
 from llavanext_cli.training.stopping import StopStep
@@ -35,7 +34,7 @@ def main() -> None:
     try:
         run_worker(job, stop)
     except Exception as fault:
-        _record_failure(job, fault)
+        record_failure(job.logs_folder, _rank(), fault)
         raise
 
 
@@ -54,7 +53,7 @@ def run_worker(job: Job, stop: StopStep) -> None:
     from llavanext_cli.training.freeze import freeze
     from llavanext_cli.training.inputs import build_processor
     from llavanext_cli.training.metrics import TrainingMonitor
-    from llavanext_cli.training.plan import digest_file, plan_run, rank_order, run_settings, sample_order
+    from llavanext_cli.training.plan import RankOrder, SampleOrder, digest_file, plan_run, run_settings
     from llavanext_cli.training.session import TrainingSession
     from llavanext_cli.training.state import open_run_state
     from llavanext_cli.weights.adapter import adapted_weights
@@ -78,13 +77,20 @@ def run_worker(job: Job, stop: StopStep) -> None:
     freeze(network, train)
 
     first = state.step if state else 0
-    order = sample_order(plan.samples, plan.steps * plan.global_batch, shuffle=preset.data.shuffle, seed=train.seed)
+    order = SampleOrder(plan.samples, shuffle=preset.data.shuffle, seed=train.seed)
     group_size = preset.parallel.tensor * preset.parallel.pipeline
     per_worker = train.batch_size * train.accumulate
-    rest = order[first * plan.global_batch :]
-    mine = rank_order(rest, batch=per_worker, rank=rank // group_size, ranks=preset.parallel.data)
+    mine = RankOrder(
+        order,
+        first=first * plan.global_batch,
+        steps=plan.steps - first,
+        batch=per_worker,
+        rank=rank // group_size,
+        ranks=preset.parallel.data,
+    )
     skipped = job.skipped_file if job.on_bad == "skip" else None
-    samples = EncodedSamples(file, mine, build_processor(checkpoint, preset), preset, skipped)
+    report = partial(record_failure, job.logs_folder, rank)
+    samples = EncodedSamples(file, mine, build_processor(checkpoint, preset), preset, skipped, report)
 
     def warn(line: str) -> None:
         if rank == 0:
@@ -112,7 +118,7 @@ def run_worker(job: Job, stop: StopStep) -> None:
         keep=train.keep,
         first=first,
         begin=session.begin,
-        batch=lambda step: [file[i].id for i in order[(step - 1) * plan.global_batch : step * plan.global_batch]],
+        batch=lambda step: [file[order[(step - 1) * plan.global_batch + n]].id for n in range(plan.global_batch)],
         warn=warn,
         should_stop=stop.reached,
     )
@@ -121,7 +127,9 @@ def run_worker(job: Job, stop: StopStep) -> None:
     try:
         session.save(job.model_folder, plan.steps, final=True)
     except CheckpointError as fault:
-        hint = f"{fault.hint} The same command with --resume goes on from the newest checkpoint.".strip()
+        saved = any(job.checkpoints_folder.glob("step-*"))
+        goes_on = " The same command with --resume goes on from the newest checkpoint." if saved else ""
+        hint = f"{fault.hint}{goes_on}".strip()
         raise CheckpointError(fault.what, hint, fault.details) from fault
 
 
@@ -133,21 +141,6 @@ def _rank() -> int:
 def _ranks() -> int:
     """How many workers msrun started, on all machines."""
     return int(os.environ.get("MS_WORKER_NUM", "1"))
-
-
-def _record_failure(job: Job, fault: Exception) -> None:
-    rank = _rank()
-    known = isinstance(fault, LlavaNextError)
-    record = {
-        "rank": rank,
-        "time": time.time(),
-        "what": fault.what if isinstance(fault, LlavaNextError) else f"{type(fault).__name__}: {fault}",
-        "hint": fault.hint if isinstance(fault, LlavaNextError) else "",
-        "details": fault.details if isinstance(fault, LlavaNextError) else (),
-        "known": known,
-        "traceback": traceback.format_exc(),
-    }
-    (job.logs_folder / f"failure_{rank}.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 if __name__ == "__main__":

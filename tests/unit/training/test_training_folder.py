@@ -1,13 +1,17 @@
 """What `train` may begin in, and what it leaves alone."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from llavanext_cli.config.presets import load_preset
-from llavanext_cli.errors import ConfigError, LlavaNextError
+from llavanext_cli.errors import ConfigError, DataError, LlavaNextError
 from llavanext_cli.training import folder
-from llavanext_cli.training.folder import make_out, resume_run
+from llavanext_cli.training.failures import explain_failure, record_failure
+from llavanext_cli.training.folder import claim, make_out, resume_run
 from llavanext_cli.training.job import Job
-from llavanext_cli.training.nodes import Nodes, parse_master, worker_command
+from llavanext_cli.training.nodes import ONE_NODE, Nodes, parse_master, worker_command
 
 
 @pytest.fixture
@@ -75,3 +79,48 @@ def test_nodes_that_do_not_fit():
 def test_one_device_is_not_trained_twice_by_two_nodes(job):
     with pytest.raises(ConfigError, match="1 devices cannot be shared by 2 nodes"):
         worker_command(load_preset("tiny-stage2"), job, Nodes(2, 0, ("10.0.0.1", 8118)))
+
+
+def test_force_removes_neither_what_is_no_runs_nor_what_it_is_to_begin_with(job):
+    make_out(job, force=False)
+    job.save()
+    (job.out / "thesis.txt").write_text("mine")
+    with pytest.raises(LlavaNextError, match=r"holds thesis.txt beside a run"):
+        make_out(job, force=True)
+    (job.out / "thesis.txt").unlink()
+    job.model_folder.mkdir()
+    with pytest.raises(LlavaNextError, match="lies in the run that --force would remove"):
+        make_out(replace(job, checkpoint=job.model_folder), force=True)
+    assert job.model_folder.is_dir()
+    job.file.write_text("{}")
+    with pytest.raises(LlavaNextError, match="holds something that is no training run"):
+        make_out(job, force=True)
+
+
+def test_two_commands_do_not_share_a_folder(job):
+    with claim(job.out, 0):
+        with pytest.raises(LlavaNextError, match="is in use by another"), claim(job.out, 0):
+            pass
+        with claim(job.out, 1):  # another node of the same run
+            make_out(job, force=False, nodes=2)
+    assert not [path for path in job.out.iterdir() if path.name.startswith(".")]
+    with claim(job.out.with_name("other"), 0):
+        pass
+    assert not job.out.with_name("other").exists(), "nothing was written"
+
+
+def test_the_first_fault_of_a_worker_counts(tmp_path):
+    record_failure(tmp_path, 3, DataError("sample a: cut.png ends early", "mend it"))
+    record_failure(tmp_path, 3, RuntimeError("Exception thrown from user defined Python function in dataset."))
+    record = json.loads((tmp_path / "failure_3.json").read_text())
+    assert (record["what"], record["hint"]) == ("sample a: cut.png ends early", "mend it")
+
+
+def test_a_reader_that_was_killed_is_named(job):
+    make_out(job, force=False)
+    job.save()
+    log = "[CRITICAL] Dataset worker process 22261 was killed by signal: Killed. Main process will be terminated."
+    (job.logs_folder / "worker_0.log").write_text(log)
+    fault = explain_failure(job, ONE_NODE, 1, 143, None)
+    assert fault.what == "a data reader of worker 0 was ended: Killed"
+    assert "data.workers" in fault.hint

@@ -89,7 +89,8 @@ def test_advice_goes_on_until_there_is_none():
     settings = ["train.batch_size=16", *SHARDED, "train.recompute=0"]
     seen = []
     for step in ("train.recompute=32", "train.batch_size=1", "parallel.devices=8"):
-        seen.append(advice(load_preset(STAGE2, settings)))
+        preset = load_preset(STAGE2, settings)
+        seen.append(advice(preset, preset.model))
         settings += [step] if step != "parallel.devices=8" else []
     assert "train.recompute=32" in seen[0]
     assert "train.batch_size=1" in seen[1]

@@ -10,7 +10,7 @@ from llavanext_cli.errors import DataError
 from llavanext_cli.records import SampleSize
 from llavanext_cli.training.freeze import part_of
 from llavanext_cli.training.inputs import check_sizes, room_of
-from llavanext_cli.training.plan import plan_run, rank_order, sample_order
+from llavanext_cli.training.plan import RankOrder, SampleOrder, plan_run
 
 TINY = SampleSize(tokens=10, tiles=0, frames=0)
 
@@ -37,31 +37,39 @@ def test_fewer_samples_than_a_step_takes(preset):
         plan_run(preset, samples=3)
 
 
+def walk(samples: int, count: int, *, seed: int, shuffle: bool = True) -> list[int]:
+    order = SampleOrder(samples, shuffle=shuffle, seed=seed)
+    return [order[place] for place in range(count)]
+
+
 def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own():
-    order = sample_order(50, 100, shuffle=True, seed=1)
+    order = walk(50, 100, seed=1)
     first, second = order[:50], order[50:]
     assert sorted(first) == sorted(second) == list(range(50))
     assert first != second != list(range(50))
-    assert order == sample_order(50, 100, shuffle=True, seed=1)
-    assert order != sample_order(50, 100, shuffle=True, seed=2)
+    assert order == walk(50, 100, seed=1)
+    assert order != walk(50, 100, seed=2)
+    far = SampleOrder(50, shuffle=True, seed=1)
+    assert [far[place] for place in (99, 3, 10**15, 99)] == [order[99], order[3], far[10**15], order[99]]
 
 
 def test_the_order_is_the_same_on_every_machine():
-    assert sample_order(8, 8, shuffle=True, seed=0) == [0, 2, 1, 4, 6, 7, 3, 5]
+    assert walk(8, 8, seed=0) == [0, 2, 1, 4, 6, 7, 3, 5]
 
 
 def test_without_shuffling_the_file_is_walked_through():
-    assert sample_order(3, 7, shuffle=False, seed=0) == [0, 1, 2, 0, 1, 2, 0]
+    assert walk(3, 7, seed=0, shuffle=False) == [0, 1, 2, 0, 1, 2, 0]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_workers_share_each_global_batch(ranks):
-    order = list(range(64))
-    batch = 8 // ranks
-    shares = [rank_order(order, batch=batch, rank=rank, ranks=ranks) for rank in range(ranks)]
+    order, batch, first = SampleOrder(24, shuffle=True, seed=0), 8 // ranks, 16
+    whole = walk(24, 80, seed=0)
+    shares = [RankOrder(order, first=first, steps=8, batch=batch, rank=rank, ranks=ranks) for rank in range(ranks)]
+    assert {len(share) for share in shares} == {8 * batch}
     for step in range(8):
-        seen = [i for share in shares for i in share[step * batch : (step + 1) * batch]]
-        assert seen == order[step * 8 : (step + 1) * 8]
+        seen = [share[step * batch + n] for share in shares for n in range(batch)]
+        assert seen == whole[first + step * 8 : first + (step + 1) * 8]
 
 
 def test_lengths_that_do_not_fit_are_counted_and_the_worst_is_named(preset):
