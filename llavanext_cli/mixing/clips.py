@@ -21,7 +21,7 @@ import numpy as np
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing.media import Verdict
-from llavanext_cli.processing.video import read_frames, sample_positions
+from llavanext_cli.processing.video import frame_problem, read_frames, sample_positions
 
 if TYPE_CHECKING:
     from av import Packet
@@ -73,6 +73,8 @@ def _check_stream(
         return Verdict("false_count", f"{path}: the header says {stated} frames in {seconds:.1f} s")
     stream.codec_context.thread_count = 1  # every core has its own clip
     header = Verdict(frames=stated, seconds=seconds)
+    if stream.width and stream.height and (problem := frame_problem(stream.height, stream.width)):
+        return Verdict("too_large", f"{path}: {problem}")
     if level == "full":
         stream.codec_context.options = {"skip_loop_filter": "all"}
         return _check_frames(path, container, stream, frames, size_bytes, header)

@@ -26,7 +26,7 @@ REASONS = {
     "unreadable": "a file without permission",
     "link_loop": "symbolic links in a circle",
     "corrupt": "a file that does not decode",
-    "too_large": "a picture of too many pixels",
+    "too_large": "too many pixels, or one side far too long",
     "no_frames": "a clip without frames",
     "false_count": "a clip with fewer frames than it says",
     "timeout": "a file that took too long",

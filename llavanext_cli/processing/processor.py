@@ -59,13 +59,11 @@ class Processor:
         arch: sizes, pinpoints and token ids.
         tokenizer: of the same checkpoint.
         frames: frames sampled from a clip.
-        video_backend: "auto", "pyav" or "decord".
     """
 
     arch: Architecture
     tokenizer: Tokenizer
     frames: int = 16
-    video_backend: str = "auto"
 
     def __post_init__(self) -> None:
         for name, token in ((IMAGE_PLACEHOLDER, "image_token_index"), (VIDEO_PLACEHOLDER, "video_token_index")):
@@ -111,7 +109,7 @@ class Processor:
                     tiles.append(build_tiles(image, plan, self.arch))
                     plans.append(plan)
                 else:
-                    clip, seconds = load_clip(path, self.frames, self.arch, self.video_backend)
+                    clip, seconds = load_clip(path, self.frames, self.arch)
                     frames.append(clip)
                     times.append(tuple(seconds.tolist()))
                     plans.append(ClipPlan(len(clip)))

@@ -6,9 +6,10 @@ and cropped at the centre, bit for bit as transformers' `LlavaNextVideoImageProc
 noted in the container (phones) is applied.
 
 Two readers give the same frames to the bit: PyAV, which has wheels for every machine, and decord, which has them for
-x86-64 only. PyAV is the default everywhere: all machines then read alike, and it was the faster one. 16 frames
-to tiles, median of five on two busy x86-64 cores, PyAV against decord: of 132 frames of 720p 0.73 s and 1.10 s, of 250
-frames of 640 x 272 0.57 s and 0.92 s, of 15 000 such frames (360 key frames) 0.83 s and 1.13 s.
+x86-64 only. PyAV reads, everywhere: all machines then read alike, and it was the faster one. A clip that it cannot
+read is tried with decord, where that is installed. 16 frames to tiles, median of five on two busy x86-64 cores, PyAV
+against decord: of 132 frames of 720p 0.73 s and 1.10 s, of 250 frames of 640 x 272 0.57 s and 0.92 s, of 15 000 such
+frames (360 key frames) 0.83 s and 1.13 s.
 
 Containers lie: about their number of frames, about times, about where a seek ends. So the header is not asked. PyAV
 first lists the packets (no decoding), which gives N, the time of each frame and the key frames. Where that list is
@@ -27,12 +28,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.config.architecture import Architecture
-from llavanext_cli.errors import DataError, RuntimeMissingError
+from llavanext_cli.errors import DataError
+from llavanext_cli.processing.image import MAX_PIXELS
 
 if TYPE_CHECKING:
     from llavanext_cli.records import AnyArray, Float64Array, UInt8Array
 
 BACKENDS = ("auto", "pyav", "decord")
+MAX_ASPECT = 100
+"""How many times the shorter side the longer may be: a frame is scaled by its shorter side, then cropped."""
 
 Keep = Callable[["UInt8Array"], "AnyArray"]
 """What is kept of a decoded `uint8[H, W, 3]` frame."""
@@ -58,7 +62,7 @@ def read_frames(
     Args:
         path: the clip.
         count: frames wanted (F), at least 1.
-        backend: "pyav", "decord", or "auto" (PyAV).
+        backend: "pyav" or "decord" alone, or "auto", PyAV and then decord.
         keep: applied to each wanted frame as soon as it is decoded, so that long clips of large frames need no more
             memory than their results; by default the frame itself.
 
@@ -66,8 +70,7 @@ def read_frames(
         `uint8[F, H, W, 3]`, upright RGB (or what `keep` made, stacked), and their times, `float64[F]` seconds.
 
     Raises:
-        DataError: no such file, empty, not a clip, or no readable frame in it.
-        RuntimeMissingError: decord was asked for and is not installed.
+        DataError: no such file, empty, not a clip, no readable frame in it, or frames too large or too narrow.
     """
     import numpy as np
 
@@ -77,8 +80,14 @@ def read_frames(
         raise ValueError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}")
     path = Path(path)
     _check_file(path)
-    kept = _read_decord(path, count, keep) if backend == "decord" else None
-    kept = kept or _read_pyav(path, count, keep)
+    try:
+        kept = _read_pyav(path, count, keep) if backend != "decord" else _read_decord(path, count, keep)
+    except DataError:
+        kept = _read_decord(path, count, keep) if backend == "auto" else []
+        if not kept:
+            raise
+    if not kept:
+        raise _no_frame(path)
     frames, times = zip(*kept, strict=True)
     return np.stack(frames), np.array(times, np.float64)
 
@@ -128,6 +137,20 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: the clip is empty (0 bytes)", "download it again or drop the sample")
 
 
+def frame_problem(height: int, width: int) -> str | None:
+    """Why frames of this size are not read, or None: scaling them would take more memory than a clip is worth."""
+    if height * width > MAX_PIXELS:
+        return f"frames of {height} x {width} pixels, at most {MAX_PIXELS} are read"
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        return f"frames of {height} x {width} pixels, one side more than {MAX_ASPECT} times the other"
+    return None
+
+
+def _check_frame(path: Path, height: int, width: int) -> None:
+    if problem := frame_problem(height, width):
+        raise DataError(f"{path}: {problem}", "scale or crop the clip, or drop the sample")
+
+
 def _no_frame(path: Path, cause: object = None) -> DataError:
     reason = f" ({' '.join(str(cause).split())})" if cause else ""
     return DataError(f"{path}: no readable frame in the clip{reason}", "replace the file or drop the sample")
@@ -158,7 +181,7 @@ def _read_pyav(path: Path, count: int, keep: Keep | None) -> list[tuple[Any, flo
     """(kept frame, seconds) for each wanted position."""
     import av
 
-    keep_frame = _keeper(keep)
+    keep_frame = _keeper(path, keep)
     try:
         index = _index_packets(path)
         kept = _read_seeking(path, sample_positions(index.total, count), index, keep_frame) if index.times else None
@@ -290,7 +313,7 @@ def _in_order(kept: dict[int, tuple[Any, float]], positions: list[int]) -> list[
     return [kept[have[max(bisect_right(have, position) - 1, 0)]] for position in positions]
 
 
-def _keeper(keep: Keep | None) -> KeepFrame:
+def _keeper(path: Path, keep: Keep | None) -> KeepFrame:
     """From a PyAV frame to upright RGB, `uint8[H, W, 3]`, and through `keep`."""
     import numpy as np
     from av.video.reformatter import VideoReformatter
@@ -298,6 +321,7 @@ def _keeper(keep: Keep | None) -> KeepFrame:
     reformatter = VideoReformatter()  # one for all frames: making one costs more than converting a small frame
 
     def keep_frame(frame: Any) -> AnyArray:
+        _check_frame(path, frame.height, frame.width)
         pixels: AnyArray = reformatter.reformat(frame, format="rgb24").to_ndarray()
         if turn := round(frame.rotation / 90):  # degrees, counter-clockwise
             pixels = np.ascontiguousarray(np.rot90(pixels, turn))
@@ -309,21 +333,21 @@ def _keeper(keep: Keep | None) -> KeepFrame:
 # --- decord ---
 
 
-def _read_decord(path: Path, count: int, keep: Keep | None) -> list[tuple[Any, float]] | None:
-    """As `_read_pyav`; None where decord gives up, so that PyAV gets its chance."""
+def _read_decord(path: Path, count: int, keep: Keep | None) -> list[tuple[Any, float]]:
+    """As `_read_pyav`; nothing where decord is not installed or gives up."""
     try:
         import decord
-    except ImportError as error:
-        hint = "it has wheels for x86-64 only; leave out the choice and PyAV reads"
-        raise RuntimeMissingError("decord is not installed", hint) from error
-
+    except (ImportError, OSError):  # there are wheels for x86-64 only; OSError: a library of its own does not load
+        return []
+    decord.logging.set_level(decord.logging.QUIET)
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
         positions = sample_positions(len(reader), count)
         kept = {}
         for position in sorted(set(positions)):
             pixels = reader[position].asnumpy()
+            _check_frame(path, *pixels.shape[:2])
             kept[position] = (keep(pixels) if keep else pixels, float(reader.get_frame_timestamp(position)[0]))
         return _in_order(kept, positions)
     except (decord.DECORDError, RuntimeError, IndexError, ValueError):
-        return None
+        return []

@@ -158,6 +158,12 @@ def test_large_clips_are_not_held_in_memory(write_clip, monkeypatch):
     assert check(path, "full", "video").frames == 30
 
 
+@pytest.mark.parametrize("level", ["header", "full"])
+def test_a_clip_that_training_would_refuse_for_its_shape(write_clip, level):
+    verdict = check(write_clip("thin.mkv", 3, size=(2, 4096), codec="ffv1"), level, "video")
+    assert verdict.reason == "too_large" and "frames of 2 x 4096 pixels" in verdict.detail
+
+
 def test_a_rotated_clip_has_the_size_displayed(write_clip):
     path = write_clip("a.mp4", 10)
     data = bytearray(path.read_bytes())

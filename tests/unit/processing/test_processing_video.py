@@ -2,7 +2,6 @@
 
 import dataclasses
 import struct
-from importlib.util import find_spec
 
 import av
 import numpy as np
@@ -161,6 +160,41 @@ def test_load_clip_keeps_only_tiles(write_clip):
     assert np.array_equal(times, expected)
 
 
+@pytest.mark.parametrize("backend", ["auto", "pyav", "decord"])
+def test_frames_that_would_fill_the_memory_are_refused(write_clip, backend):
+    """4096 x 2 pixels, scaled to a tile of 336, would be 688 128 pixels wide."""
+    if backend == "decord":
+        pytest.importorskip("decord")
+    path = write_clip("thin.mkv", 3, size=(2, 4096), codec="ffv1")
+    with pytest.raises(DataError, match="frames of 2 x 4096 pixels, one side more than 100 times the other") as caught:
+        load_clip(path, 2, ARCH, backend)
+    assert str(path) in caught.value.what and caught.value.hint
+
+
+def test_large_frames_are_refused_before_they_are_converted(write_clip, monkeypatch):
+    monkeypatch.setattr(video, "MAX_PIXELS", 1000)
+    with pytest.raises(DataError, match="frames of 64 x 96 pixels, at most 1000 are read"):
+        read_frames(write_clip(frames=3, size=(64, 96)), 2)
+
+
+def test_a_clip_that_pyav_cannot_read_is_tried_with_decord(write_clip, monkeypatch):
+    pytest.importorskip("decord")
+    path = write_clip(frames=12)
+    expected, times = read_frames(path, 4)
+
+    def refuse(*_):
+        raise DataError("PyAV's word")
+
+    monkeypatch.setattr(video, "_read_pyav", refuse)
+    frames, seconds = read_frames(path, 4)
+    assert np.array_equal(frames, expected) and np.allclose(seconds, times)
+    with pytest.raises(DataError, match="PyAV's word"):
+        read_frames(path, 4, "pyav")
+    monkeypatch.setattr(video, "_read_decord", lambda *_: [])
+    with pytest.raises(DataError, match="PyAV's word"):
+        read_frames(path, 4)
+
+
 def test_a_long_clip_is_never_held(write_clip):
     """300 frames of 480 x 640 are 276 MB; reading 4 of them must not need a tenth of that."""
     import tracemalloc
@@ -192,9 +226,8 @@ def test_files_that_are_no_clips(tmp_path, write_clip):
         "sound.wav": "no video stream",
         ".": "is a folder",
     }
-    backends = ["pyav", "decord"] if find_spec("decord") else ["pyav"]
     for name, words in cases.items():
-        for backend in backends:
+        for backend in ("pyav", "auto"):
             with pytest.raises(DataError, match=words) as caught:
                 read_frames(tmp_path / name, 4, backend)
             assert "\n" not in caught.value.what
