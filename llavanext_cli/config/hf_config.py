@@ -25,7 +25,7 @@ from llavanext_cli.config.sections import MOST, MOST_LAYERS, SectionReader, is_i
 from llavanext_cli.errors import CheckpointError
 
 VISION_MODEL_TYPES = ("clip_vision_model",)
-REFETCH = "Fetch the file again."
+REFETCH = "Fetch the file again: `llavanext fetch` checks each file's size and digest."
 ROPE_TYPES = ("linear", "default")
 
 # transformers leaves out of a nested config what equals its class's default, and old files lack the newer keys: these

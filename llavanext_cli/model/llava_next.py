@@ -144,6 +144,7 @@ class LlavaNext(PreTrainedModel):
         return self.reshape(features, (batch * (end - begin), rows, width))
 
     def pooled(self, features):
+        """Frames to rows of the feature table: `[T, Q, Dv]` → `[T, Qv, D]`."""
         if self.pool_first:
             return self.projector(self.pooler(features))
         return self.pooler(self.projector(features))

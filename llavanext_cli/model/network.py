@@ -23,7 +23,7 @@ def build_preset_network(
         batch: sequences answered at once, when it asks.
 
     Returns:
-        MindFormers' configuration and the `LlavaNext`, whose weights are not filled and not frozen yet.
+        MindFormers' configuration and the `LlavaNext`, before weights are loaded and frozen.
     """
     import mindspore as ms
     from mindformers import MindFormerConfig

@@ -30,6 +30,7 @@ from llavanext_cli.config.hf_config import (
     raise_faults,
     read_config,
 )
+from llavanext_cli.config.mindformers import PART_PREFIXES
 from llavanext_cli.config.sections import SectionReader
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
@@ -37,7 +38,7 @@ from llavanext_cli.weights import keymap
 from llavanext_cli.weights.folder import MANIFEST
 from llavanext_cli.weights.headers import read_folder, read_json
 from llavanext_cli.weights.layout import NUMPY_NAMES, grow_rows, make_random
-from llavanext_cli.weights.plan import PART_PREFIXES, Plan, plan_import
+from llavanext_cli.weights.plan import Plan, plan_import
 from llavanext_cli.weights.stream import PlannedTensor
 
 VOCABULARY_STEP = 64

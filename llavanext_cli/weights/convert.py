@@ -32,7 +32,6 @@ from llavanext_cli.weights.stream import Extent, Made, Progress, Stream, digest_
 DIRECTIONS = ("mindspore", "hf")
 FORMATS = ("safetensors", "ckpt")
 PARTS = ("vision", "language")
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def run_convert(
         check_vocabulary(companions, plan.files, architecture)
     tally: dict[str, int] = {}
     if dtype != "keep":
-        plan = _cast(plan, DTYPES[dtype], companions, tally)
+        plan = _cast(plan, dtype, companions, tally)
     check_space(destination, plan.nbytes)
     files: tuple[str, ...] = ()
     stored = _digests(sources[0]) if verify and to == "hf" and like is None else {}
@@ -178,14 +177,14 @@ def run_convert(
 
 
 def _cast(plan: Plan, dtype: str, folder: Path, tally: dict[str, int]) -> Plan:
-    from llavanext_cli.weights.layout import NUMPY_NAMES, cast_tensor
+    from llavanext_cli.weights.layout import SAFETENSORS_NAMES, cast_tensor
 
     config = plan.files.get("config.json") or read_config(folder)
     return replace(
         plan,
-        tensors=tuple(cast_tensor(tensor, dtype, tally) for tensor in plan.tensors),
-        carried=tuple(cast_tensor(tensor, dtype, tally) for tensor in plan.carried),
-        files={**plan.files, "config.json": _with_dtype(config, NUMPY_NAMES[dtype])},
+        tensors=tuple(cast_tensor(tensor, SAFETENSORS_NAMES[dtype], tally) for tensor in plan.tensors),
+        carried=tuple(cast_tensor(tensor, SAFETENSORS_NAMES[dtype], tally) for tensor in plan.carried),
+        files={**plan.files, "config.json": _with_dtype(config, dtype)},
     )
 
 
@@ -262,7 +261,7 @@ def _fold_dropped(dropped: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
 def _notes(destination: Path, tally: Mapping[str, int], companions: Path | None) -> Iterator[str]:
     """What the user should know beyond the plan; `companions` is where a tokenizer should have been, if anywhere."""
     for name, count in tally.items():
-        yield f"{name}: {count} values were too large for the new type and became its largest"
+        yield f"{name}: {count} values were clamped to the new type's largest finite value"
     if companions is not None and not (companions / "tokenizer.model").is_file():
         yield f"no tokenizer.model in {companions}: train and ask need one beside the weights"
     for path in find_leftovers(destination):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
+from llavanext_cli.config.hf_config import REFETCH
 from llavanext_cli.errors import CheckpointError
 
 DTYPE_BYTES = {
@@ -42,7 +43,6 @@ JSON_LIMIT = 16 << 20
 AXES_LIMIT = 8
 
 MAY_READ = "It must be a file, and yours to read: ls -lL shows both."
-REFETCH = "Fetch the file again: `llavanext fetch` checks each file's size and digest."
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ def narrow_to(wide: Float32Array, dtype: str) -> tuple[AnyArray, int]:
     """Round `float32[n]` to a narrower type.
 
     Returns:
-        `uint16[n]` bits (BF16), `float16[n]` or `float32[n]`; and how many finite values were too large for the type
-        and became its largest value.
+        `uint16[n]` bits (BF16), `float16[n]` or `float32[n]`; and how many finite values were clamped to the type's
+        largest finite value.
     """
     if dtype == "F32":
         return wide, 0
@@ -142,7 +142,7 @@ def read_chunks(piece: Extent | Made) -> Iterator[memoryview]:
 
 def cast_tensor(tensor: PlannedTensor, dtype: str, tally: dict[str, int]) -> PlannedTensor:
     """The same tensor as another type, converted a chunk at a time while it is written. `tally` collects name → how
-    many values were too large for the type and became its largest."""
+    many values were clamped to the type's largest finite value."""
     if tensor.dtype == dtype:
         return tensor
 

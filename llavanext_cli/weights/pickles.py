@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from llavanext_cli.config.hf_config import REFETCH
 from llavanext_cli.errors import CheckpointError
 
 PICKLE_LIMIT = 4 << 20
@@ -153,9 +154,7 @@ class PickleReader:
                 "Only dictionaries of tensors are read from pickles. Save the model as safetensors where you trust it.",
             ) from None
         except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
-            raise CheckpointError(
-                f"{self.where}: damaged pickle ({type(error).__name__})", "Fetch the file again."
-            ) from error
+            raise CheckpointError(f"{self.where}: damaged pickle ({type(error).__name__})", REFETCH) from error
 
     # ------------------------------------------------------------------------------------------------- bytes and stack
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.config.mindformers import PART_PREFIXES
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.headers import WEIGHT_DTYPES, TensorSpec
@@ -20,13 +21,15 @@ from llavanext_cli.weights.stream import Extent, Made, PlannedTensor
 
 @dataclass(frozen=True)
 class Plan:
-    """Attributes:
-    tensors: parameters of the result, in the order in which they are written.
-    carried: kept beside the parameters under hub names, for the way back.
-    dropped: (name on disk, reason).
-    layout: name of the source's layout.
-    notes: what the user should know.
-    files: name → content of JSON files that are written in place of the source's.
+    """What a conversion writes, and what it leaves out.
+
+    Attributes:
+        tensors: parameters of the result, in the order in which they are written.
+        carried: kept beside the parameters under hub names, for the way back.
+        dropped: (name on disk, reason).
+        layout: name of the source's layout.
+        notes: what the user should know.
+        files: name → content of JSON files that are written in place of the source's.
     """
 
     tensors: tuple[PlannedTensor, ...]
@@ -81,7 +84,6 @@ def extent(spec: TensorSpec) -> Extent | Made:
 
 
 PARTS = {"vision": CLIP_LAYOUTS, "language": LLAMA_LAYOUTS}
-PART_PREFIXES = {"vision": "vision_tower.", "language": "language_model."}
 
 
 def plan_import(

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llavanext_cli.config.hf_config import REFETCH
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights.headers import DTYPE_BYTES, MAY_READ, TensorSpec, count_elements, open_regular
 from llavanext_cli.weights.pickles import PICKLE_LIMIT, PickleReader, StoredTensor
@@ -29,7 +30,6 @@ DIRECTORY_LIMIT = 4 << 20
 """Bytes of a zip archive's list of members. A 7B model's shard has about 400 members of 80 bytes."""
 NO_WEIGHTS = "Name a folder with *.safetensors or *.bin weights."
 SAVE_AGAIN = "Save the model as safetensors with the program that made it."
-REFETCH = "Fetch the file again."
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""What a CPU lacks of MindFormers' Llama: one small cell for each of its Ascend-only operators."""
+"""The model on a CPU: cells for what MindFormers' Llama lacks there, a decoder with a cache, layers that workers
+share, and the training step."""
 
 from llavanext_cli.model.backend.cpu import use_cpu_cells
 

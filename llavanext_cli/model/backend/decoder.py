@@ -1,9 +1,9 @@
 """Answering on a CPU: MindFormers' Llama layers, called in an order of our own around a KV cache.
 
-    first    all of a prompt: S tokens, nothing cached    attends to itself, in chunks of rows
-    later    S more tokens, one or a whole turn           attends to the cache, itself included
+    prefill  all of a prompt: S tokens, nothing cached    attends to itself, in chunks of rows
+    decode   S more tokens, one or a whole turn           attends to the cache, itself included
 
-    chunk 1  ████            A chunk of rows meets the keys up to its own last row and no others: half of the
+    chunk 1  ████            Each chunk of query rows attends only to keys up to its own last row: half of the
     chunk 2  ████████        products of the full square, and a mask that is never the full square.
     chunk 3  ████████████
 
@@ -73,9 +73,9 @@ class Decoder(nn.Cell):
 
     Inputs:
         - **hidden** - `[B, S, D]` embeddings.
-        - **past** - `int32[B]`, positions that are cached already; zeros when `first`.
+        - **past** - `int32[B]`, positions that are cached already; zeros for a prefill.
         - **last** - `int32[B]`, which of the S positions is each sequence's last.
-        - **first** (bool) - a constant of the graph: nothing is cached.
+        - **is_prefill** (bool) - a constant of the graph: nothing is cached.
 
     Outputs:
         `int32[B]` likeliest tokens and `[B, V]` logits after position `last`.
@@ -109,22 +109,22 @@ class Decoder(nn.Cell):
         self.greater = P.Greater()
         self.argmax = P.Argmax(axis=-1, output_type=mstype.int32)
 
-    def construct(self, hidden, past, last, first):
+    def construct(self, hidden, past, last, is_prefill):
         batch, length, width = hidden.shape
         position = self.reshape(past, (batch, 1)) + self.reshape(self.row[:length], (1, length))  # [B, S]
         final = self.reshape(past + last, (batch, 1))
         rows = self.cache_rows(position, length)
-        tables, final_tables = self.tables(position, length), self.tables(final, 1)
-        masks = self.causal_masks(position, length) if first else self.cache_masks(position, length)
+        rope, final_rope = self.rope(position, length), self.rope(final, 1)
+        masks = self.causal_masks(position, length) if is_prefill else self.cache_masks(position, length)
         final_mask = self.cache_mask(final, 1)
         for i in range(self.count - 1):
-            hidden = self.layers[i](hidden, None, tables, tables, rows, masks, first)
+            hidden = self.layers[i](hidden, None, rope, rope, rows, masks, is_prefill)
         end = self.pick(hidden, self.reshape(last, (batch, 1)), 1)  # [B, 1, D]
-        end = self.layers[self.count - 1](hidden, end, tables, final_tables, rows, (final_mask,), False)
+        end = self.layers[self.count - 1](hidden, end, rope, final_rope, rows, (final_mask,), False)
         logits = self.lm_head(self.norm(self.reshape(end, (batch, width)), self.norm_out.weight))
         return self.argmax(logits), logits
 
-    def tables(self, position, length):
+    def rope(self, position, length):
         """Cosines and sines of positions `[B, S]`, one for each head: `[B, heads, S, head_dim]` each."""
         flat = self.reshape(position, (-1,))
         shape, times = (self.batch, 1, length, self.head_dim), (1, self.heads, 1, 1)
@@ -149,6 +149,7 @@ class Decoder(nn.Cell):
         return masks
 
     def cache_masks(self, position, length):
+        """`cache_mask` of each chunk of rows: a tuple of `[B, kv_heads, group * c, C]`."""
         masks = ()
         for begin in range(0, length, CHUNK):
             end = min(begin + CHUNK, length)
@@ -203,35 +204,37 @@ class CachedLayer(nn.Cell):
         self.slice = P.StridedSlice()
         self.cast = P.Cast()
 
-    def construct(self, hidden, own, tables, own_tables, rows, masks, first):
-        """`own [B, T, D]`: rows whose result is wanted, None for all; keys and values are of `hidden [B, S, D]`."""
+    def construct(self, hidden, residual, rope, residual_rope, rows, masks, is_prefill):
+        """`[B, T, D]`: what the layer makes of `residual [B, T, D]`, the rows whose result is wanted (None: all of
+        `hidden`); keys and values are of `hidden [B, S, D]`."""
         attention = self.layer.attention
         normed = self.norm(hidden, self.layer.attention_norm.weight)
         query = normed
-        if own is None:
-            own = hidden
+        if residual is None:
+            residual = hidden
         else:
-            query = self.norm(own, self.layer.attention_norm.weight)
-        query = self.rotate(self.split(attention.wq(query), self.heads), own_tables)
+            query = self.norm(residual, self.layer.attention_norm.weight)
+        query = self.rotate(self.split(attention.wq(query), self.heads), residual_rope)
         query = self.mul(query, self.scale)
-        key = self.rotate(self.split(attention.wk(normed), self.kv_heads), tables)
+        key = self.rotate(self.split(attention.wk(normed), self.kv_heads), rope)
         value = self.split(attention.wv(normed), self.kv_heads)
         keys = self.update(self.keys, rows, self.reshape(key, (-1, self.head_dim)))
         values = self.update(self.values, rows, self.reshape(value, (-1, self.head_dim)))
-        if not first:
+        if not is_prefill:
             shape = (self.batch, self.kv_heads, self.length, self.head_dim)
             key, value = self.reshape(keys, shape), self.reshape(values, shape)
-        context = self.attend(query, key, value, masks, first)
-        if first:
+        context = self.attend(query, key, value, masks)
+        if is_prefill:
             context = ops.depend(context, (keys, values))
-        own = self.add(own, self.joined(attention.wo(context)))
-        return self.add(own, self.joined(self.layer.feed_forward(self.norm(own, self.layer.ffn_norm.weight))))
+        residual = self.add(residual, self.all_reduce(attention.wo(context)))
+        normed = self.norm(residual, self.layer.ffn_norm.weight)
+        return self.add(residual, self.all_reduce(self.layer.feed_forward(normed)))
 
-    def joined(self, part):
+    def all_reduce(self, part):
         """The sum of what the workers' heads or hidden units come to."""
         return self.sum_up(part) if self.is_shared else part
 
-    def attend(self, query, key, value, masks, first):
+    def attend(self, query, key, value, masks):
         """`[B, heads, T, head_dim]` against `[B, kv_heads, K, head_dim]`, a chunk of rows at a time → `[B, T, D]`."""
         batch, heads, length, dim = query.shape
         parts, begin = (), 0
@@ -250,13 +253,14 @@ class CachedLayer(nn.Cell):
         return self.reshape(self.transpose(context, (0, 2, 1, 3)), (batch, length, heads * dim))
 
     def split(self, x, heads):
+        """`[B, S, heads * head_dim]` → `[B, heads, S, head_dim]`."""
         batch, length, _ = x.shape
         return self.transpose(self.reshape(x, (batch, length, heads, self.head_dim)), (0, 2, 1, 3))
 
-    def rotate(self, x, tables):
+    def rotate(self, x, rope):
         """Rotary embedding of `[B, heads, S, head_dim]`, in float32."""
         heads = x.shape[1]
-        cos, sin = tables
+        cos, sin = rope
         if heads < self.heads:
             cos, sin = cos[:, :heads], sin[:, :heads]
         wide = self.cast(x, mstype.float32)

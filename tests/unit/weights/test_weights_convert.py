@@ -131,8 +131,8 @@ def test_types_change_when_asked(make_hf: MakeHf, tiny: Architecture, hub_tensor
     assert w3[:2, 0].tolist() == [65504.0, -65504.0]
     np.testing.assert_array_equal(w3[2:], hub_tensors[name][2:].astype(np.float16))
     assert report.notes[:-1] == (
-        "language_model.model.layers.0.feed_forward.w3.weight: 2 values were too large for the new type and became "
-        "its largest",
+        "language_model.model.layers.0.feed_forward.w3.weight: 2 values were clamped to the new type's "
+        "largest finite value",
     )
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float16"
 
