@@ -179,10 +179,11 @@ def _gib(size: int) -> str:
 
 
 def _check(run: ReadyRun, json: bool) -> None:
+    from llavanext_cli.training.processes import interrupted_by_sigterm
     from llavanext_cli.training.simulate import simulate
 
     job = run.job
-    with console.progress("Compiling", "ranks") as on_rank:
+    with interrupted_by_sigterm(), console.progress("Compiling", "ranks") as on_rank:
         report = simulate(
             job.preset,
             overrides=job.overrides,

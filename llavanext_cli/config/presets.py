@@ -141,7 +141,7 @@ def load_preset(
         overrides: `key.path=value` settings (`--set`), the value in YAML.
         devices: `--devices`; in training the number of data-parallel groups follows from it, tensor and pipeline
             stay; in asking all share each layer.
-        model: of the checkpoint that is asked with the preset; see `check_preset`.
+        model: of the checkpoint that is trained or asked with the preset; see `check_preset`.
 
     Raises:
         ConfigError: no such preset, not YAML, or wrong; all that is wrong is in `details`, each with file and key.

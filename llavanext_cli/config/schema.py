@@ -72,8 +72,8 @@ class Train:
         "full", doc="full: train the language model's weights; lora: low-rank matrices beside them"
     )
     lora: Lora = Lora()
-    epochs: int = setting(1, doc="passes over the data", least=1)
-    steps: int | None = setting(None, doc="optimizer steps; null: as many as the epochs need", least=1)
+    epochs: int = setting(1, doc="passes over the data", least=1, most=10**6)
+    steps: int | None = setting(None, doc="optimizer steps; null: as many as the epochs need", least=1, most=10**9)
     batch_size: int = setting(1, doc="samples a device and step", least=1)
     accumulate: int = setting(1, doc="batches whose gradients are added up before a step", least=1)
     final_learning_rate: float = setting(0.0, doc="learning rate at the end of the cosine", least=0)

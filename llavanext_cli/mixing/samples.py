@@ -59,6 +59,8 @@ def read_samples(path: Path) -> SampleFile:
         DataError: the file is missing, empty, or not what it should be; the message names file and line.
     """
     path = Path(path).absolute()
+    if path.exists() and not (path.is_file() and path.stat().st_size):
+        raise DataError(f"{path}: {'is empty' if path.is_file() else 'is no file'}", _MIX_AGAIN)
     index = _Index(array("q"), array("q"), array("q"))
     header: dict[str, Any] = {}
     roots: dict[str, Path] = {}

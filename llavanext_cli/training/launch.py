@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.config.mindformers import expand
 from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.config.schema import Preset
@@ -103,8 +104,8 @@ def check_training(
     from llavanext_cli.training.inputs import check_sizes, measure_samples
     from llavanext_cli.weights.checkpoint import open_checkpoint
 
-    preset = load_train_preset(preset_name, overrides, devices)
     opened = open_checkpoint(checkpoint)
+    preset = load_train_preset(preset_name, overrides, devices, opened.architecture)
     check_model_settings(preset, overrides, opened.architecture)
     samples = read_samples(data)
     plan = plan_run(preset, len(samples))
@@ -185,9 +186,9 @@ def _report(job: Job, plan: RunPlan, skipped: int, say: Callable[[str], None]) -
         say(f"{job.report_file.name} could not be written: {fault.strerror}")
 
 
-def load_train_preset(name: str, overrides: Sequence[str], devices: int | None) -> Preset:
-    """The preset, checked to be one for training."""
-    preset = load_preset(name, overrides, devices)
+def load_train_preset(name: str, overrides: Sequence[str], devices: int | None, model: Architecture) -> Preset:
+    """The preset, checked to be one for training, and for the checkpoint's model."""
+    preset = load_preset(name, overrides, devices, model)
     if preset.train is None:
         raise ConfigError(f"{name} is a preset for asking, not for training", hint="see `llavanext presets list`")
     return preset

@@ -204,16 +204,17 @@ def simulate(
         ConfigError: the preset is wrong.
         RuntimeMissingError: this machine cannot compile for Ascend.
     """
-    preset = load_preset(preset_name, overrides, devices)
+    model = open_checkpoint(checkpoint).architecture if checkpoint else None
+    preset = load_preset(preset_name, overrides, devices, model)
     settings = [*overrides, *(shortened(preset, layers) if layers else ())]
-    preset = load_preset(preset_name, settings, devices)
+    preset = load_preset(preset_name, settings, devices, model)
     variables, stand_in = _environment(preset)
     if ranks is None:
         ranks = [0]
     if preset.ask and preset.runtime.target == "CPU":
         ranks = []  # its decoder is compiled piece by piece as an answer grows, here and now
     reports: list[RankReport] = []
-    text = open_checkpoint(checkpoint).architecture.text if checkpoint else preset.model.text
+    text = (model or preset.model).text
     fault, log = "", None
     name = str(Path(preset_name).resolve()) if Path(preset_name).is_file() else preset_name
     request = {

@@ -23,7 +23,7 @@ from llavanext_cli.model.runtime import load_libraries
 def main() -> None:
     request = Path(sys.argv[1])
     fields = json.loads(request.read_text(encoding="utf-8"))
-    preset = load_preset(fields["preset"], fields["overrides"], fields["devices"])
+    preset = load_preset(fields["preset"], fields["overrides"], fields["devices"], architecture_of(fields))
     folder = request.parent
     result: dict[str, Any] = {}
     try:

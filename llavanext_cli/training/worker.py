@@ -19,6 +19,7 @@ from llavanext_cli.training.failures import record_failure
 from llavanext_cli.training.job import Job
 from llavanext_cli.training.processes import end_with_parent
 from llavanext_cli.training.stopping import StopStep
+from llavanext_cli.weights.checkpoint import open_checkpoint
 
 
 def main() -> None:
@@ -40,7 +41,8 @@ def main() -> None:
 
 def run_worker(job: Job, stop: StopStep) -> None:
     """Train as the job says; the first worker writes metrics and checkpoints. `stop` may end the run after a step."""
-    preset = load_preset(job.preset, job.overrides, job.devices)
+    checkpoint = open_checkpoint(job.checkpoint)
+    preset = load_preset(job.preset, job.overrides, job.devices, checkpoint.architecture)
     threads = int(os.environ["OMP_NUM_THREADS"]) if preset.runtime.target == "CPU" else None  # the launcher's share
     load_libraries(job.libraries_folder, preset.runtime.target, threads=threads, verbose=True)
 
@@ -57,11 +59,10 @@ def run_worker(job: Job, stop: StopStep) -> None:
     from llavanext_cli.training.session import TrainingSession
     from llavanext_cli.training.state import open_run_state
     from llavanext_cli.weights.adapter import adapted_weights
-    from llavanext_cli.weights.checkpoint import load_into, open_checkpoint
+    from llavanext_cli.weights.checkpoint import load_into
 
     train = preset.train
     assert train is not None, "launch.py starts train presets only"
-    checkpoint = open_checkpoint(job.checkpoint)
     state = open_run_state(job.resume, compare=False) if job.resume else None  # the launcher has compared it
     file = read_samples(job.data)
     plan = plan_run(preset, len(file))

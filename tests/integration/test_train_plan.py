@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
+
+from llavanext_cli.errors import TrainingError
 
 SMALL = ("--set", "data.seq_length=256", "--set", "data.frames=4", "--set", "train.batch_size=2")
 ASCEND = ("video-7b-stage2", "--set", "data.frames=4", "--set", "train.recompute=1")
@@ -35,6 +38,27 @@ def test_plan_says_what_a_run_takes_and_writes_nothing(run_llavanext, data, tiny
     shown = run_llavanext(*words(ASCEND, data, tiny_checkpoint, "--plan"))
     assert "optimizer" in shown.stdout
     assert "57 GB" in shown.stdout
+
+
+def test_numbers_that_the_checkpoints_model_does_not_divide_by_are_refused(run_llavanext, data, tiny_checkpoint):
+    split = ("--set", "parallel.tensor=8", "--set", "parallel.data=1")  # the preset's own model has 32 heads
+    done = run_llavanext(*words(ASCEND, data, tiny_checkpoint, *split, "--plan"))
+    assert done.returncode == 1
+    assert "heads" in done.stderr
+    assert not done.stdout
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_first_step(run_llavanext, data, tiny_checkpoint, monkeypatch):
+    from llavanext_cli.training import launch, preview
+
+    run = launch.check_training("tiny-stage2", data, tiny_checkpoint, run_llavanext.folder / "run", overrides=(
+        "data.seq_length=256", "data.frames=4", "train.batch_size=2", "train.save_every=5",
+    ))  # fmt: skip
+    preview.refuse_unfit(run)
+    monkeypatch.setattr(preview.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    with pytest.raises(TrainingError, match=r"will take up to .* and 1 kB are free on its disk"):
+        preview.refuse_unfit(run)
+    assert not list(run_llavanext.folder.iterdir())
 
 
 def test_a_run_that_cannot_fit_is_not_started(run_llavanext, data, tiny_checkpoint):
