@@ -2,7 +2,8 @@
 
 A verdict counts as long as the file's length and time of change are the same, and the check was at least as thorough.
 The file is an SQLite database: it knows a million verdicts without holding them in memory, and survives an interrupt.
-It is a convenience, never a reason to stop: where it cannot be written, the mix goes on without.
+It is a convenience, never a reason to stop: where it cannot be written, the mix goes on without. A damaged one is made
+anew, and a file of that name that no mix has made is left alone.
 """
 
 from __future__ import annotations
@@ -15,8 +16,18 @@ from pathlib import Path
 
 from llavanext_cli.mixing.media import LEVELS, FileState, Verdict
 
-VERSION = 1
+VERSION = 2
 """Raised when a check changes its mind about files, so that old verdicts are forgotten."""
+
+MARK = int.from_bytes(b"lnxt", "big")
+"""SQLite's application_id: what tells a cache of ours from another's database."""
+_MAGIC, _MARK_PLACE = b"SQLite format 3\0", slice(68, 72)
+_UNMARKED = b"level INTEGER, frames_wanted INTEGER"
+"""Stands in the first page of a cache of version 1, which had no mark."""
+
+OF_CONTENT = ("", "corrupt", "too_large", "no_frames", "false_count")
+"""Reasons that lie in a file's content. Other verdicts, such as those of a disk that fails or a worker that was ended
+for want of memory, may be different tomorrow."""
 
 _SCHEMA = """CREATE TABLE IF NOT EXISTS media (
     path TEXT, kind TEXT, size INTEGER, mtime_ns INTEGER, level INTEGER, frames_wanted INTEGER,
@@ -31,16 +42,15 @@ class VerdictCache:
         self.path = path
         self.is_kept = path is not None
         self._unsaved = 0
+        self.is_strange = path is not None and not _is_ours(path)
+        """Something else has the name of the cache."""
+        if self.is_strange:
+            self._forget()
+            return
         try:
             self._open(str(path) if path else ":memory:")
-        except sqlite3.OperationalError:  # another mix holds it, or the file system knows no locks
-            self._forget()
-        except sqlite3.DatabaseError:  # not a database, or a damaged one
-            try:
-                path.unlink()
-                self._open(str(path))
-            except (sqlite3.DatabaseError, OSError):
-                self._forget()
+        except sqlite3.DatabaseError as fault:
+            self._recover(fault)
 
     def _open(self, name: str) -> None:
         self._database = sqlite3.connect(name, isolation_level=None, timeout=1.0)
@@ -50,7 +60,21 @@ class VerdictCache:
             self._database.execute("DROP TABLE IF EXISTS media")
         self._database.execute(_SCHEMA)
         self._database.execute(f"PRAGMA user_version = {VERSION}")
+        self._database.execute(f"PRAGMA application_id = {MARK}")
         self._database.execute("BEGIN IMMEDIATE")
+
+    def _recover(self, fault: sqlite3.DatabaseError) -> None:
+        """Begin anew where the cache is damaged, and go on in memory where another mix holds it or the disk is full."""
+        if isinstance(fault, sqlite3.OperationalError) or not self.is_kept:
+            self._forget()
+            return
+        try:
+            self._database.close()
+            self.path.unlink()
+            self.path.with_name(self.path.name + "-journal").unlink(missing_ok=True)
+            self._open(str(self.path))
+        except (sqlite3.DatabaseError, OSError):
+            self._forget()
 
     def _forget(self) -> None:
         """Go on in memory; what the file holds stays as it is."""
@@ -61,6 +85,13 @@ class VerdictCache:
 
     def find(self, kind: str, states: dict[str, FileState], level: str, frames: int) -> dict[str, Verdict]:
         """Verdicts for those of `states` (path → state) that are known at `level` for clips of `frames` frames."""
+        try:
+            return self._look_up(kind, states, level, frames)
+        except sqlite3.DatabaseError as fault:
+            self._recover(fault)
+            return {}
+
+    def _look_up(self, kind: str, states: dict[str, FileState], level: str, frames: int) -> dict[str, Verdict]:
         rows = self._database.execute(
             "SELECT path, size, mtime_ns, level, frames_wanted, reason, detail, height, width, frames, seconds"
             " FROM media WHERE kind = ? AND path IN (SELECT value FROM json_each(?))",
@@ -78,7 +109,7 @@ class VerdictCache:
     def add(
         self, entries: Iterable[tuple[str, str, FileState, Verdict]], level: str, frames: int, save_every: int = 2000
     ) -> None:
-        """Remember verdicts: (kind, path, state before the check, verdict)."""
+        """Remember verdicts: (kind, path, state before the check, verdict); those that are not `OF_CONTENT` pass by."""
         rows: Sequence[tuple] = [
             (
                 path,
@@ -93,14 +124,15 @@ class VerdictCache:
                 v.seconds,
             )
             for kind, path, state, v in entries
+            if v.reason in OF_CONTENT
         ]
         try:
             self._database.executemany(f"INSERT OR REPLACE INTO media VALUES ({', '.join('?' * 12)})", rows)
             self._unsaved += len(rows)
             if self._unsaved >= save_every:
                 self.save()
-        except sqlite3.DatabaseError:  # a full disk: what was found so far is not worth stopping for
-            self._forget()
+        except sqlite3.DatabaseError as fault:  # a full disk: what was found so far is not worth stopping for
+            self._recover(fault)
 
     def save(self) -> None:
         """Bring what was added to the file."""
@@ -113,3 +145,20 @@ class VerdictCache:
         with contextlib.suppress(sqlite3.DatabaseError):
             self._database.execute("COMMIT")
         self._database.close()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a mix may write to `path`: nothing is there, or it is a cache that a mix has made, damaged or not."""
+    try:
+        if not path.exists():
+            return True
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            page = file.read(4096)
+    except OSError:
+        return False
+    if not page:
+        return True
+    marked = int.from_bytes(page[_MARK_PLACE], "big") == MARK
+    return page.startswith(_MAGIC) and (marked or _UNMARKED in page)

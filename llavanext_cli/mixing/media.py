@@ -89,7 +89,7 @@ def check_file(kind: str, path: str, level: str, frames: int) -> Verdict:
     except OSError as error:
         return _from_os_error(path, error)
     except MemoryError:
-        return Verdict("too_large", f"{path}: does not fit into memory")
+        return Verdict("crashed", f"{path}: there is not enough memory to decode it")
 
 
 def check_picture(path: str, level: str) -> Verdict:
@@ -101,5 +101,8 @@ def check_picture(path: str, level: str) -> Verdict:
         if level == "full":
             load_image(path)
     except DataError as error:
+        cause = error.__cause__
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
+            raise cause from None  # the machine's fault, not the picture's: PIL's own errors have no number
         return Verdict("too_large" if str(MAX_PIXELS) in error.what else "corrupt", error.what)
     return Verdict(size=size)

@@ -135,8 +135,7 @@ class Pipeline:
             what = f"took more than {self.time_limit:g} s" if verdict.reason == "timeout" else "crashed its decoder"
             verdict = Verdict(verdict.reason, f"{file[1]}: the check {what}")
         state = self.states.pop(file)
-        if verdict.reason != "timeout":  # a slow disk may be faster tomorrow
-            self.cache.add([(*file, state, verdict)], self.context.check, self.context.frames)
+        self.cache.add([(*file, state, verdict)], self.context.check, self.context.frames)
         for chunk, key in self.waiters.pop(file):
             chunk.verdicts[key] = verdict
             chunk.waiting.discard(key)

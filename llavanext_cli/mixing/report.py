@@ -23,7 +23,7 @@ REASONS = {
     "missing": "a missing file",
     "not_a_file": "a folder or device, not a file",
     "empty_file": "a file of 0 bytes",
-    "unreadable": "a file without permission",
+    "unreadable": "a file that cannot be read",
     "link_loop": "symbolic links in a circle",
     "corrupt": "a file that does not decode",
     "too_large": "too many pixels, or one side far too long",

@@ -51,13 +51,65 @@ def test_forgotten_when_the_file_or_the_question_changes(path):
     cache.close()
 
 
-def test_a_file_that_is_no_cache_is_replaced(path):
-    path.write_text("hello, this is not a database at all " * 100)
+def test_verdicts_that_do_not_lie_in_the_file_are_not_remembered(path):
+    reasons = ["missing", "unreadable", "crashed", "timeout", "corrupt", "too_large", "no_frames", "false_count"]
     cache = VerdictCache(path)
+    cache.add([("image", f"/{reason}", A, Verdict(reason, "why")) for reason in reasons], "full", 16)
+    assert sorted(cache.find("image", {f"/{reason}": A for reason in reasons}, "full", 16)) == [
+        "/corrupt",
+        "/false_count",
+        "/no_frames",
+        "/too_large",
+    ]
+    cache.close()
+
+
+@pytest.mark.parametrize("content", ["text", "database", "database with our table's name"])
+def test_what_is_no_cache_of_ours_is_left_alone(path, content):
+    if content == "text":
+        path.write_text("hello, this is not a database at all " * 100)
+    else:
+        database = sqlite3.connect(path)
+        database.execute("CREATE TABLE media (something TEXT)" if "table" in content else "CREATE TABLE notes (t TEXT)")
+        database.commit()
+        database.close()
+    before = path.read_bytes()
+    cache = VerdictCache(path)
+    assert cache.is_strange and not cache.is_kept
+    cache.add([("image", "/a", A, GOOD)], "header", 16)
+    assert cache.find("image", {"/a": A}, "header", 16) == {"/a": GOOD}, "for this run"
+    cache.close()
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_cache_is_made_anew_whenever_that_comes_out(path):
+    rows = [("image", f"/{'x' * 200}/{number}", A, GOOD) for number in range(500)]
+    cache = VerdictCache(path)
+    cache.add(rows, "header", 16)
+    cache.close()
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+    cache = VerdictCache(path)
+    assert cache.find("image", {row[1]: A for row in rows}, "header", 16) == {}
     cache.add([("image", "/a", A, GOOD)], "header", 16)
     cache.close()
     assert cache.is_kept
-    assert VerdictCache(path).find("image", {"/a": A}, "header", 16) == {"/a": GOOD}
+    cache = VerdictCache(path)
+    assert cache.find("image", {"/a": A}, "header", 16) == {"/a": GOOD}
+    cache.close()
+
+
+def test_a_cache_of_version_1_is_recognised_and_forgotten(path):
+    """It had no mark, and its checks passed some clips that are damaged."""
+    cache = VerdictCache(path)
+    cache.add([("image", "/a", A, GOOD)], "header", 16)
+    cache._database.execute("COMMIT")
+    cache._database.execute("PRAGMA user_version = 1")
+    cache._database.execute("PRAGMA application_id = 0")
+    cache._database.close()
+    cache = VerdictCache(path)
+    assert cache.is_kept and cache.find("image", {"/a": A}, "header", 16) == {}
+    cache.close()
 
 
 def test_a_cache_in_use_is_left_alone(path):

@@ -112,6 +112,14 @@ def test_a_file_that_goes_away(tmp_path):
     assert check(tmp_path / "empty.jpg", "header").reason == "empty_file"
 
 
+@pytest.mark.parametrize(("fault", "reason"), [(OSError(5, "I/O error"), "unreadable"), (MemoryError(), "crashed")])
+def test_what_the_machine_does_not_manage_is_not_blamed_on_the_picture(tmp_path, monkeypatch, fault, reason):
+    path = picture(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", lambda *_, **__: (_ for _ in ()).throw(fault))
+    assert check(path, "header").reason == reason
+    assert check(path, "full").reason == reason
+
+
 def png_header(path: Path, width: int, height: int) -> Path:
     def part(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
