@@ -71,7 +71,7 @@ Devices = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same result.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="How many downloads run at once.")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", "-w", min=1, help="Processes to use.", show_default="all cores")
+    int | None, typer.Option("--workers", "-w", min=1, max=1024, help="Processes to use.", show_default="all cores")
 ]
 
 # What is allowed and shown

@@ -19,6 +19,9 @@ from llavanext_cli.errors import ConfigError
 MAX_DEPTH = 20
 """Deepest nesting that is read; a preset has four levels."""
 
+MAX_BYTES = 1_000_000
+"""Largest file that is read. What is larger is data, and would take this parser hours."""
+
 
 class _Loader(yaml.SafeLoader):
     """Composes nodes; resolves plain scalars as YAML 1.2's core schema does."""
@@ -69,6 +72,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+COLON_HINT = 'a text with a colon and a space in it needs quotes: "a: b"; or leave out the space: a:b'
 PRESET_HINT = "`llavanext presets copy NAME FILE` makes a preset to start from."
 
 
@@ -79,13 +83,20 @@ def load_yaml(path: Path, hint: str = PRESET_HINT) -> Document:
         hint: what to do when it is something else.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML (with line and column), or repeats a key.
+        ConfigError: the file cannot be read, is too large, is not YAML (with line and column), or repeats a key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"{path} cannot be read: {reason}") from fault
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError(
+                f"{path} has more than {MAX_BYTES} bytes: it is a data file, not YAML with settings", hint
+            )
+        text = data.decode("utf-8")
+    except OSError as fault:
+        raise ConfigError(f"{path} cannot be read: {fault.strerror}", hint) from fault
+    except UnicodeDecodeError as fault:
+        raise ConfigError(f"{path} cannot be read: it is not UTF-8 text", "save it as UTF-8") from fault
     origins: dict[str, str] = {}
     values = parse_yaml(text, str(path), origins)
     if values is None:
@@ -116,11 +127,12 @@ def parse_yaml(text: str, where: str, origins: dict[str, str] | None = None) -> 
     except yaml.MarkedYAMLError as fault:
         mark = fault.problem_mark or fault.context_mark
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
-        raise ConfigError(f"{place}: {fault.problem or fault.context}") from fault
+        hint = COLON_HINT if "mapping values are not allowed" in (fault.problem or "") else ""
+        raise ConfigError(f"{place}: {fault.problem or fault.context}", hint) from fault
     except yaml.YAMLError as fault:  # a character that YAML does not allow
         raise ConfigError(f"{where}: not YAML: {str(fault).splitlines()[0]}") from fault
     if problems:
-        raise ConfigError(f"{where} is not read", details=problems)
+        raise ConfigError(f"{where} is not read", "write each key once, with a plain value", details=problems)
     return value
 
 

@@ -28,7 +28,7 @@ from llavanext_cli.mixing.pipeline import Pipeline, Progress
 from llavanext_cli.mixing.plan import Plan
 from llavanext_cli.mixing.pool import Pool
 from llavanext_cli.mixing.report import MixReport, SourceReport, report_page
-from llavanext_cli.mixing.worker import ChunkJob, ChunkResult, Context, Source
+from llavanext_cli.mixing.worker import ChunkJob, ChunkResult, Context, Source, file_state
 
 FORMATS = ("llavanext", "mindformers")
 ON_BAD = ("drop", "fail")
@@ -95,31 +95,37 @@ def run_mix(
     workers = max(1, workers or usable_cores())
     data_sets = load_mix_file(mix_file)
     lengths, frames = plan_lengths(tokenizer, max_tokens, preset, frames, check)
-    if not dry_run:
-        _check_targets(
-            [out, rejects, page], [mix_file.absolute(), *(data_set.json_path for data_set in data_sets)], force
-        )
-    report = MixReport(out, not dry_run, check, format, seed, [SourceReport(d) for d in data_sets], rejects)
-    report.max_tokens = lengths.max_tokens if lengths else None
-    plan = Plan(data_sets, report.sources, seed)
     needs_cache = check in ("header", "full")
+    targets = [target for target in (out, rejects, page) if target and not dry_run]
+    inputs = [mix_file.absolute(), *(data_set.json_path for data_set in data_sets)]
+    _check_targets(targets, _cache_path(out) if needs_cache else None, inputs, force)
+    report = MixReport(out, not dry_run, check, format, seed, [SourceReport(d) for d in data_sets])
+    if not dry_run:
+        report.rejects = rejects
+    elif rejects or page:
+        report.notes.append("a dry run writes neither --rejects nor --report")
+    report.max_tokens = lengths.max_tokens if lengths else None
+    context = Context(tuple(_source(d) for d in data_sets), check, format, frames, lengths)
+    plan = Plan(data_sets, report.sources, seed)
     if needs_cache and not plan.walk_now():  # what is wrong with a data set must not come out after hours of checks
         raise _no_records()
-    context = Context(tuple(_source(d) for d in data_sets), check, format, frames, lengths)
     with ExitStack() as stack:
-        body = stack.enter_context(OutputFile(None if dry_run else out))
-        listing = stack.enter_context(OutputFile(None if dry_run else rejects))
-        sheet = stack.enter_context(OutputFile(None if dry_run else page))
+        body, listing, sheet = (
+            stack.enter_context(OutputFile(None if dry_run else target, force)) for target in (out, rejects, page)
+        )
         cache = VerdictCache(_cache_path(out) if needs_cache and out.parent.is_dir() else None)
         stack.callback(cache.close)
         pool = stack.enter_context(Pool("llavanext_cli.mixing.worker", context, workers))
         run = Pipeline(context, plan, pool, cache, time_limit, report, progress)
         problems = _write(run.results(), report, body, listing)
         if needs_cache and not cache.is_kept:
-            report.notes.append(f"{_cache_path(out)} could not be used: the checks of this run are not remembered")
+            why = "is no cache of llavanext mix" if cache.is_strange else "could not be used"
+            report.notes.append(f"{_cache_path(out)} {why}: the checks of this run are not remembered")
         if not report.sampled:
             raise _no_records()
         sheet.write(report_page(report).encode(errors="replace"))  # a name on Linux may be no text
+        for file in (body, listing, sheet):
+            file.finish()  # a disk that is full now leaves none of them
         listing.commit()
         sheet.commit()
         if on_bad == "fail" and report.dropped:
@@ -131,16 +137,17 @@ def run_mix(
     return report
 
 
-def _check_targets(targets: Sequence[Path | None], inputs: Sequence[Path], force: bool) -> None:
-    """The output, the rejects and the page: different files, none of them the cache or an input, each writable."""
-    given = [target for target in targets if target]
-    places = [os.path.realpath(target) for target in (*given, _cache_path(given[0]))]
+def _check_targets(targets: Sequence[Path], cache: Path | None, inputs: Sequence[Path], force: bool) -> None:
+    """The output, the rejects, the page and the cache: different files, none of them an input, each writable."""
+    written = [*targets, cache] if cache else targets
+    places = [os.path.realpath(target) for target in written]
     twice = [place for place in places if places.count(place) > 1]
     if twice:
         raise DataError(f"{twice[0]}: one file would overwrite the other", "name another for --rejects and --report")
-    for target in given:
+    for target in written:
         if any(target.exists() and target.samefile(path) for path in inputs):
             raise DataError(f"{target} is what this mix is made from", "name another file for the output")
+    for target in targets:
         check_output_folder(target, force)
 
 
@@ -174,7 +181,7 @@ def _write(
         for fault in result.faults:
             row = {
                 "source": source.data_set.name,
-                "file": str(source.data_set.json_path),
+                "file": os.fsencode(source.data_set.json_path).decode(errors="replace"),  # a name may be no text
                 "line": fault.line,
                 "record": fault.number,
                 "id": fault.id,
@@ -203,7 +210,7 @@ def _header(report: MixReport) -> str:
 
 def _source(data_set: DataSet) -> Source:
     root = os.path.join(str(data_set.media_root), "")
-    return Source(data_set.name, str(data_set.json_path), root)
+    return Source(data_set.name, str(data_set.json_path), root, file_state(data_set.json_path))
 
 
 def _cache_path(out: Path) -> Path:

@@ -10,6 +10,7 @@ datasets:
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from llavanext_cli.errors import ConfigError
 from llavanext_cli.mixing.sampling import Strategy, parse_strategy
 
 KEYS = ("json_path", "sampling_strategy", "media_root", "name")
-EXAMPLE = "a mix file lists data sets: see llavanext mix --help"
+EXAMPLE = "a mix file lists data files under datasets: see llavanext mix --help"
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def _read_entry(entry: Any, folder: Path, taken: set[str]) -> DataSet:
         strategy = parse_strategy(written)
     except ValueError as error:
         faults.append(f"sampling_strategy: {error}")
-    name = entry.get("name", json_path.stem if json_path else "")
-    if not isinstance(name, str) or ("name" in entry and not name):
+    name = entry.get("name", os.fsencode(json_path.stem).decode(errors="replace") if json_path else "")
+    if not isinstance(name, str) or ("name" in entry and not (name and _is_unicode(name))):
         faults.append(f"name is a word, not {name!r}")
     elif name in taken and "name" in entry:
         faults.append(f"name: {name!r} stands twice")
@@ -120,7 +121,10 @@ def _path(entry: dict[str, Any], key: str, folder: Path, faults: list[str]) -> P
     path = Path(value).expanduser()
     beside = (folder / path).absolute()
     # Mix files of the original were written for the folder in which its script was started.
-    return beside if path.is_absolute() or beside.exists() or not path.exists() else path.absolute()
+    chosen = beside if path.is_absolute() or beside.exists() or not path.exists() else path.absolute()
+    short = os.path.normpath(chosen)
+    # a/link/../b is a/b only where the link leads to no other folder
+    return Path(short) if os.path.realpath(short) == os.path.realpath(chosen) else chosen
 
 
 def _nearest(key: str) -> str:

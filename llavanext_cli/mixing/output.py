@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -32,20 +34,24 @@ def check_output_folder(path: Path, force: bool) -> None:
 class OutputFile:
     """Writes to a temporary name beside `path`; `commit` renames it. Left without a commit, nothing remains.
 
-    With `path` None everything is a no-op: the dry run.
+    With `path` None everything is a no-op: the dry run. With `force` False a file that has appeared at `path` meanwhile
+    is not replaced.
     """
 
-    def __init__(self, path: Path | None):
-        self.path = path
+    def __init__(self, path: Path | None, force: bool = False):
+        self.path, self.force = path, force
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part") if path else None
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> OutputFile:
         if self._temporary:
+            _remove_abandoned(self.path)
             try:
                 self._file = self._temporary.open("wb", buffering=1 << 20)
             except OSError as error:
                 raise self._error(error) from error
+            with contextlib.suppress(OSError):  # a disk without locks
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return self
 
     def write(self, data: bytes) -> None:
@@ -58,13 +64,33 @@ class OutputFile:
             except OSError as error:
                 raise self._error(error) from error
 
+    def finish(self) -> None:
+        """Bring what was written to the disk, so that `commit` no longer wants for room. Errors as in `write`."""
+        if self._file:
+            try:
+                self._file.flush()
+                os.close(os.dup(self._file.fileno()))  # a network drive tells that it is full when a file is closed
+            except OSError as error:
+                raise self._error(error) from error
+
     def commit(self) -> None:
-        """Put the file in its place."""
+        """Put the file in its place.
+
+        Raises:
+            DataError: as in `write`; or another file is there by now, and `force` is not given.
+        """
+        self.finish()
         if not self._file:
             return
         try:
-            self._file.close()
-            os.replace(self._temporary, self.path)
+            if self.force:
+                os.replace(self._temporary, self.path)
+            else:
+                _rename_to_new(self._temporary, self.path)
+        except FileExistsError as error:
+            raise DataError(
+                f"{self.path} exists: another command has made it meanwhile", "name another file, or give --force"
+            ) from error
         except OSError as error:
             raise self._error(error) from error
 
@@ -79,3 +105,27 @@ class OutputFile:
         return DataError(
             f"{self.path} could not be written: {error.strerror}", "free some space, or choose another disk"
         )
+
+
+def _rename_to_new(source: Path, target: Path) -> None:
+    """Rename, unless `target` exists. Only linking tells at the same moment, and some disks know no links."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        if target.exists():
+            raise FileExistsError(target) from None
+        os.replace(source, target)
+    else:
+        source.unlink()
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary files of `path` whose process was killed: nobody holds their lock."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if not part.name.removeprefix(f".{path.name}.").removesuffix(".part").isdigit():
+            continue
+        with contextlib.suppress(OSError), part.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()

@@ -24,6 +24,8 @@ class Plan:
     def __init__(self, data_sets: Sequence[DataSet], sources: Sequence[SourceReport], seed: int):
         self._data_sets, self._sources, self._seed = data_sets, sources, seed
         self._current, self._walked = 0, 0
+        paths = [data_set.json_path for data_set in data_sets]
+        self._sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
         self._jobs = self._plan()
 
     def __iter__(self) -> Iterator[ChunkJob]:
@@ -43,10 +45,9 @@ class Plan:
             if number < self._current:
                 total += source.sampled
                 continue
-            size = data_set.json_path.stat().st_size
             if number == self._current and self._walked:
                 records_a_byte = source.records / self._walked
-            total += max(source.sampled, data_set.strategy.count(round(size * records_a_byte)))
+            total += max(source.sampled, data_set.strategy.count(round(self._sizes[number] * records_a_byte)))
         return round(total)
 
     def _plan(self) -> Iterator[ChunkJob]:

@@ -158,7 +158,8 @@ def _id_of(text: bytes | msgspec.Raw) -> str:
         record = _anything.decode(text)
     except UNPARSED:
         return ""
-    return str(record.get("id", "")) if isinstance(record, dict) else ""
+    found = record.get("id", "") if isinstance(record, dict) else ""
+    return found if isinstance(found, str) else msgspec.json.encode(found).decode()  # true is true, not True
 
 
 def read_record(record: Record | BadRecordError, root: str) -> tuple[list[Media], list[str]]:

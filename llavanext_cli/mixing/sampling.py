@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 KINDS = ("all", "first", "end", "random")
-_AMOUNT = re.compile(r"(\d+)|(\d+(?:\.\d+)?)\s*%")
+_AMOUNT = re.compile(r"(\d{1,18})|(\d{1,18}(?:\.\d{1,18})?)\s*%")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def parse_strategy(text: object) -> Strategy:
     found = _AMOUNT.fullmatch(amount)
     if not found:
         raise ValueError(
-            f"{text!r}: the amount is a count such as 1000 or a percentage such as 12.5%, and not negative"
+            f"{text[:40]!r}: the amount is a count such as 1000 or a percentage such as 12.5%, and not negative"
         )
     if found.group(1):
         return Strategy(kind, Fraction(found.group(1)), is_share=False)

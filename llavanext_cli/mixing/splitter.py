@@ -39,6 +39,7 @@ _BLANK = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 _BETWEEN = re.compile(rb"\}[ \t\r\n]*(,)[ \t\r\n]*\{")
 _FIRST_KEY = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*("(?:[^"\\]|\\.)*")')
+_LIST_HINT = "if it has one record a line, name it .jsonl"
 _GUESSES = 8
 _TAIL_BYTES = 1 << 13
 _array_of_raw = msgspec.json.Decoder(list[msgspec.Raw])
@@ -96,10 +97,12 @@ def index_chunks(path: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
                 if path.suffix == ".json" and not _is_one_line(file.readline()):
                     raise DataError(
                         f"{path}: a .json data set is a list of records, and this file holds one object",
-                        "if it has one record a line, name it .jsonl",
+                        _LIST_HINT,
                     )
                 file.seek(bom)
                 yield from _index_lines(path, file, bom, chunk_bytes)
+            elif _is_json(head[start:]):
+                raise DataError(f"{path}: a data set is a list of records, and this file holds one value", _LIST_HINT)
             else:
                 raise DataError(f"{path}, line 1, column 1: this is not JSON", "check that the download is complete")
     except OSError as error:
@@ -304,6 +307,14 @@ def _skip_blanks(text: str, position: int) -> int:
     while position < len(text) and text[position] in " \t\r\n":
         position += 1
     return position
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_one_line(line: bytes) -> bool:

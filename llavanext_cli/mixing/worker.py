@@ -8,6 +8,7 @@ convert   chunk → its lines of the output, and the records that were rejected,
 from __future__ import annotations
 
 import gc
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from llavanext_cli.errors import DataError
 from llavanext_cli.mixing import tagged
 from llavanext_cli.mixing.lengths import LengthRule, build_counter, check_size, measure_sample
 from llavanext_cli.mixing.media import FileState, Verdict, check_file, stat_file
@@ -45,11 +47,12 @@ MEMO_FILES = 200_000
 
 
 class Source(NamedTuple):
-    """One data set as a worker sees it; `root` is its media folder and ends in "/"."""
+    """One data set as a worker sees it; `root` is its media folder and ends in "/". `state` must not change."""
 
     name: str
     json_path: str
     root: str
+    state: tuple[int, ...]
 
 
 class Context(NamedTuple):
@@ -214,5 +217,22 @@ def _measure(prepared: Prepared, texts: Sequence[str], media: Sequence[Media], r
 
 
 def _read(prepared: Prepared, job: ChunkJob) -> bytes:
-    with Path(prepared.context.sources[job.source].json_path).open("rb") as file:
-        return job.chunk.read(file)
+    source = prepared.context.sources[job.source]
+    try:
+        with open(source.json_path, "rb") as file:
+            data = job.chunk.read(file)
+            state = file_state(file.fileno())
+    except OSError:  # it is gone, or was
+        state = ()
+    if state != source.state:
+        raise DataError(f"{source.json_path} changed while it was read", "run the command again when it is complete")
+    return data
+
+
+def file_state(file: Path | int) -> tuple[int, ...]:
+    """What tells whether a data file is still the same: its number, length and time of change; () if it is gone."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns

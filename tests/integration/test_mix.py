@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from llavanext_cli.app import app
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing.build import run_mix
+from llavanext_cli.mixing.pool import Pool
 from llavanext_cli.mixing.report import REASONS
 from llavanext_cli.mixing.samples import read_samples
 
@@ -136,7 +137,43 @@ def test_a_dry_run_writes_only_the_cache(tmp_path, images):
     mix_file = write_mix(tmp_path, {"json_path": "images/llava.json"})
     result = mix(mix_file, "-o", tmp_path / "s.jsonl", "--dry-run", "--rejects", tmp_path / "bad.jsonl")
     assert result.exit_code == 0 and "Would write 6 samples" in result.stderr
+    assert "neither --rejects nor --report" in result.stderr and "bad records are in" not in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "mix.yaml", "s.jsonl.cache"]
+
+
+def test_a_file_with_the_name_of_the_cache_is_left_alone(tmp_path, images):
+    mix_file = write_mix(tmp_path, {"json_path": "images/llava.json"})
+    (tmp_path / "s.jsonl.cache").write_text("mine")
+    for more in (["--dry-run"], []):
+        result = mix(mix_file, "-o", tmp_path / "s.jsonl", *more)
+        assert result.exit_code == 0 and "s.jsonl.cache is no cache of llavanext mix" in result.stderr
+        assert (tmp_path / "s.jsonl.cache").read_text() == "mine"
+    mix_file.rename(tmp_path / "t.jsonl.cache")
+    for more in (["--dry-run"], ["--force"]):
+        result = mix(tmp_path / "t.jsonl.cache", "-o", tmp_path / "t.jsonl", *more)
+        assert result.exit_code == 1 and "is what this mix is made from" in result.stderr
+    assert "llava.json" in (tmp_path / "t.jsonl.cache").read_text()
+
+
+@pytest.mark.parametrize("change", ["gone", "shorter", "other"])
+@pytest.mark.parametrize("check", ["none", "header"])
+def test_a_data_file_that_changes_under_way(tmp_path, monkeypatch, change, check):
+    """Workers read the file again: what they find must be what was planned."""
+    data = write_data(tmp_path / "data.json", [record(n) for n in range(3000)])
+
+    def submit(pool, *arguments, **options):
+        if data.exists() and data.stat().st_size > 10_000:
+            text = data.read_text()
+            data.unlink()
+            if change != "gone":
+                data.write_text(text[:5000] if change == "shorter" else text.replace("Answer", "answer"))
+        return true_submit(pool, *arguments, **options)
+
+    true_submit = Pool.submit
+    monkeypatch.setattr(Pool, "submit", submit)
+    result = mix(write_mix(tmp_path, {"json_path": "data.json"}), "-o", tmp_path / "s.jsonl", "--check", check)
+    assert result.exit_code == 1 and "data.json changed while it was read" in result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "s.jsonl").exists()
 
 
 def test_random_is_repeatable_and_seeded(tmp_path):
@@ -404,6 +441,7 @@ def test_usage_errors(tmp_path):
     assert mix(tmp_path / "mix.yaml").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--check", "some").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--workers", "0").exit_code == 2
+    assert mix(tmp_path / "mix.yaml", "-o", "x", "--workers", "2000").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--time-limit", "nan").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--time-limit", "inf").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--frames", "999999999").exit_code == 2
@@ -421,6 +459,13 @@ def test_names_that_are_not_unicode(tmp_path):
     refused = mix(odd / "mix.yaml", "-o", tmp_path / "s.jsonl")
     assert refused.exit_code == 1 and "is not Unicode, and JSON cannot hold it" in refused.stderr
     assert not (tmp_path / "s.jsonl").exists()
+    write_data(odd / os.fsdecode(b"data\xff.jsonl"), [record(1), record(True, "none.jpg")])
+    linked = tmp_path / "mix.yaml"
+    linked.write_bytes(b'datasets: [{json_path: "odd\\udcff/data\\udcff.jsonl", media_root: .}]')
+    result = mix(linked, "-o", tmp_path / "s.jsonl", "--rejects", tmp_path / "bad.jsonl")
+    assert result.exit_code == 0 and len(read_samples(tmp_path / "s.jsonl")) == 1
+    (bad,) = lines(tmp_path / "bad.jsonl")
+    assert bad["id"] == "true" and bad["file"].endswith("data\N{REPLACEMENT CHARACTER}.jsonl")
 
 
 def test_a_disk_without_room(tmp_path):
@@ -435,6 +480,24 @@ def test_a_disk_without_room(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
     assert "s.jsonl could not be written: File too large" in result.stderr and "Traceback" not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "mix.yaml"]
+
+
+def test_a_disk_that_is_full_in_the_end_leaves_nothing(tmp_path, monkeypatch):
+    write_data(tmp_path / "data.json", [record(1), record(2, "none.jpg")])
+    mix_file = write_mix(tmp_path, {"json_path": "data.json"})
+    true_close = os.close
+
+    def close(descriptor: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        true_close(descriptor)
+        if ".r.html." in name:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "close", close)
+    more = ["--check", "exists", "--rejects", tmp_path / "bad.jsonl", "--report", tmp_path / "r.html"]
+    result = mix(mix_file, "-o", tmp_path / "s.jsonl", *more)
+    assert result.exit_code == 1 and "r.html could not be written: No space left on device" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "mix.yaml"]
 
 

@@ -94,12 +94,46 @@ dataset: 3
         ("datasets: []\ndatasets: []\n", "is not read"),
         ("datasets: \0", "not YAML"),
         ("- a\n- b\n", "a mapping of keys to values is expected"),
+        ("datasets: []\n" + "#" * 1_000_000, "it is a data file"),
     ],
 )
 def test_no_mix_file_at_all(tmp_path, text, says):
     with pytest.raises(ConfigError) as error:
         load_mix_file(write(tmp_path, text))
     assert says in error.value.what
+
+
+def test_what_is_hard_to_see_in_a_mix_file_has_a_hint(tmp_path, data):
+    def hint(text: str) -> str:
+        with pytest.raises(ConfigError) as error:
+            load_mix_file(write(tmp_path, text))
+        return error.value.hint
+
+    assert "leave out the space" in hint(f"datasets:\n- json_path: {data}\n  sampling_strategy: random: 10%\n")
+    assert "each key once" in hint("datasets: []\ndatasets: []\n")
+    assert "under datasets" in hint("[" + "1, " * 400_000 + "1]")
+    (tmp_path / "mix.yaml").write_bytes(b"datasets: \xff")
+    with pytest.raises(ConfigError) as error:
+        load_mix_file(tmp_path / "mix.yaml")
+    assert error.value.hint == "save it as UTF-8"
+    with pytest.raises(ConfigError, match="data file"):
+        load_mix_file(Path("/dev/zero"))
+
+
+def test_a_name_that_json_cannot_hold(tmp_path, data):
+    with pytest.raises(ConfigError) as error:
+        load_mix_file(write(tmp_path, f'datasets:\n- {{json_path: {data}, name: "\\udcff"}}\n'))
+    assert "name is a word" in error.value.details[0]
+
+
+def test_roots_are_written_the_short_way_where_that_is_the_same_folder(tmp_path, data):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    (found,) = load_mix_file(write(tmp_path, f"datasets:\n- {{json_path: {data}, media_root: t/../far}}\n"))
+    assert found.media_root == tmp_path / "far"
+    (found,) = load_mix_file(write(tmp_path, f"datasets:\n- {{json_path: {data}, media_root: link/../away}}\n"))
+    assert found.media_root == tmp_path / "link" / ".." / "away", "which is far/away"
 
 
 def test_a_name_that_stands_twice(tmp_path, data):

@@ -143,6 +143,8 @@ def test_what_python_accepts_and_msgspec_does_not(tmp_path):
         ("a.json", '[{"id": 1}]]', "line 1, column 12: not valid JSON"),
         ("a.json", '{"id": 1,\n "b": 2}', "holds one object"),
         ("a.json", "hello", "line 1, column 1: this is not JSON"),
+        ("a.json", " 5\n", "a data set is a list of records"),
+        ("a.jsonl", '"text"', "a data set is a list of records"),
         ("a.jsonl", '{"id": 1}\n{"id": 2\n{"id": 3}\n', "line 2, column"),
         ("a.jsonl", '{"id": 1}\n{"id": 2} {"id": 3}\n', "line 2, column 11: not valid JSON: one record a line"),
         ("a.jsonl", '{"id": 1}\n\n{"id": 2}\n{"id": "th', "line 4, column"),
