@@ -8,6 +8,9 @@ from urllib.parse import urlsplit
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.fetching import guard
 
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+_PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
+
 
 def hub_endpoint(endpoint: str | None) -> str:
     """The server to ask: the option, HF_ENDPOINT, or the Hub itself.
@@ -15,6 +18,9 @@ def hub_endpoint(endpoint: str | None) -> str:
     Raises:
         ConfigError: it is no http(s) address.
     """
+    for variable in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):  # which huggingface_hub reads when imported
+        if not os.environ.get(variable, "0").strip().isdecimal():
+            raise ConfigError(f"{variable} is no number of seconds", f"Unset {variable}, or write {variable}=30.")
     from huggingface_hub import constants
 
     return checked_endpoint(endpoint or os.environ.get("HF_ENDPOINT") or constants._HF_DEFAULT_ENDPOINT)
@@ -34,6 +40,20 @@ def checked_endpoint(endpoint: str) -> str:
     return endpoint.strip().rstrip("/")
 
 
+def check_proxy(address: str) -> None:
+    """Raises `ConfigError` for a proxy that is no address, and names the variable that holds it."""
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        good = parts.scheme in _PROXY_SCHEMES and parts.hostname and address.isascii() and " " not in address
+        _ = parts.port
+    except ValueError:
+        good = False
+    if not good:
+        names = [name for name, value in os.environ.items() if name.lower() in _PROXIES and value == address]
+        variable = names[0] if names else "HTTPS_PROXY"
+        raise ConfigError(f"{variable} holds no address of a proxy", f"Example: {variable}=http://host:3128")
+
+
 def hub_token(endpoint: str) -> str | bool:
     """The token for this endpoint, or False: it is never sent in the clear to a public address."""
     from huggingface_hub import constants, get_token
@@ -43,7 +63,11 @@ def hub_token(endpoint: str) -> str | bool:
     parts = urlsplit(endpoint)
     if parts.scheme == "http" and guard.reach_of(parts.hostname or "", resolve=True) != guard.PRIVATE:
         return False
-    return checked_token(get_token() or "", "HF_TOKEN") or False
+    try:
+        token = get_token() or ""
+    except UnicodeDecodeError:
+        raise ConfigError(f"{constants.HF_TOKEN_PATH} holds no token", "Is HF_TOKEN_PATH right?") from None
+    return checked_token(token, "HF_TOKEN") or False
 
 
 def checked_token(token: str, variable: str) -> str:

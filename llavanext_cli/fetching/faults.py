@@ -11,10 +11,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import requests
 
-from llavanext_cli.errors import FetchError, LlavaNextError
+from llavanext_cli.errors import ConfigError, FetchError, LlavaNextError
 from llavanext_cli.fetching.redaction import cause_of, redact
 
 ELSEWHERE = "Check the network; or use a mirror (HF_ENDPOINT=https://…, --endpoint), or --source modelscope."
+
+CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+"""The variables that requests reads, in this order."""
 
 
 class UnreachableError(FetchError):
@@ -35,7 +38,7 @@ def is_lasting(fault: requests.RequestException) -> bool:
 
 
 def explain_no_answer(fault: requests.RequestException, url: str | None) -> UnreachableError:
-    """The error for a request that got no answer at all."""
+    """The error for a request that got no answer, or half of one."""
     parts = urlsplit(url or "")
     host = parts.hostname or "the server"
     reason = _chain(fault)
@@ -48,6 +51,8 @@ def explain_no_answer(fault: requests.RequestException, url: str | None) -> Unre
         )
     if isinstance(fault, requests.exceptions.InvalidSchema) and "SOCKS" in text:
         return UnreachableError("a SOCKS proxy is set, and the package for it is missing", "Run `pip install pysocks`.")
+    if isinstance(fault, requests.exceptions.ChunkedEncodingError):
+        return UnreachableError(f"{host} does not finish its answer: {redact(str(fault))[:200]}", ELSEWHERE)
     if isinstance(fault, requests.exceptions.SSLError):
         return UnreachableError(
             f"the certificate of {host} is not trusted",
@@ -67,16 +72,27 @@ def explain_no_answer(fault: requests.RequestException, url: str | None) -> Unre
     return UnreachableError(f"{host} cannot be reached", ELSEWHERE)
 
 
+def explain_certificates() -> LlavaNextError:
+    """The error for a file of certificates that requests cannot open."""
+    variable = next((name for name in CERTIFICATES if os.environ.get(name)), CERTIFICATES[0])
+    return ConfigError(
+        f"{variable} names no file of certificates: {os.environ.get(variable, '')!r}",
+        "Point it to a PEM file, or unset it.",
+    )
+
+
 def explain_disk(fault: OSError, path: Path | str) -> LlavaNextError:
     """The error for a file that cannot be written or read."""
-    where = fault.filename or path
+    where = fault.filename2 or fault.filename or path  # of a renaming, what it was to become
     if fault.errno in (errno.ENOSPC, errno.EDQUOT):
         return FetchError(
             f"the disk is full: {where}",
             "Make room and run the same command: what has arrived is kept.",
         )
     if fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return FetchError(f"cannot write to {where}: {os.strerror(fault.errno)}", "Choose another folder with --to.")
+        return FetchError(
+            f"cannot write to {where}: {os.strerror(fault.errno)}", "Is it read-only? Or use another folder."
+        )
     if fault.errno == errno.EFBIG:
         return FetchError(f"{where} is larger than this disk or this shell's limit allows", "See `ulimit -f`.")
     if fault.errno == errno.ENAMETOOLONG:

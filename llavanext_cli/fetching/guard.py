@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Callable
 from urllib.parse import urljoin, urlsplit
 
 from llavanext_cli.errors import FetchError
@@ -16,13 +17,13 @@ PUBLIC, PRIVATE, UNKNOWN = "public", "private", "unknown"
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
 
 
-def check_redirect(origin: str, location: str, *, resolve: bool) -> None:
+def check_redirect(origin: str, location: str, *, is_proxied: Callable[[str], bool]) -> None:
     """Refuse a redirect that leads where it must not.
 
     Args:
         origin: the address that answered with the redirect.
         location: where it points to; may be relative.
-        resolve: look names up. False behind a proxy, which does that itself.
+        is_proxied: whether an address is reached through a proxy, which looks its name up itself.
 
     Raises:
         FetchError: the redirect is refused.
@@ -45,7 +46,9 @@ def check_redirect(origin: str, location: str, *, resolve: bool) -> None:
         )
     if source.hostname == host:
         return
-    if reach_of(source.hostname or "", resolve=resolve) == PUBLIC and reach_of(host, resolve=resolve) == PRIVATE:
+    if reach_of(host, resolve=not is_proxied(target.geturl())) != PRIVATE:
+        return
+    if reach_of(source.hostname or "", resolve=not is_proxied(origin)) != PRIVATE:
         raise FetchError(
             f"{source.hostname} is public and redirects to the private address {host}",
             "If that is your own mirror, name it directly with --endpoint.",

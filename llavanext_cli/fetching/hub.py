@@ -30,6 +30,8 @@ from llavanext_cli.fetching.registry import DATASET, HUB, Place, near_names
 from llavanext_cli.fetching.remote import Listing, Origin, RemoteFile
 
 POLL_SECONDS = 0.5
+MOST_PAGES = 10_000
+"""Pages of a listing."""
 
 
 class Hub:
@@ -60,12 +62,15 @@ class Hub:
             try:
                 info = self.api.repo_info(place.repo, repo_type=place.kind, revision=requested)
                 commit = info.sha
-                entries = list(
-                    self.api.list_repo_tree(
-                        place.repo, place.folder or None, recursive=True, revision=commit, repo_type=place.kind
+                with _no_page_twice(self.net.session()):
+                    entries = list(
+                        self.api.list_repo_tree(
+                            place.repo, place.folder or None, recursive=True, revision=commit, repo_type=place.kind
+                        )
                     )
-                )
                 files = [self._remote(entry, place, commit) for entry in entries if isinstance(entry, RepoFile)]
+                if len({file.path for file in files}) < len(files):
+                    raise ValueError("a path that is listed twice")
             except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as fault:
                 # huggingface_hub takes the answer's JSON apart without looking.
                 if isinstance(fault, requests.RequestException):
@@ -80,7 +85,7 @@ class Hub:
         lfs = entry.lfs
         size, sha256 = (lfs.size, lfs.sha256.lower()) if lfs else (entry.size, "")
         git_blob = "" if lfs else entry.blob_id.lower()
-        if not isinstance(entry.path, str) or type(size) is not int or size < 0:
+        if not isinstance(entry.path, str) or type(size) is not int or not 0 <= size < 1 << 63:
             raise ValueError("a path or a size that is none")
         if not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", sha256 or git_blob):
             raise ValueError("a digest that is none")
@@ -190,10 +195,16 @@ class Hub:
             )
         if isinstance(fault, requests.HTTPError):
             status = fault.response.status_code if fault.response is not None else 0
+            answered = urlsplit(fault.response.url if fault.response is not None else self.endpoint)
             if status == 416:
                 return _InconsistentError("it refuses to go on where the download ended")
             if status == 401 and not self.token:
                 return self._not_found(place)
+            if answered.netloc != urlsplit(self.endpoint).netloc:
+                return FetchError(
+                    f"{answered.hostname}, where {host} keeps the files of {place.repo}, answers HTTP {status}",
+                    "Try later, or use another --endpoint.",
+                )
             return _refused(status, host, place, bool(self.token))
         if isinstance(fault, requests.RequestException):
             return explain_no_answer(fault, self.endpoint)
@@ -224,7 +235,8 @@ class Hub:
             names = [entry["id"] for entry in answer.json()] if answer.status_code == 200 else []
         except (requests.RequestException, LlavaNextError, ValueError, KeyError, TypeError):
             return []
-        return get_close_matches(place.repo, [name for name in names if isinstance(name, str)], n=3, cutoff=0.3)
+        others = [name for name in names if isinstance(name, str) and name != place.repo]
+        return get_close_matches(place.repo, others, n=3, cutoff=0.3)
 
     def _near_revisions(self, place: Place, revision: str) -> str:
         from difflib import get_close_matches
@@ -257,6 +269,23 @@ def _refused(status: int, host: str | None, place: Place, has_token: bool) -> Fe
 
 
 @contextmanager
+def _no_page_twice(session: requests.Session) -> Iterator[None]:
+    """Within, a listing whose pages lead back to one another, or never end, is a `ValueError`."""
+    pages: set[str] = set()
+
+    def check(response: requests.Response, *args: Any, **named: Any) -> None:
+        if response.status_code == 200 and (response.url in pages or len(pages) >= MOST_PAGES):
+            raise ValueError("a listing without an end")
+        pages.add(response.url)
+
+    session.hooks["response"].append(check)
+    try:
+        yield
+    finally:
+        session.hooks["response"].remove(check)
+
+
+@contextmanager
 def hub_backend(net: Net) -> Iterator[None]:
     """Let huggingface_hub use our sessions, and be quiet: we show the progress, and its log lines hold signed URLs."""
     from huggingface_hub import configure_http_backend, constants
@@ -267,11 +296,14 @@ def hub_backend(net: Net) -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()
+    hf_transfer = constants.HF_HUB_ENABLE_HF_TRANSFER
+    constants.HF_HUB_ENABLE_HF_TRANSFER = False  # its connections are not ours, and cannot be resumed
     configure_http_backend(net.session)
     try:
         yield
     finally:
         configure_http_backend()
+        constants.HF_HUB_ENABLE_HF_TRANSFER = hf_transfer
         logger.setLevel(level)
 
 

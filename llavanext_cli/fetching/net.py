@@ -26,7 +26,9 @@ from requests.utils import select_proxy
 
 from llavanext_cli.errors import ConfigError, FetchError
 from llavanext_cli.fetching import guard
-from llavanext_cli.fetching.faults import explain_no_answer, is_lasting
+from llavanext_cli.fetching.deadline import POOLS
+from llavanext_cli.fetching.endpoint import check_proxy
+from llavanext_cli.fetching.faults import explain_certificates, explain_no_answer, is_lasting
 from llavanext_cli.fetching.redaction import cause_of
 
 CHUNK = 1 << 19
@@ -35,6 +37,8 @@ LARGEST_ANSWER = 256 << 20
 """Bytes of an answer that is no download: a listing, an error page, the body of a redirect."""
 BUSY = (429, 500, 502, 503, 504)
 LONGEST_PAUSE = 20.0
+LONGEST_RETURN = 86400.0
+"""Seconds of a Retry-After that are worth telling."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,11 @@ class GuardedSession(requests.Session):
         except UnicodeError:
             location = "not-text:"
         if location is not None:
-            proxied = bool(self.proxies) or select_proxy(resp.url, requests.utils.get_environ_proxies(resp.url))
-            guard.check_redirect(resp.url, location, resolve=not proxied)
+            guard.check_redirect(resp.url, location, is_proxied=self._is_proxied)
         return location
+
+    def _is_proxied(self, url: str) -> bool:
+        return bool(self.proxies or select_proxy(url, requests.utils.get_environ_proxies(url)))
 
 
 class GuardedAdapter(HTTPAdapter):
@@ -161,10 +167,22 @@ class GuardedAdapter(HTTPAdapter):
         self.net = net
         super().__init__(max_retries=0)
 
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = POOLS
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **options)
+        if "socks" not in proxy.partition(":")[0].lower():  # which has pools of its own
+            manager.pool_classes_by_scheme = POOLS
+        return manager
+
     def send(self, request: requests.PreparedRequest, stream: bool = False, **options: Any) -> requests.Response:
         limits = self.net.limits
         options["timeout"] = (limits.connect, limits.stall)
         request.headers["Accept-Encoding"] = "identity"  # ranges and digests are of the bytes themselves
+        if proxy := select_proxy(request.url, options.get("proxies")):
+            check_proxy(proxy)
         server = urlsplit(request.url).netloc
         if server in self.net.cookies:
             request.headers["Cookie"] = self.net.cookies[server]
@@ -182,6 +200,8 @@ class GuardedAdapter(HTTPAdapter):
                 if attempt >= (0 if is_lasting(fault) else min(2, limits.retries)):
                     raise explain_no_answer(fault, request.url) from cause_of(fault)
                 pause = limits.pause_before(attempt)
+            except OSError as fault:  # requests' word for a certificate file that is not there
+                raise explain_certificates() from cause_of(fault)
             else:
                 if response.status_code not in BUSY:
                     return self._guarded(response, stream)
@@ -198,7 +218,9 @@ class GuardedAdapter(HTTPAdapter):
         if asked is not None and asked > self.net.limits.longest_wait:
             raise FetchError(
                 f"{what}, and to come back in {_duration(asked)}",
-                "Run the same command then: what has arrived is kept.",
+                "Run the same command then: what has arrived is kept."
+                if asked <= LONGEST_RETURN
+                else "Do not wait: try another day, or use another source. What has arrived is kept.",
             )
         if attempt >= self.net.limits.retries:
             raise FetchError(
@@ -212,13 +234,34 @@ class GuardedAdapter(HTTPAdapter):
         return pause
 
     def _guarded(self, response: requests.Response, stream: bool) -> requests.Response:
-        read = response.iter_content
-        download = stream and response.status_code in (200, 206)
-        if not download:
-            response.iter_content = lambda *args, **named: _capped(read(*args, **named), response.url)
-        elif not response.headers.get("Content-Encoding"):
-            response.iter_content = lambda *args, **named: self._chunks(response)
+        if not (stream and response.status_code in (200, 206)):
+            response.iter_content = lambda *args, **named: self._answer(response)
+            return response
+
+        def download() -> Iterator[bytes]:
+            position = content_range(response)[0] or 0
+            for chunk in self._chunks(response):
+                self.net.report(position)
+                position += len(chunk)
+                self.net.count(len(chunk))
+                yield chunk
+            self.net.report(position)
+
+        response.iter_content = lambda *args, **named: download()
         return response
+
+    def _answer(self, response: requests.Response) -> Iterator[bytes]:
+        """The body of an answer that is no download. Raises `FetchError` when it has no end."""
+        total = 0
+        try:
+            for chunk in self._chunks(response):
+                total += len(chunk)
+                if total > LARGEST_ANSWER:
+                    host = urlsplit(response.url).hostname
+                    raise FetchError(f"{host} sends an endless answer", "Is the --endpoint right?")
+                yield chunk
+        except TransferBrokenError as fault:  # as requests says it, which it overlooks in the body of a redirect
+            raise requests.exceptions.ChunkedEncodingError(str(fault)) from None
 
     def _chunks(self, response: requests.Response) -> Iterator[bytes]:
         """The body as it comes, at most `CHUNK` bytes at once, watched.
@@ -229,16 +272,17 @@ class GuardedAdapter(HTTPAdapter):
             TransferBrokenError: the body is shorter than announced, or stalls.
         """
         limits, raw = self.net.limits, response.raw
-        read = getattr(raw, "read1", None) or (lambda amount: raw.read(min(amount, 1 << 16)))
-        announced = _integer(response.headers.get("Content-Length"))
-        start = content_range(response)[0] or 0
+        packed = bool(response.headers.get("Content-Encoding"))
+        bodiless = response.request.method == "HEAD" or response.status_code in (204, 304)
+        announced = None if packed or bodiless else _integer(response.headers.get("Content-Length"))
+        read = getattr(raw, "read1", None) or (lambda amount, **named: raw.read(min(amount, 1 << 16), **named))
         received, window_start, window_bytes = 0, time.monotonic(), 0
         while announced is None or received < announced:
             if self.net.stop.is_set():
                 response.close()
                 raise StoppedError
             try:
-                chunk = read(CHUNK)
+                chunk = read(CHUNK, decode_content=packed)
             except Exception as fault:  # urllib3's and http.client's own families, ssl.SSLError, OSError
                 response.close()
                 raise TransferBrokenError(_what_broke(fault)) from None
@@ -247,9 +291,7 @@ class GuardedAdapter(HTTPAdapter):
                     response.close()
                     raise TransferBrokenError(f"the connection ended {announced - received} bytes early")
                 break
-            self.net.report(start + received)
             received += len(chunk)
-            self.net.count(len(chunk))
             window_bytes += len(chunk)
             yield chunk
             now = time.monotonic()
@@ -258,7 +300,6 @@ class GuardedAdapter(HTTPAdapter):
                     response.close()
                     raise TransferBrokenError(f"less than {limits.least_rate:.0f} bytes a second")
                 window_start, window_bytes = now, 0
-        self.net.report(start + received)
         if announced is not None:
             raw.read()  # nothing is left, and this says so to urllib3, which then keeps the connection for the next
 
@@ -283,16 +324,9 @@ def retry_after(value: str) -> float | None:
         return None
 
 
-def _capped(chunks: Iterator[bytes], url: str) -> Iterator[bytes]:
-    total = 0
-    for chunk in chunks:
-        total += len(chunk)
-        if total > LARGEST_ANSWER:
-            raise FetchError(f"{urlsplit(url).hostname} sends an endless answer", "Is the --endpoint right?")
-        yield chunk
-
-
 def _what_broke(fault: Exception) -> str:
+    if "Decode" in type(fault).__name__:
+        return "it comes compressed, though asked not to, and cannot be unpacked"
     return "no byte came for too long" if "timed out" in str(fault).lower() else "the connection broke"
 
 
@@ -309,4 +343,6 @@ def _integer(text: str | None) -> int | None:
 def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
+    if seconds > LONGEST_RETURN:
+        return "more than a day"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

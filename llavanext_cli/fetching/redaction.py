@@ -20,7 +20,7 @@ _SECRET_NAME = re.compile(r"token|secret|sig|key|passw|auth|credential|session|p
 _USER_INFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _QUERY = re.compile(r"(https?://[^\s'\"<>?#]+|(?<=[\s'\"])/[^\s'\"<>?#]*)\?[^\s'\"<>)]*")
 _BEARER = re.compile(r"(?i)\b(bearer|basic|token)\s+[A-Za-z0-9._~+/=-]{8,}")
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # theirs have 34 letters after the hf_
 
 
 def redact(text: str) -> str:

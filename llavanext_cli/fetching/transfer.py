@@ -12,6 +12,7 @@ read from the start over one connection. Used for COCO and for ModelScope; the H
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections import deque
@@ -116,7 +117,7 @@ class _Transfer:
             size = self._size_of(response)
             self.validator = _validator(response)
             if response.headers.get("Content-Length") == "1":
-                _ = response.content  # read to its end, so that the connection can be used again
+                self.net.count(-len(response.content))  # read to its end, so that the connection can be used again
             response.close()
             self._receive_ranges(size, connections)
             return
@@ -137,6 +138,13 @@ class _Transfer:
                 f"{file_label(self.url)} has {total} bytes at {urlsplit(self.url).hostname}, not {self.expected}",
                 "The server has another file, or a proxy answers for it: use another source.",
             )
+        there = self.part.stat().st_blocks * 512 if self.part.is_file() else 0
+        free = shutil.disk_usage(self.part.parent).free
+        if self.expected is None and total - there > free:  # the plan could not count it
+            raise FetchError(
+                f"{file_label(self.url)} needs {total - there} bytes in {self.part.parent}, and {free} are free",
+                "Make room, or choose another disk with --to. Is it the file that you meant?",
+            )
         return total
 
     def _receive_ranges(self, size: int, connections: int) -> None:
@@ -145,10 +153,9 @@ class _Transfer:
             holes = self.journal.missing()
             lacking = sum(end - start for start, end in holes)
             piece = min(LARGEST_PIECE, max(SMALLEST_PIECE, -(-lacking // (4 * connections))))
-            pieces = deque((at, min(at + piece, end)) for start, end in holes for at in range(start, end, piece))
             self._tell()
             with open(self.part, "r+b") as file:
-                _Crew(self, file.fileno(), pieces).work(min(connections, len(pieces)))
+                _Crew(self, file.fileno(), deque(holes), piece).work(min(connections, -(-lacking // piece)))
             if self.journal.missing():
                 raise StoppedError
         except BaseException:
@@ -271,10 +278,10 @@ class _Transfer:
 
 
 class _Crew:
-    """Threads that take pieces until none is left. One that fails leaves its piece to the others."""
+    """Threads that take pieces of the holes until none is left. One that fails leaves its piece to the others."""
 
-    def __init__(self, transfer: _Transfer, descriptor: int, pieces: deque[tuple[int, int]]):
-        self.transfer, self.descriptor, self.pieces = transfer, descriptor, pieces
+    def __init__(self, transfer: _Transfer, descriptor: int, holes: deque[tuple[int, int]], piece: int):
+        self.transfer, self.descriptor, self.holes, self.piece = transfer, descriptor, holes, piece
         self.changed = threading.Condition()
         self.working = 0
         self.alive = 0
@@ -309,7 +316,7 @@ class _Crew:
                         # Some servers allow few connections: the others go on with what is missing.
                         self.given_up = fault
                         holes = [(max(a, piece[0]), min(b, piece[1])) for a, b in self.transfer.journal.missing()]
-                        self.pieces.extend((a, b) for a, b in holes if a < b)
+                        self.holes.extend((a, b) for a, b in holes if a < b)
                         return
                 finally:
                     with self.changed:
@@ -324,7 +331,7 @@ class _Crew:
             os.close(descriptor)
             with self.changed:
                 self.alive -= 1
-                if self.alive == 0 and self.pieces and self.fault is None:
+                if self.alive == 0 and self.holes and self.fault is None:
                     self.fault = self.given_up  # all of them gave up at the same time
                 self.changed.notify_all()
 
@@ -334,9 +341,12 @@ class _Crew:
             while True:
                 if self.fault is not None or self.transfer.net.stop.is_set():
                     return None
-                if self.pieces:
+                if self.holes:
                     self.working += 1
-                    return self.pieces.popleft()
+                    start, end = self.holes.popleft()
+                    if end - start > self.piece:
+                        self.holes.appendleft((start + self.piece, end))
+                    return start, min(end, start + self.piece)
                 if self.working == 0:
                     return None
                 self.changed.wait(0.2)

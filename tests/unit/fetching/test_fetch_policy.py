@@ -63,21 +63,33 @@ def test_a_name_that_resolves_to_both_kinds_is_private(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **named: answers)
     assert reach_of("both.example", resolve=True) == PRIVATE
     with pytest.raises(FetchError, match=r"redirects to the private address both\.example"):
-        check_redirect("https://8.8.8.8/a", "https://both.example/b", resolve=True)
+        check_redirect("https://8.8.8.8/a", "https://both.example/b", is_proxied=direct)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **named: answers[:1])
-    check_redirect("https://8.8.8.8/a", "https://both.example/b", resolve=True)
+    check_redirect("https://8.8.8.8/a", "https://both.example/b", is_proxied=direct)
+
+
+def proxied(url: str) -> bool:
+    return True
+
+
+def direct(url: str) -> bool:
+    return False
 
 
 def test_redirects():
-    check_redirect("http://127.0.0.1:1/a", "http://10.0.0.1/b", resolve=False)
-    check_redirect("http://8.8.8.8/a", "https://8.8.8.8/b", resolve=False)
-    check_redirect("https://8.8.8.8/a", "/b", resolve=False)
+    check_redirect("http://127.0.0.1:1/a", "http://10.0.0.1/b", is_proxied=proxied)
+    check_redirect("http://8.8.8.8/a", "https://8.8.8.8/b", is_proxied=proxied)
+    check_redirect("https://8.8.8.8/a", "/b", is_proxied=proxied)
     with pytest.raises(FetchError, match=r"from https to http"):
-        check_redirect("https://8.8.8.8/a", "http://8.8.4.4/b", resolve=False)
+        check_redirect("https://8.8.8.8/a", "http://8.8.4.4/b", is_proxied=proxied)
     with pytest.raises(FetchError, match=r"private address 2130706433"):
-        check_redirect("http://8.8.8.8/a", "//2130706433/b", resolve=False)
+        check_redirect("http://8.8.8.8/a", "//2130706433/b", is_proxied=proxied)
     with pytest.raises(FetchError, match=r"not on the web"):
-        check_redirect("http://8.8.8.8/a", "http://[::1/b", resolve=False)
+        check_redirect("http://8.8.8.8/a", "http://[::1/b", is_proxied=proxied)
+    with pytest.raises(FetchError, match=r"files\.example is public and redirects to the private address 10\.0\.0\.1"):
+        check_redirect("http://files.example/a", "http://10.0.0.1/b", is_proxied=proxied)
+    with pytest.raises(FetchError, match=r"private address 127\.0\.0\.1"):  # which NO_PROXY names
+        check_redirect("http://files.example/a", "http://127.0.0.1/b", is_proxied=lambda url: "files" in url)
 
 
 # -------------------------------------------------------------------------------------------------------------- secrets
@@ -101,6 +113,7 @@ def test_secrets_are_taken_out(text, monkeypatch):
 
 
 def test_what_is_no_secret_stays():
+    assert redact("hf_transfer and hf_hub_download") == "hf_transfer and hf_hub_download"
     text = "cannot write to /data/x: what? no room (see https://host/path for more)"
     assert redact(text) == text
 
