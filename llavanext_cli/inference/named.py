@@ -10,6 +10,7 @@ from urllib.parse import urljoin, urlsplit
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.fetching.guard import check_redirect
+from llavanext_cli.processing.video import open_clip
 
 MOST_BYTES = {"image": 64_000_000, "video": 2_000_000_000}
 CONNECT_SECONDS, WHOLE_SECONDS = 10, 120
@@ -96,10 +97,9 @@ def describe_times(path: Path, times: Sequence[float]) -> str:
         path: the clip, in whose header stands how long its last frame is shown.
         times: seconds of each frame, first and last of the clip among them.
     """
-    import av
-
-    with av.open(str(path), metadata_errors="replace") as container:
-        rate = float((container.streams.best("video") or container.streams.video[0]).average_rate or 0)
+    container, stream = open_clip(path)
+    with container:
+        rate = float(stream.average_rate or 0)
     seconds = times[-1] + (1 / rate if rate else 0.0)
     places = ",".join(f"{moment:.2f}s" for moment in times)
     return (

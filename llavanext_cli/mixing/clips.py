@@ -21,7 +21,7 @@ import numpy as np
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing.media import Verdict
-from llavanext_cli.processing.video import frame_problem, read_frames, sample_positions
+from llavanext_cli.processing.video import frame_problem, open_clip, read_frames, sample_positions
 
 if TYPE_CHECKING:
     from av import Packet
@@ -51,17 +51,16 @@ def check_clip(path: str, level: str, frames: int, size_bytes: int) -> Verdict:
     import av
 
     try:
-        with av.open(path, metadata_errors="replace") as container:
-            if not container.streams.video:
-                return Verdict("no_frames", f"{path}: the file has no video stream")
-            stream = container.streams.video[0]
+        container, stream = open_clip(path)
+        with container:
             return _check_stream(path, container, stream, level, frames, size_bytes)
     except av.error.FFmpegError as error:
-        if isinstance(error, (av.error.FileNotFoundError, av.error.PermissionError)):
-            raise  # an OSError with an errno: the file went away or is not ours
+        if isinstance(error, (av.error.FileNotFoundError, av.error.PermissionError, av.error.MemoryError)):
+            raise  # the file went away or is not ours, or the machine has no room
         return Verdict("corrupt", f"{path}: cannot be read as a clip ({error.strerror or error})")
     except DataError as error:
-        return Verdict("no_frames" if "no readable frame" in error.what else "corrupt", error.what)
+        is_empty = "no readable frame" in error.what or "no video stream" in error.what
+        return Verdict("no_frames" if is_empty else "corrupt", error.what)
 
 
 def _check_stream(
@@ -181,7 +180,7 @@ def _decode_wanted(stream: VideoStream, packets: list[Packet], wanted: list[int]
 
 def _ask_reader(path: str, frames: int, total: int, times: list[int], stream: VideoStream, header: Verdict) -> Verdict:
     """Let training's reader read the clip, and hold the times of its frames against those of the packets."""
-    sizes, found = read_frames(path, frames, keep=_size_of)
+    sizes, found = read_frames(path, frames, "pyav", _size_of, strict=True)
     if times:
         positions = sample_positions(total, frames)
         expected = [float((times[position] - times[0]) * stream.time_base) for position in positions]

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from llavanext_cli.records import AnyArray, Float64Array, UInt8Array
 
 BACKENDS = ("auto", "pyav", "decord")
+FORMATS = "mov,mp4,matroska,webm,avi,flv,asf,mpeg,mpegts,mpegvideo,m4v,h264,hevc,ivf,obu,ogg,gif,apng,mxf,nut,rm,dv"
+"""What is read, by FFmpeg's names. FFmpeg knows more, and some of them are lists of other files and of addresses, which
+it would read from wherever they are: playlists (hls, concat), dash, sdp, sequences of pictures."""
 MAX_ASPECT = 100
 """How many times the shorter side the longer may be: a frame is scaled by its shorter side, then cropped."""
 
@@ -55,7 +58,7 @@ def sample_positions(total: int, count: int) -> list[int]:
 
 
 def read_frames(
-    path: str | Path, count: int, backend: str = "auto", keep: Keep | None = None
+    path: str | Path, count: int, backend: str = "auto", keep: Keep | None = None, strict: bool = False
 ) -> tuple[AnyArray, Float64Array]:
     """Read frames spread evenly over a clip.
 
@@ -65,6 +68,8 @@ def read_frames(
         backend: "pyav" or "decord" alone, or "auto", PyAV and then decord.
         keep: applied to each wanted frame as soon as it is decoded, so that long clips of large frames need no more
             memory than their results; by default the frame itself.
+        strict: refuse a clip of which PyAV says that a wanted frame is damaged. Training goes on with what the decoder
+            makes of it, because a run must not end there; `mix` does not let such a clip through.
 
     Returns:
         `uint8[F, H, W, 3]`, upright RGB (or what `keep` made, stacked), and their times, `float64[F]` seconds.
@@ -81,9 +86,9 @@ def read_frames(
     path = Path(path)
     _check_file(path)
     try:
-        kept = _read_pyav(path, count, keep) if backend != "decord" else _read_decord(path, count, keep)
+        kept = _read_pyav(path, count, keep, strict) if backend != "decord" else _read_decord(path, count, keep)
     except DataError:
-        kept = _read_decord(path, count, keep) if backend == "auto" else []
+        kept = _read_decord(path, count, keep) if backend == "auto" and not strict else []
         if not kept:
             raise
     if not kept:
@@ -177,28 +182,40 @@ class _Index:
         return bisect_right(self.times, self.keys[number]) - 1 if number >= 0 else -1
 
 
-def _read_pyav(path: Path, count: int, keep: Keep | None) -> list[tuple[Any, float]]:
+def _read_pyav(path: Path, count: int, keep: Keep | None, strict: bool) -> list[tuple[Any, float]]:
     """(kept frame, seconds) for each wanted position."""
     import av
 
-    keep_frame = _keeper(path, keep)
+    keep_frame = _keeper(path, keep, strict)
     try:
         index = _index_packets(path)
         kept = _read_seeking(path, sample_positions(index.total, count), index, keep_frame) if index.times else None
         if kept is None:
             kept = _read_in_sequence(path, count, index.total, keep_frame)
     except av.error.FFmpegError as error:
-        what = f"{path}: cannot be read as a clip ({error.strerror or error})"
-        raise DataError(what, "use MP4, MKV, WebM, AVI or MOV; replace the file if it should be one") from error
+        raise DataError(f"{path}: cannot be read as a clip ({error.strerror or error})", _FORMAT_HINT) from error
     if not kept:
         raise _no_frame(path)
     return kept
 
 
-def _open_stream(path: Path) -> tuple[Any, Any]:
+_FORMAT_HINT = "use MP4, MKV, WebM, AVI or MOV; replace the file if it should be one"
+
+
+def open_clip(path: str | Path) -> tuple[Any, Any]:
+    """Open a clip: its container, to be closed, and the stream whose frames are taken. All clips are opened here.
+
+    Raises:
+        DataError: a format that is none of `FORMATS`, or no video stream.
+        av.error.FFmpegError: the file cannot be opened, or is none of a clip.
+    """
     import av
 
-    container = av.open(str(path), metadata_errors="replace")
+    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    try:
+        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
+    except av.error.ArgumentError as error:  # what FFmpeg says of a format that is not on the list
+        raise DataError(f"{path}: is not a clip of a known format", _FORMAT_HINT) from error
     if not container.streams.video:
         container.close()
         raise DataError(f"{path}: has no video stream", "give a clip with a picture track")
@@ -229,7 +246,7 @@ def _decoded(packets: Iterator[Any]) -> Iterator[Any]:
 
 
 def _index_packets(path: Path) -> _Index:
-    container, stream = _open_stream(path)
+    container, stream = open_clip(path)
     with container:
         # the last packet is an empty one that flushes the decoder; discarded ones are decoded but not shown
         packets = [(p.pts, p.is_keyframe) for p in _packets(container, stream) if p.size and not p.is_discard]
@@ -250,7 +267,7 @@ def _read_seeking(
     if min(starts) < 0 or 2 * _seeking_cost(wanted, starts) > index.total:
         return None
     kept: dict[int, tuple[Any, float]] = {}
-    container, stream = _open_stream(path)
+    container, stream = open_clip(path)
     with container:
         frames: Iterator[Any] = iter(())
         reached = -1  # position of the last decoded frame
@@ -263,7 +280,7 @@ def _read_seeking(
                 frames = _decoded(_packets(container, stream))
             target = index.times[position]
             frame = next((f for f in frames if f.pts is None or f.pts >= target), None)
-            if frame is None or frame.pts != target:
+            if frame is None or frame.pts != target or frame.is_corrupt:
                 return None
             kept[position] = (keep_frame(frame), float((target - index.times[0]) * stream.time_base))
             reached = position
@@ -293,7 +310,7 @@ def _collect(path: Path, wanted: set[int], keep_frame: KeepFrame) -> tuple[dict[
     """The wanted frames by position, and the number of all frames."""
     kept: dict[int, tuple[Any, float]] = {}
     total, start = 0, None
-    container, stream = _open_stream(path)
+    container, stream = open_clip(path)
     rate = float(stream.average_rate or 0)
     with container:
         for frame in _decoded(_packets(container, stream)):
@@ -313,7 +330,7 @@ def _in_order(kept: dict[int, tuple[Any, float]], positions: list[int]) -> list[
     return [kept[have[max(bisect_right(have, position) - 1, 0)]] for position in positions]
 
 
-def _keeper(path: Path, keep: Keep | None) -> KeepFrame:
+def _keeper(path: Path, keep: Keep | None, strict: bool) -> KeepFrame:
     """From a PyAV frame to upright RGB, `uint8[H, W, 3]`, and through `keep`."""
     import numpy as np
     from av.video.reformatter import VideoReformatter
@@ -322,6 +339,8 @@ def _keeper(path: Path, keep: Keep | None) -> KeepFrame:
 
     def keep_frame(frame: Any) -> AnyArray:
         _check_frame(path, frame.height, frame.width)
+        if strict and frame.is_corrupt:
+            raise DataError(f"{path}: a frame that training takes is damaged", "replace the file or drop the sample")
         pixels: AnyArray = reformatter.reformat(frame, format="rgb24").to_ndarray()
         if turn := round(frame.rotation / 90):  # degrees, counter-clockwise
             pixels = np.ascontiguousarray(np.rot90(pixels, turn))
@@ -334,13 +353,16 @@ def _keeper(path: Path, keep: Keep | None) -> KeepFrame:
 
 
 def _read_decord(path: Path, count: int, keep: Keep | None) -> list[tuple[Any, float]]:
-    """As `_read_pyav`; nothing where decord is not installed or gives up."""
+    """As `_read_pyav`; nothing where decord is not installed or gives up, or where PyAV would not open the file."""
+    import av
+
     try:
         import decord
     except (ImportError, OSError):  # there are wheels for x86-64 only; OSError: a library of its own does not load
         return []
     decord.logging.set_level(decord.logging.QUIET)
     try:
+        open_clip(path)[0].close()  # decord itself would follow a playlist
         reader = decord.VideoReader(str(path), num_threads=1)
         positions = sample_positions(len(reader), count)
         kept = {}
@@ -349,5 +371,5 @@ def _read_decord(path: Path, count: int, keep: Keep | None) -> list[tuple[Any, f
             _check_frame(path, *pixels.shape[:2])
             kept[position] = (keep(pixels) if keep else pixels, float(reader.get_frame_timestamp(position)[0]))
         return _in_order(kept, positions)
-    except (decord.DECORDError, RuntimeError, IndexError, ValueError):
+    except (decord.DECORDError, av.error.FFmpegError, RuntimeError, IndexError, ValueError):
         return []

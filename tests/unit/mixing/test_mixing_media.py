@@ -240,6 +240,64 @@ def test_a_clip_whose_end_does_not_decode(write_clip):
     assert check(path, "full", "video", 8).reason in ("false_count", "corrupt")
 
 
+def write_noise(path: Path, *streams: tuple[int, int]) -> Path:
+    """A clip of 60 frames of noise, with a stream for each (width, height); the last one is the default stream."""
+    import av
+    from av.stream import Disposition
+
+    random = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        written = []
+        for width, height in streams:
+            stream = container.add_stream("libx264", rate=12)
+            stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, "yuv420p", 12
+            stream.disposition = Disposition.default if (width, height) == streams[-1] else Disposition(0)
+            written.append(stream)
+        for _ in range(60):
+            for stream in written:
+                pixels = random.integers(0, 60, (stream.height, stream.width, 3), np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        for stream in written:
+            container.mux(stream.encode())
+    return path
+
+
+def test_a_frame_that_its_decoder_calls_damaged(tmp_path):
+    """The decoder fills the hole and goes on. Training would take the frame, so that it must come out here."""
+    import av
+
+    from llavanext_cli.processing.video import read_frames
+
+    path = write_noise(tmp_path / "a.mp4", (160, 128))
+    assert check(path, "full", "video", 16).reason == ""
+    with av.open(str(path)) as container:
+        packets = [(packet.pts, packet.pos) for packet in container.demux(video=0) if packet.size]
+    _, place = sorted(packets)[7]  # the positions are 0, 3, 7, ...
+    data = bytearray(path.read_bytes())
+    data[place + 16 : place + 216] = bytes(200)
+    path.write_bytes(data)
+    verdict = check(path, "full", "video", 16)
+    assert verdict.reason == "corrupt" and "a frame that training takes is damaged" in verdict.detail
+    assert check(path, "full", "video", 2).reason == "", "frames 0 and 59 are whole"
+    assert len(read_frames(path, 16)[0]) == 16
+
+
+@pytest.mark.parametrize("level", IMAGE_LEVELS)
+def test_of_several_streams_the_one_that_training_reads(tmp_path, level):
+    from llavanext_cli.processing.video import read_frames
+
+    path = write_noise(tmp_path / "a.mkv", (64, 64), (160, 128))
+    assert read_frames(path, 2)[0].shape[1:3] == (128, 160)
+    assert check(path, level, "video").size == (128, 160)
+
+
+@pytest.mark.parametrize("level", IMAGE_LEVELS)
+def test_a_playlist_is_no_clip(write_clip, tmp_path, level):
+    path = tmp_path / "b.mp4"
+    path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{write_clip('a.mp4')}\n#EXT-X-ENDLIST\n")
+    assert check(path, level, "video").reason == "corrupt"
+
+
 def test_what_passes_here_is_read_by_training(write_clip):
     """The check and the reader agree on which frames there are."""
     from llavanext_cli.processing.video import read_frames, sample_positions

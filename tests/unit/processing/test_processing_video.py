@@ -195,6 +195,32 @@ def test_a_clip_that_pyav_cannot_read_is_tried_with_decord(write_clip, monkeypat
         read_frames(path, 4)
 
 
+@pytest.mark.parametrize("backend", ["auto", "pyav", "decord"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile {}\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+    ],
+)
+def test_a_list_of_other_files_is_no_clip(write_clip, tmp_path, text, backend):
+    """FFmpeg would open what a playlist names, wherever that lies."""
+    path = tmp_path / "root" / "a.m3u8"
+    path.parent.mkdir()
+    path.write_text(text.format(write_clip(frames=12)))
+    with pytest.raises(DataError) as caught:
+        read_frames(path, 2, backend)
+    assert "is not a clip of a known format" in caught.value.what or backend == "decord"
+
+
+def test_a_name_is_a_name_and_no_address(write_clip, monkeypatch):
+    path = write_clip(frames=12)
+    path.rename(path.with_name("pipe:0?x=%41 #1.mp4"))
+    monkeypatch.chdir(path.parent)
+    assert read_frames("pipe:0?x=%41 #1.mp4", 2, "pyav")[0].shape[0] == 2
+
+
 def test_a_long_clip_is_never_held(write_clip):
     """300 frames of 480 x 640 are 276 MB; reading 4 of them must not need a tenth of that."""
     import tracemalloc
@@ -210,7 +236,7 @@ def test_a_long_clip_is_never_held(write_clip):
 def test_files_that_are_no_clips(tmp_path, write_clip):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a clip\n" * 50)
-    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+    with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         frame.sample_rate = 8000
@@ -223,7 +249,7 @@ def test_files_that_are_no_clips(tmp_path, write_clip):
         "empty.mp4": "0 bytes",
         "text.mp4": "cannot be read as a clip",
         "noindex.mp4": "cannot be read as a clip",
-        "sound.wav": "no video stream",
+        "sound.mkv": "no video stream",
         ".": "is a folder",
     }
     for name, words in cases.items():
