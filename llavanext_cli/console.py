@@ -6,7 +6,8 @@
     table(header, rows) aligned columns                   progress(label) a bar on a terminal, lines elsewhere
 
 Nothing is coloured unless it goes to a terminal, and never under NO_COLOR or `--no-color`. Text is written as it is: no
-markup, no wrapping, so that square brackets in a path or an answer survive. rich is imported only for a terminal.
+markup, no wrapping, so that square brackets in a path or an answer survive. Only control characters are spelt out, as
+`\\x1b`, in talk and tables: names and ids come from data. rich is imported only for a terminal.
 """
 
 from __future__ import annotations
@@ -42,6 +43,12 @@ WIDE = 80
 
 CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 """What an answer must not send to a terminal: characters that move the cursor, ring, or recolour."""
+
+_CONTROLS = (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+ESCAPES = {code: repr(chr(code))[1:-1] for code in _CONTROLS}
+"""How control characters are spelt where a text is one line: they could hide, recolour or fake other lines."""
+LINE_ESCAPES = {code: text for code, text in ESCAPES.items() if chr(code) not in "\t\n"}
+"""The same for talk of several lines."""
 
 VERBOSE_ENV = "LLAVANEXT_VERBOSE"
 """Set to 1 by `-v`, so that worker processes know."""
@@ -145,26 +152,26 @@ def fields(values: Mapping[str, Any]) -> None:
 
 def say(text: str = "") -> None:
     """Write one line of talk to stderr."""
-    _styled(sys.stderr, (text, ""))
+    _styled(sys.stderr, (text.translate(LINE_ESCAPES), ""))
 
 
 def warn(text: str) -> None:
     """Write a warning to stderr."""
-    _styled(sys.stderr, ("Warning:", "bold yellow"), (f" {text}", ""))
+    _styled(sys.stderr, ("Warning:", "bold yellow"), (f" {text.translate(ESCAPES)}", ""))
 
 
 def next_step(command: str) -> None:
     """Tell which command comes next."""
-    _styled(sys.stderr, ("Next:", "bold green"), (f" {command}", ""))
+    _styled(sys.stderr, ("Next:", "bold green"), (f" {command.translate(ESCAPES)}", ""))
 
 
 def error(fault: LlavaNextError) -> None:
     """Write what is wrong, one line for each collected detail, and the hint."""
-    _styled(sys.stderr, ("Error:", "bold red"), (f" {fault.what}", ""))
+    _styled(sys.stderr, ("Error:", "bold red"), (f" {fault.what.translate(ESCAPES)}", ""))
     for line in fault.details:
-        _styled(sys.stderr, (f"  {line}", ""))
+        _styled(sys.stderr, (f"  {line.translate(ESCAPES)}", ""))
     if fault.hint:
-        _styled(sys.stderr, ("Hint:", "bold cyan"), (f" {fault.hint}", ""))
+        _styled(sys.stderr, ("Hint:", "bold cyan"), (f" {fault.hint.translate(ESCAPES)}", ""))
 
 
 # ------------------------------------------------------------------------------------------------------------ progress
@@ -174,7 +181,7 @@ class Progress:
     """The callback that `progress` yields: `report(done, total)`, from any thread. A total of 0 means not known."""
 
     def __init__(self, label: str, unit: str):
-        self.label, self.unit = label, unit
+        self.label, self.unit = label.translate(ESCAPES), unit
         self._started = self._last_line = time.monotonic()
         self._last_tenth = 0
         self._shown = (0, 0)
@@ -189,7 +196,7 @@ class Progress:
             note: a few words shown behind the numbers, such as the loss; kept until the next one.
         """
         with _lock:
-            self._done, self._total, self._note = done, total, note or self._note
+            self._done, self._total, self._note = done, total, note.translate(ESCAPES) or self._note
             if _state.live is not None and self._task is not None:
                 _state.live.update(
                     self._task, completed=done, total=total or None, count=self._count(), note=self._note
@@ -232,7 +239,7 @@ def progress(label: str, unit: str = "") -> Iterator[Progress]:
     if on_terminal:
         with _lock:
             _open_live()
-            report._task = _state.live.add_task(label, total=None, count="", note="")
+            report._task = _state.live.add_task(report.label, total=None, count="", note="")
     try:
         yield report
     finally:
@@ -296,6 +303,8 @@ def _styled(stream: IO[str], *parts: tuple[str, str]) -> None:
             stream.flush()
         except BrokenPipeError as gone:
             raise ReaderGoneError from gone
+        except OSError:  # the disk behind `2>` is full: talk that cannot be written is no reason to end the work
+            pass
         return
     from rich.text import Text
 
@@ -330,7 +339,7 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value)
+    return str(value).translate(ESCAPES)
 
 
 def _amount(count: int, unit: str) -> str:

@@ -122,7 +122,7 @@ def loaded_with(*starts: str) -> dict[str, str]:
 def test_nothing_heavy_is_imported_on_the_way_to_help():
     commands = [module for module in MODULES if part(module) == "commands"]
     assert len(commands) > 1
-    loaded = loaded_with("llavanext_cli.__main__", *commands)
+    loaded = loaded_with("llavanext_cli.app", *commands)
     assert "typer" in loaded
     heavy = {name: asker for name, asker in loaded.items() if name.split(".")[0] in HEAVY}
     assert not heavy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -38,6 +39,37 @@ def test_data_and_talk_go_to_their_streams(capsys):
     seen = capsys.readouterr()
     assert seen.out == "data [b]x[/b]\nmore"
     assert seen.err == "talk [b]x[/b]\nWarning: careful\nNext: llavanext ask\n"
+
+
+def test_control_characters_of_data_are_spelt_out(capsys):
+    """A path or an id may hold a whole line that looks like ours, or hide one."""
+    evil = "a\x1b[2J\rb\x9b1m\u202e"
+    told = "a\\x1b[2J\\rb\\x9b1m\\u202e"
+    console.error(DataError(evil + "\nError: x", evil, [evil + "\nfake"]))
+    console.warn(evil)
+    console.next_step(evil)
+    console.say(evil + "\n\tmore")
+    console.table(["id"], [[evil + "\n"]])
+    console.fields({"id": evil})
+    seen = capsys.readouterr()
+    assert seen.err == (
+        f"Error: {told}\\nError: x\n  {told}\\nfake\nHint: {told}\n"
+        f"Warning: {told}\nNext: {told}\n{told}\n\tmore\n"
+    )
+    assert seen.out == f"id\n{told}\\n\nid  {told}\n"
+
+
+def test_talk_that_cannot_be_written_ends_nothing(capsys, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        with console.progress("Work") as report:
+            report(1, 1)
+        console.say("talk")
+        console.out("data")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert capsys.readouterr().out == "data\n"
 
 
 def test_long_lines_are_not_wrapped(capsys):

@@ -98,6 +98,20 @@ def test_the_cause_shows_with_verbose_only(run):
     assert verbose.stderr.endswith("OSError: disk on fire\n")
 
 
+def test_an_interruption_while_modules_are_loaded():
+    code = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from llavanext_cli.__main__ import main\n"
+        "main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "Interrupted.\n")
+
+
 def test_an_interruption(run):
     def probe():
         raise KeyboardInterrupt
