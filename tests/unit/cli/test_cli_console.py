@@ -53,8 +53,7 @@ def test_control_characters_of_data_are_spelt_out(capsys):
     console.fields({"id": evil})
     seen = capsys.readouterr()
     assert seen.err == (
-        f"Error: {told}\\nError: x\n  {told}\\nfake\nHint: {told}\n"
-        f"Warning: {told}\nNext: {told}\n{told}\n\tmore\n"
+        f"Error: {told}\\nError: x\n  {told}\\nfake\nHint: {told}\nWarning: {told}\nNext: {told}\n{told}\n\tmore\n"
     )
     assert seen.out == f"id\n{told}\\n\nid  {told}\n"
 
