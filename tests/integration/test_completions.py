@@ -77,9 +77,10 @@ def test_zsh(line, expected, environ, tmp_path):
         "show-line() { [[ -n $BUFFER ]] && print -r -- $BUFFER > $HOME/line; BUFFER=''; zle accept-line }\n"
         "zle -N show-line; bindkey '^T' show-line\n"
     )
+    zsh = needs("zsh")
     child, screen = pty.fork()
     if child == 0:
-        os.execve(needs("zsh"), ["zsh", "-i"], {**environ, "ZDOTDIR": str(tmp_path)})
+        os.execve(zsh, ["zsh", "-i"], {**environ, "ZDOTDIR": str(tmp_path)})
     try:
         wait_for(screen, b"ready> ")
         os.write(screen, line.encode() + b"\t")

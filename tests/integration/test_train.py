@@ -130,7 +130,7 @@ def test_samples_that_are_too_long(run_llavanext, tmp_path, media, tiny_checkpoi
     lines = [sample(f"s{n}", "image", "0.png", "what?", "a cat and a bird " * (30 * (n % 2))) for n in range(16)]
     file = write_samples(tmp_path / "data.jsonl", media, lines)
     words = ["train", "tiny-stage2", "--data", file, "--checkpoint", tiny_checkpoint, "--out", "run", *COMMON]
-    refused(run_llavanext, "8 of 16 samples are longer than data.seq_length", *words)
+    refused(run_llavanext, "8 of 16 samples have too many tokens", *words)
 
 
 def test_a_broken_line_of_data_is_named(run_llavanext, tmp_path, media, tiny_checkpoint):
