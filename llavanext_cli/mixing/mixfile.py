@@ -122,9 +122,9 @@ def _path(entry: dict[str, Any], key: str, folder: Path, faults: list[str]) -> P
     beside = (folder / path).absolute()
     # Mix files of the original were written for the folder in which its script was started.
     chosen = beside if path.is_absolute() or beside.exists() or not path.exists() else path.absolute()
-    short = os.path.normpath(chosen)
+    short, real = os.path.normpath(chosen), os.path.realpath(chosen)
     # a/link/../b is a/b only where the link leads to no other folder
-    return Path(short) if os.path.realpath(short) == os.path.realpath(chosen) else chosen
+    return Path(short if os.path.realpath(short) == real else real)
 
 
 def _nearest(key: str) -> str:

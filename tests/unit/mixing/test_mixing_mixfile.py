@@ -126,14 +126,14 @@ def test_a_name_that_json_cannot_hold(tmp_path, data):
     assert "name is a word" in error.value.details[0]
 
 
-def test_roots_are_written_the_short_way_where_that_is_the_same_folder(tmp_path, data):
+def test_roots_are_written_without_steps_back(tmp_path, data):
     (tmp_path / "t").mkdir()
     (tmp_path / "far" / "away").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
     (found,) = load_mix_file(write(tmp_path, f"datasets:\n- {{json_path: {data}, media_root: t/../far}}\n"))
     assert found.media_root == tmp_path / "far"
     (found,) = load_mix_file(write(tmp_path, f"datasets:\n- {{json_path: {data}, media_root: link/../away}}\n"))
-    assert found.media_root == tmp_path / "link" / ".." / "away", "which is far/away"
+    assert found.media_root == tmp_path / "far" / "away"
 
 
 def test_a_name_that_stands_twice(tmp_path, data):
