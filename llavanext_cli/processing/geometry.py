@@ -104,21 +104,19 @@ def select_best_resolution(size: Size, pinpoints: Sequence[Size]) -> Size:
         pinpoints: the grids to choose from, (height, width) in pixels.
 
     Returns:
-        One of the pinpoints. A picture so thin that no pinpoint keeps a whole pixel row of it, where transformers
-        fails, takes the pinpoint that scales it least.
+        One of the pinpoints. Of a picture so thin that no pinpoint keeps a whole row of pixels, all keep nothing, and
+        the smallest wastes least.
     """
     height, width = size
-    best: tuple[int, int] | None = None
-    most_kept = least_wasted = 0
+    best = pinpoints[0]
+    most_kept, least_wasted = 0, math.inf
     for grid_height, grid_width in pinpoints:
         scale = min(grid_width / width, grid_height / height)
         kept = min(int(width * scale) * int(height * scale), height * width)
         wasted = grid_height * grid_width - kept
-        if kept > most_kept or (kept == most_kept and best is not None and wasted < least_wasted):
+        if kept > most_kept or (kept == most_kept and wasted < least_wasted):
             best, most_kept, least_wasted = (grid_height, grid_width), kept, wasted
-    if best is None:
-        best = max(pinpoints, key=lambda grid: min(grid[1] / width, grid[0] / height))
-    return best[0], best[1]
+    return best
 
 
 def plan_tiles(size: Size, arch: Architecture) -> TilePlan:

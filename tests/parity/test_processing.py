@@ -43,12 +43,16 @@ def image_processor(arch: Architecture, **options):
 
 @pytest.mark.parametrize("pinpoints", [ARCH.image_grid_pinpoints, OTHER_PINPOINTS], ids=["five", "nine"])
 def test_token_counts_of_random_sizes(pinpoints):
-    """200 000 sizes, and those where transformers' rounded doubles part from exact arithmetic."""
+    """200 000 sizes, half of them of every aspect ratio up to 20 000 to 1, and those where transformers' rounded
+    doubles part from exact arithmetic."""
     from transformers import LlavaNextVideoProcessor
 
     arch = Architecture(image_grid_pinpoints=pinpoints)
     random = np.random.default_rng(7)
-    heights, widths = random.integers(8, 4000, (2, 200_000 if pinpoints is ARCH.image_grid_pinpoints else 20_000))
+    half = 100_000 if pinpoints is ARCH.image_grid_pinpoints else 10_000
+    usual = random.integers(8, 4000, (2, half))
+    extreme = np.exp(random.uniform(0, np.log(20_001), (2, half))).astype(int)
+    heights, widths = np.concatenate([usual, extreme], axis=1)
     rounded = np.array([(1133, 567), (1141, 570), (1199, 600), (5089, 10184), (10038, 5020), (1073, 358), (423, 752)])
     heights, widths = np.append(heights, rounded[:, 0]), np.append(widths, rounded[:, 1])
     sizes = list(zip(heights.tolist(), widths.tolist(), strict=True))
@@ -70,6 +74,9 @@ SIZES = [
     *[(401, 500), (500, 401), (333, 777), (777, 333), (335, 337), (337, 335), (671, 673), (673, 671)],
     *[(1133, 567), (567, 1133), (1141, 570), (423, 752), (752, 423), (1008, 336), (336, 1008), (1007, 337)],
     *[(99, 101), (150, 151), (512, 512), (511, 1022), (3000, 2000)],
+    # Thin and tall only: transformers reads what is 1 or 3 pixels high, before or after it is resized, as a picture of
+    # so many channels.
+    *[(1009, 1), (2017, 2), (20_000, 1), (2, 1)],
 ]
 
 

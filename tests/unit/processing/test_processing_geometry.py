@@ -58,6 +58,8 @@ def test_odd_padding_goes_to_the_bottom_and_right():
         ((1000, 1000), (672, 672)),
         ((2000, 300), (1008, 336)),
         ((300, 2000), (336, 1008)),
+        ((1009, 1), (336, 672)),  # no grid keeps a row of pixels
+        ((2, 3000), (336, 672)),
         ((1133, 567), (672, 336)),  # a tie only because transformers' scale is a rounded double
     ],
 )
