@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llavanext_cli import console, options
+from llavanext_cli.fetching.paths import files
 
 
 class Source(str, Enum):
@@ -83,12 +84,24 @@ def fetch(
 
     Next: llavanext convert models/video-7b models/video-7b-mindspore
     """
+    fetching = {
+        "--to": to,
+        "--revision": revision,
+        "--only": only,
+        "--shards": shards,
+        "--keep-archives": keep_archives,
+        "--force": force,
+    }
+    useless = ["a name"] * bool(names) + [option for option, value in fetching.items() if value]
     if list_artifacts:
+        useless += ["--check"] * (check is not None) + ["--dry-run"] * dry_run
+        if useless:
+            raise typer.BadParameter(f"--list shows what there is: leave {', '.join(useless)} out")
         _list(json)
         return
     if check is not None:
-        if names or to:
-            raise typer.BadParameter("--check takes a folder, and neither names nor --to")
+        if useless:
+            raise typer.BadParameter(f"--check takes a folder and repairs it: leave {', '.join(useless)} out")
         _check(check, source.value, endpoint, jobs, timeout, retries, dry_run, json)
         return
     if not names:
@@ -117,22 +130,24 @@ def fetch(
             note=console.say,
         )
     except KeyboardInterrupt:
-        console.say("What has arrived is kept: the same command goes on from there.")
+        console.say("What has arrived is kept: the same command goes on from there, if the server can resume.")
         raise
     if json:
         console.out_json(report)
         return
     for artifact in report.artifacts:
         where = f"{artifact.where} at {artifact.revision[:12]}" if artifact.revision else artifact.where
-        console.say(f"{artifact.name}: {artifact.files} files, {_size(artifact.bytes)}, from {where}")
+        console.say(f"{artifact.name}: {files(artifact.files)}, {_size(artifact.bytes)}, from {where}")
     free = f"{_size(report.needed)} of disk needed, {_size(report.free)} free"
     if dry_run:
-        console.say(f"To fetch: {report.fetched} files, {_size(report.transferred)}; {free}.")
+        console.say(f"To fetch: {files(report.fetched)}, {_size(report.transferred)}; {free}.")
         if report.needed > report.free:
             console.warn("the disk is too small for that")
         return
     kept = f"{report.ready} were there" + (f", {report.adopted} more recognised" if report.adopted else "")
-    console.say(f"{report.fetched} files fetched ({_size(report.transferred)}), {kept}: {report.folder}")
+    if report.unverified:
+        console.say(f"{files(report.unverified)} without a published digest: their size alone was checked.")
+    console.say(f"{files(report.fetched)} fetched ({_size(report.transferred)}), {kept}: {report.folder}")
     for command in report.next:
         console.next_step(command)
 
@@ -177,11 +192,11 @@ def _check(
         console.out_json(report)
     elif report.broken:
         console.say(
-            f"{report.files} files read, {len(report.broken)} were broken and are whole again "
+            f"{files(report.files)} read, {len(report.broken)} were broken and are whole again "
             f"({_size(report.transferred)} fetched)."
         )
     else:
-        console.say(f"{report.files} files read ({_size(report.bytes)}): all are whole.")
+        console.say(f"{files(report.files)} read ({_size(report.bytes)}): all are whole.")
     for name in report.incomplete:
         console.warn(f"the fetch of {name} has not ended: run it again to go on")
 

@@ -90,7 +90,7 @@ def open_archive(
         raise DataError(f"{name} is a broken archive: {_first_line(fault)}", _AGAIN) from fault
 
 
-_AGAIN = "Fetch it again with --force."
+_AGAIN = "Run the same command again, or use another source."
 
 
 def zip_members(archive: zipfile.ZipFile, report: Callable[[int], None] = lambda done: None) -> Iterator[ArchiveMember]:

@@ -13,10 +13,10 @@ from llavanext_cli.errors import DataError
 from llavanext_cli.fetching.digest import Digests, Expected, hash_file
 from llavanext_cli.fetching.endpoint import checked_endpoint
 from llavanext_cli.fetching.folder import Folder, locked_folder
-from llavanext_cli.fetching.manifest import ArchiveRecord, FileRecord
+from llavanext_cli.fetching.manifest import ArchiveRecord, FileRecord, Member
 from llavanext_cli.fetching.net import Limits, Net
 from llavanext_cli.fetching.network import open_network
-from llavanext_cli.fetching.paths import STATE
+from llavanext_cli.fetching.paths import STATE, absolute
 from llavanext_cli.fetching.plan import FETCH, REPAIR, Step, Wanted, plan_space
 from llavanext_cli.fetching.pool import run_all
 from llavanext_cli.fetching.registry import HUB, Unpacking
@@ -66,7 +66,7 @@ def check_folder(
         FetchError: as `run_fetch`.
     """
     started = time.monotonic()
-    root = Path(os.path.abspath(folder.expanduser()))
+    root = absolute(folder)
     if not (root / STATE).is_dir():
         raise DataError(f"{root} holds nothing that was fetched", "llavanext fetch NAME --to FOLDER fills a folder.")
     with open_network(source, endpoint, limits, note, root) as net, locked_folder(root, note, create=False) as opened:
@@ -84,7 +84,7 @@ def check_folder(
         if steps:
             for line in lines:
                 note(f"broken: {line}")
-            refuse_full(root, plan_space(root, opened.partial, steps, False, jobs))
+            refuse_full(root, plan_space(opened, steps, False, jobs))
             Worker(net, opened, jobs, keep_archives=False, force=True, stage=stage, note=note).run(steps)
         incomplete = tuple(name for name, record in opened.manifest.artifacts.items() if not record.complete)
         return CheckReport(
@@ -104,43 +104,49 @@ def _find_broken(
 ) -> tuple[list[Step], list[str], int, int]:
     """(what to do, what is wrong, files, bytes): every file and every unpacked member is read."""
     manifest = folder.manifest
-    todo: list[tuple[str, int, str, str]] = [(path, r.size, r.sha256, "") for path, r in manifest.files.items()]
+    todo: list[tuple[Member, str]] = [(Member(path, r.size, r.sha256), "") for path, r in manifest.files.items()]
     lost: set[str] = set()
     for archive in manifest.archives:
         try:
-            todo += [(m.path, m.size, m.sha256, archive) for m in folder.members(archive)]
+            todo += [(member, archive) for member in folder.members(archive)]
         except DataError:
             lost.add(archive)
-    total = sum(size for _, size, _, _ in todo)
+    total = sum(member.size for member, _ in todo)
     tally = Tally(total, report)
     found: dict[str, tuple[str, str]] = {}
 
-    def check(path: str, size: int, sha256: str, archive: str) -> None:
-        why = _why_broken(net, folder.path(path), Expected(size, sha256), lambda done: tally.update(path, done))
+    def check(member: Member, archive: str) -> None:
+        why = _why_broken(net, folder, member, lambda done: tally.update(member.path, done))
         if why:
-            found[path] = (why, archive)
+            found[member.path] = (why, archive)
 
     run_all(net, [partial(check, *item) for item in todo], jobs)
     report(total, total)
     steps = []
     for path, record in manifest.files.items():
-        if path in found:
+        if path in found and path not in manifest.archives:
             steps.append(Step(_wanted(path, record, folder, mirror), FETCH))
-        elif not folder.as_recorded(path) and os.access(folder.state, os.W_OK):  # touched, but whole
+        elif (
+            path not in found and not folder.as_recorded(path) and os.access(folder.state, os.W_OK)
+        ):  # touched, but whole
             folder.record_file(path, Digests(record.size, record.sha256, ""), record.origin)
     folder.save()
     for archive, record in manifest.archives.items():
         damaged = tuple(sorted(path for path, (_, owner) in found.items() if owner == archive))
-        if archive in lost or damaged:
-            item = _wanted(archive, record, folder, mirror)
-            steps.append(Step(item, FETCH if archive in lost else REPAIR, None if archive in lost else damaged))
+        if archive in found:  # one that was kept: it comes again, and what it held with it
+            steps.append(Step(_wanted(archive, record, folder, mirror), FETCH, None if archive in lost else damaged))
+        elif archive in lost or damaged:
+            steps.append(Step(_wanted(archive, record, folder, mirror), REPAIR, None if archive in lost else damaged))
     broken = [f"{path}: {why}" for path, (why, _) in sorted(found.items())]
     broken += [f"{archive}: the list of its files is lost" for archive in sorted(lost)]
     return steps, broken, len(todo), total
 
 
-def _why_broken(net: Net, path: Path, expected: Expected, report: Callable[[int], None]) -> str:
+def _why_broken(net: Net, folder: Folder, member: Member, report: Callable[[int], None]) -> str:
+    path, expected = folder.path(member.path), Expected(member.size, member.sha256)
     try:
+        if member.link:
+            return "" if folder.looks_whole(member) else f"it is no link to {member.link}"
         if path.stat().st_size != expected.size:
             return f"{path.stat().st_size} bytes instead of {expected.size}"
         return expected.fault(hash_file(path, report=report, stop=net.stop))

@@ -56,6 +56,11 @@ class Folder:
         """Remove what was on its way to `name`, other versions included."""
         shutil.rmtree(self._stages(name), ignore_errors=True)
 
+    def bytes_on_their_way(self, name: str, version: str | None = None) -> int:
+        """What an earlier run brought of this version of a file, or of all and unpacked, as the disk counts it."""
+        found = (self._stages(name) if version is None else self.stage(name, version)).rglob("*")
+        return sum(path.stat().st_blocks * 512 for path in found if path.is_file())
+
     def _stages(self, name: str) -> Path:
         return self.partial / _short(name)
 
@@ -104,8 +109,9 @@ class Folder:
         write_members(self.unpacked / listing_name(archive), members)
 
     def members(self, archive: str) -> Iterator[Member]:
-        """What an archive left in the folder. Raises `DataError` when its list is missing or broken."""
-        return read_members(self.unpacked / self.manifest.archives[archive].listing)
+        """What an archive left in the folder. Raises `DataError` when its list is missing, broken or too short."""
+        record = self.manifest.archives[archive]
+        return read_members(self.unpacked / record.listing, record.members)
 
     def as_recorded(self, name: str) -> bool:
         """Whether a file looks as it did when it was recorded, by size and time; it is not read."""
@@ -120,15 +126,15 @@ class Folder:
 
     def damaged_members(self, archive: str) -> list[str]:
         """Members that are missing or of another size; they are not read."""
-        damaged = []
-        for member in self.members(archive):
-            try:
-                if self.path(member.path).stat().st_size == member.size:
-                    continue
-            except OSError:
-                pass
-            damaged.append(member.path)
-        return damaged
+        return [member.path for member in self.members(archive) if not self.looks_whole(member)]
+
+    def looks_whole(self, member: Member) -> bool:
+        """Whether a member is there: a link to the right place, or a file of the right size."""
+        path = self.path(member.path)
+        try:
+            return os.readlink(path) == member.link if member.link else path.stat().st_size == member.size
+        except OSError:
+            return False
 
     def tidy(self) -> None:
         """Remove the partial folder when nothing in it is worth keeping."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,11 +76,23 @@ class ArtifactRecord:
 
 @dataclass(frozen=True)
 class Member:
-    """One unpacked file; `path` is relative to the user's folder."""
+    """One unpacked file, or a link with where it points; `path` is relative to the user's folder."""
 
     path: str
     size: int
     sha256: str
+    link: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "link" or value}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Member:
+        """Raises `ValueError`, `KeyError`, `TypeError` or `DataError` for what `to_dict` does not write."""
+        link = data.get("link", "") if isinstance(data, dict) else ""
+        if not isinstance(link, str):
+            raise ValueError("a link that is no text")
+        return cls(_safe(data["path"]), _size(data["size"]), "" if link else _sha256(data["sha256"]), link)
 
 
 @dataclass
@@ -96,6 +109,8 @@ class Manifest:
             DataError: it cannot be read, or names something outside the folder.
         """
         path = folder / STATE / MANIFEST
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise _broken(path)
         try:
             data = json.loads(path.read_bytes())
             if data["llavanext_fetch"] != VERSION:
@@ -109,7 +124,7 @@ class Manifest:
             )
         except FileNotFoundError:
             return cls()
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as fault:
             raise _broken(path) from fault
         except DataError as fault:
             raise fault if fault.hint else _broken(path, fault.what) from None
@@ -145,24 +160,24 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_members(path: Path, members: list[Member]) -> None:
     """Write the list of what an archive held, whole or not at all."""
-    write_whole(path, "".join(json.dumps(asdict(member), ensure_ascii=False) + "\n" for member in members))
+    write_whole(path, "".join(json.dumps(member.to_dict(), ensure_ascii=False) + "\n" for member in members))
 
 
-def read_members(path: Path) -> Iterator[Member]:
-    """The lines of a list of members.
+def read_members(path: Path, count: int) -> Iterator[Member]:
+    """The lines of a list of `count` members.
 
     Raises:
-        DataError: it is missing, broken, or names something outside the folder.
+        DataError: it is missing, broken, of another length, or names something outside the folder.
     """
+    left = count
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
-                data = json.loads(line)
-                member = Member(_safe(data["path"]), data["size"], data["sha256"])
-                if not isinstance(member.size, int) or not isinstance(member.sha256, str):
-                    raise ValueError
-                yield member
-    except (OSError, ValueError, KeyError, TypeError, DataError) as fault:
+                yield Member.from_dict(json.loads(line))
+                left -= 1
+        if left:
+            raise ValueError("lines that are missing, or too many")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, DataError) as fault:
         raise _broken(path) from fault
 
 
@@ -172,20 +187,34 @@ def _safe(path: Any) -> str:
     return path
 
 
+def _size(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError("no size")
+    return value
+
+
+def _sha256(value: Any) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError("no digest")
+    return str(value)
+
+
 def _file(data: dict[str, Any]) -> FileRecord:
-    return FileRecord(int(data["size"]), str(data["sha256"]), int(data["mtime_ns"]), Origin.from_dict(data["origin"]))
+    return FileRecord(
+        _size(data["size"]), _sha256(data["sha256"]), int(data["mtime_ns"]), Origin.from_dict(data["origin"])
+    )
 
 
 def _archive(data: dict[str, Any]) -> ArchiveRecord:
     return ArchiveRecord(
-        int(data["size"]),
-        str(data["sha256"]),
+        _size(data["size"]),
+        _sha256(data["sha256"]),
         Origin.from_dict(data["origin"]),
         str(data["into"]),
         tuple(str(top) for top in data["tops"]),
         str(data["listing"]),
-        int(data["members"]),
-        int(data["bytes"]),
+        _size(data["members"]),
+        _size(data["bytes"]),
     )
 
 

@@ -84,11 +84,13 @@ class ModelScope:
                 continue
             size, digest = entry.get("Size"), str(entry.get("Sha256") or "").lower()
             expected = Expected(
-                size=size if type(size) is int and size >= 0 else None,
+                size=size if type(size) is int and 0 <= size < 1 << 63 else None,
                 sha256=digest if re.fullmatch(r"[0-9a-f]{64}", digest) else "",
             )
             origin = Origin(MODELSCOPE, self.endpoint, place.repo, place.kind, revision, path)
             files.append(RemoteFile(path.removeprefix(place.folder + "/") if place.folder else path, expected, origin))
+        if len({file.path for file in files}) < len(files):
+            raise self._strange()
         where = f"{self.endpoint}/{'datasets' if place.kind == DATASET else 'models'}/{place.repo}"
         return Listing(MODELSCOPE, where, revision, revision, tuple(files))
 

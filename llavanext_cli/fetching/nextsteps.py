@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -82,4 +83,4 @@ def _quoted(path: Path) -> str:
 
 
 def _yaml(path: Path) -> str:
-    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return json.dumps(str(path), ensure_ascii=False)  # which is YAML too, whatever the path holds

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from pathlib import PurePosixPath
+import os
+from pathlib import Path, PurePosixPath
+
+from llavanext_cli.errors import ConfigError
 
 STATE = ".llavanext"
 """Our own folder inside the user's: manifest, lock, lists of what was unpacked, partial files."""
@@ -35,6 +38,19 @@ def unsafe(path: str) -> str:
     return ""
 
 
+def absolute(path: Path) -> Path:
+    """A folder that the user named, from the root. Raises `ConfigError` for the home of a user whom nobody knows."""
+    try:
+        return Path(os.path.abspath(path.expanduser()))
+    except RuntimeError:
+        raise ConfigError(f"there is no home folder for {path}", f"For a folder of that name write ./{path}") from None
+
+
+def files(count: int) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} file{'' if count == 1 else 's'}"
+
+
 def normal(path: str) -> str:
     """A relative path without "./", "//" and a last "/": what is compared and recorded. Check `unsafe` first."""
     return str(PurePosixPath(path))
@@ -49,4 +65,5 @@ def matches(path: str, pattern: str) -> bool:
 
 def matches_loosely(path: str, pattern: str) -> bool:
     """Whether a glob that a user typed covers a path: `*` crosses slashes, and the name alone is enough."""
-    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path.rpartition("/")[2], pattern)
+    names = (path, path.rpartition("/")[2])
+    return pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)

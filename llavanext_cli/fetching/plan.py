@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llavanext_cli.errors import ConfigError, DataError, LlavaNextError
+from llavanext_cli.errors import ConfigError, DataError, FetchError, LlavaNextError
 from llavanext_cli.fetching.digest import Expected, hash_file
 from llavanext_cli.fetching.endpoint import hub_endpoint
 from llavanext_cli.fetching.folder import Folder
@@ -21,7 +21,7 @@ from llavanext_cli.fetching.modelscope import ModelScope, modelscope_endpoint
 from llavanext_cli.fetching.net import Net
 from llavanext_cli.fetching.paths import matches, matches_loosely, normal, unsafe
 from llavanext_cli.fetching.redaction import public_url
-from llavanext_cli.fetching.registry import ARTIFACTS, HUB, MODELSCOPE, URL, Artifact, Unpacking
+from llavanext_cli.fetching.registry import ARTIFACTS, HUB, MODELSCOPE, URL, Artifact, Unpacking, WebFile
 from llavanext_cli.fetching.remote import Listing, Origin, RemoteFile
 
 READY = "ready"
@@ -58,7 +58,7 @@ class Step:
 
     Attributes:
         status: READY, FETCH, ...
-        only: for REPAIR, the members to unpack.
+        only: for REPAIR, the members to unpack; None is all.
     """
 
     wanted: Wanted
@@ -81,15 +81,30 @@ def list_artifact(net: Net, artifact: Artifact, source: str, endpoint: str | Non
         web = artifact.web
         expected = Expected(web.size or None, web.sha256)
         origin = Origin(URL, url=web.url)
-        name = artifact.include[0]
-        return Listing(URL, public_url(web.url), "", web.sha256, (RemoteFile(name, expected, origin),))
+        return Listing(URL, public_url(web.url), "", web.sha256, (RemoteFile(web.name, expected, origin),))
     place = artifact.place(source)
     if place is None:
         names = [name for name, other in ARTIFACTS.items() if other.place(source)]
         raise ConfigError(f"{artifact.name} is not at {source}", f"There are: {', '.join(names)}.")
     if source == MODELSCOPE:
-        return ModelScope(net, modelscope_endpoint(endpoint)).list_files(place, revision)
+        listing = ModelScope(net, modelscope_endpoint(endpoint)).list_files(place, revision)
+        return _pinned(listing, artifact.web) if artifact.web is not None else listing
     return Hub(net, hub_endpoint(endpoint)).list_files(place, revision)
+
+
+def _pinned(listing: Listing, web: WebFile) -> Listing:
+    """The listing of a file's other home, where it must have the digest that is known of it."""
+    pin = Expected(web.size or None, web.sha256)
+    for file in listing.files:
+        known = file.expected
+        same = known.size in (None, pin.size) and known.sha256 in ("", pin.sha256)
+        if file.path == web.name and web.sha256 and not same:
+            raise FetchError(
+                f"{file.path} at {listing.where} has another size or digest than the one at {web.url}",
+                "Leave --source out.",
+            )
+    files = (replace(f, expected=pin) if f.path == web.name and web.sha256 else f for f in listing.files)
+    return replace(listing, files=tuple(files))
 
 
 def select_files(artifact: Artifact, listing: Listing, only: Sequence[str], shards: frozenset[int]) -> list[Wanted]:
@@ -168,7 +183,7 @@ def _select_shards(artifact: Artifact, files: list[RemoteFile], shards: frozense
     missing = sorted(shards - set(numbers.values()))
     if missing:
         raise ConfigError(
-            f"{artifact.name} has no shard {', '.join(map(str, missing))}",
+            f"{artifact.name} has no shard {', '.join(map(str, missing[:5]))}{', …' if len(missing) > 5 else ''}",
             f"It has {min(numbers.values())} to {max(numbers.values())}.",
         )
     return [f for f in files if numbers.get(f.path) is None or numbers[f.path] in shards]
@@ -216,13 +231,11 @@ def compare_folder(
     folder: Folder,
     wanted: Sequence[Wanted],
     report: Callable[[int, int], None] = lambda done, total: None,
-    read: bool = True,
 ) -> list[Step]:
     """What is to be done about each wanted file.
 
     Args:
         report: told the bytes read and to be read.
-        read: compare digests of files that are there but not recorded; False goes by their size.
 
     Raises:
         OSError: a file that is there cannot be read.
@@ -239,7 +252,7 @@ def compare_folder(
         elif not folder.path(item.path).exists():
             steps.append(Step(item, FETCH))
         else:
-            steps.append(Step(item, _compare_file(folder, item, lambda n, d=done: report(d + n, total), read)))
+            steps.append(Step(item, _compare_file(folder, item, lambda n, d=done: report(d + n, total))))
         if any(item is other for other in doubtful):
             done += folder.path(item.path).stat().st_size
     return steps
@@ -266,17 +279,15 @@ def _compare_archive(folder: Folder, item: Wanted) -> Step:
     try:
         damaged = folder.damaged_members(item.path)
     except LlavaNextError:  # the list of members is lost: only unpacking again brings it back
-        return Step(item, FETCH)
+        return Step(item, REPAIR)
     return Step(item, REPAIR, tuple(damaged)) if damaged else Step(item, READY)
 
 
-def _compare_file(folder: Folder, item: Wanted, report: Callable[[int], None], read: bool) -> str:
+def _compare_file(folder: Folder, item: Wanted, report: Callable[[int], None]) -> str:
     path = folder.path(item.path)
     record = folder.manifest.files.get(item.path)
     if not path.is_file():
         return CHANGED
-    if not read:
-        return ADOPT if path.stat().st_size == item.expected.size else (UPDATE if record else CHANGED)
     digests = hash_file(path, want_git=bool(item.expected.git_blob), report=report)
     if item.expected.version and not item.expected.fault(digests):
         return ADOPT
@@ -296,23 +307,25 @@ class Space:
     free: int
 
 
-def plan_space(folder: Path, partial: Path, steps: Sequence[Step], keep_archives: bool, jobs: int) -> Space:
-    """What the plan takes; partial files that are already there count as transferred."""
-    plain = archives = unpacked = 0
-    largest: list[int] = []
+def plan_space(folder: Folder, steps: Sequence[Step], keep_archives: bool, jobs: int) -> Space:
+    """What the plan takes; partial files of what is wanted count as transferred."""
+    transfer = needed = unpacked = 0
+    archives: list[int] = []
     for step in steps:
-        if step.status not in (FETCH, UPDATE, CHANGED, FOREIGN, REPAIR):
+        if step.status in (READY, ADOPT):
             continue
-        size = step.wanted.expected.size or 0
-        if step.wanted.unpacking is None:
-            plain += size
+        item, size = step.wanted, step.wanted.expected.size or 0
+        arrived = folder.bytes_on_their_way(item.path, item.expected.version or item.origin.revision)
+        left = max(0, size - arrived)
+        transfer += left
+        if item.unpacking is None:
+            needed += left
         else:
-            archives += size
-            largest.append(size)
-            unpacked += 0 if step.status == REPAIR else int(size * step.wanted.unpacking.growth)
-    partly = sum(p.stat().st_blocks * 512 for p in partial.rglob("*") if p.is_file()) if partial.is_dir() else 0
+            archives.append(left)
+            if step.only is None:
+                tree = folder.bytes_on_their_way(item.path) - arrived
+                unpacked += max(0, int(size * item.unpacking.growth) - tree)
     # An archive is deleted when it is unpacked, so only those on their way at one time count.
-    at_once = archives if keep_archives else sum(sorted(largest, reverse=True)[:jobs])
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    needed = max(0, plain + at_once + unpacked - partly)
-    return Space(max(0, plain + archives - partly), needed, shutil.disk_usage(there).free)
+    needed += sum(archives) if keep_archives else sum(sorted(archives, reverse=True)[:jobs])
+    there = next(p for p in (folder.root, *folder.root.absolute().parents) if p.exists())
+    return Space(transfer, needed + unpacked, shutil.disk_usage(there).free)

@@ -57,13 +57,12 @@ class RangeFile(io.RawIOBase):
 
 
 def unpack_members(
-    net: Net, source: Path | str, stage: Path, size: int, into: str, members: Sequence[Member]
+    net: Net, url: str, stage: Path, size: int, into: str, members: Sequence[Member]
 ) -> list[Member] | None:
     """Unpack some members of a zip, of which size and digest are known, into `stage`.
 
     Args:
-        source: the archive on the disk, or its address.
-        size: bytes of the archive.
+        size: bytes of the archive at `url`.
         into: what stands in front of the members' paths.
 
     Returns:
@@ -72,8 +71,7 @@ def unpack_members(
     todo = {member.path: member for member in members}
     found = []
     try:
-        raw = open(source, "rb", buffering=0) if isinstance(source, Path) else RangeFile(net, source, size)  # noqa: SIM115
-        with io.BufferedReader(raw, WINDOW) as file, zipfile.ZipFile(file) as archive:
+        with io.BufferedReader(RangeFile(net, url, size), WINDOW) as file, zipfile.ZipFile(file) as archive:
             for entry in zip_members(archive):
                 if entry.kind != FILE or unsafe(entry.name):
                     continue

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from urllib.parse import unquote, urlsplit
 
 from llavanext_cli.errors import ConfigError
 
@@ -69,6 +70,10 @@ class WebFile:
     url: str
     size: int = 0
     sha256: str = ""
+
+    @property
+    def name(self) -> str:
+        return unquote(urlsplit(self.url).path.rpartition("/")[2])
 
 
 @dataclass(frozen=True)
@@ -225,10 +230,14 @@ def find_artifact(name: str) -> Artifact:
         return _web_artifact(name)
     prefix, colon, repo = name.rpartition(":")
     kind = {"": MODEL, MODEL: MODEL, DATASET: DATASET, "datasets": DATASET}.get(prefix if colon else "")
-    if kind and _REPO.fullmatch(repo) and ".." not in repo:
+    if kind and is_repository(repo):
         place = Place(repo, kind)
         return Artifact(name, "named by its repository", "see its page", hub=place, modelscope=place)
     raise ConfigError(f"no artifact is called {name!r}", near_names(name) or "`llavanext fetch --list` shows them all.")
+
+
+def is_repository(text: str) -> bool:
+    return bool(_REPO.fullmatch(text)) and ".." not in text
 
 
 def near_names(name: str, source: str = HUB) -> str:
@@ -242,13 +251,11 @@ def near_names(name: str, source: str = HUB) -> str:
     typed = name.lower()
     found = get_close_matches(typed, known, n=3, cutoff=0.6)
     found = found or [key for key in known if len(typed) >= 3 and typed in key][:3]
-    names = list(dict.fromkeys(known[key] for key in found))
+    names = [other for other in dict.fromkeys(known[key] for key in found) if other != name]
     return f"Did you mean {' or '.join(names)}?" if names else ""
 
 
 def _web_artifact(address: str) -> Artifact:
-    from urllib.parse import unquote, urlsplit
-
     url, _, fragment = address.partition("#")
     algorithm, _, digest = fragment.partition("=")
     if fragment and (algorithm != "sha256" or not re.fullmatch(r"[0-9a-fA-F]{64}", digest)):
@@ -270,5 +277,4 @@ def _web_artifact(address: str) -> Artifact:
         purpose="named by its address",
         licence="see its page",
         web=WebFile(url, sha256=digest.lower()),
-        include=(file_name,),
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.fetching.digest import Expected
+from llavanext_cli.fetching.paths import unsafe
 from llavanext_cli.fetching.redaction import public_url
-from llavanext_cli.fetching.registry import HUB, MODELSCOPE, URL
+from llavanext_cli.fetching.registry import DATASET, HUB, MODEL, MODELSCOPE, URL, is_repository
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Origin:
             isinstance(data, dict)
             and data.get("source") in (HUB, MODELSCOPE, URL)
             and all(key in names and isinstance(value, str) for key, value in data.items())
-            and (data.get("url") if data["source"] == URL else data.get("repo") and data.get("path"))
+            and (_is_web(data.get("url", "")) if data["source"] == URL else _is_in_repository(data))
         )
         if not good:
             raise DataError("a file's origin is not complete")
@@ -52,6 +54,24 @@ class Origin:
     def group(self) -> tuple[str, str, str]:
         """Equal for files that are the same thing whatever their revision: (source, repository or address, path)."""
         return self.source, self.repo or public_url(self.url), self.path
+
+
+def _is_web(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def _is_in_repository(data: dict[str, str]) -> bool:
+    return (
+        is_repository(data.get("repo", ""))
+        and data.get("kind") in (MODEL, DATASET)
+        and _is_web(data.get("endpoint", ""))
+        and not unsafe(data.get("path", ""))
+    )
 
 
 @dataclass(frozen=True)

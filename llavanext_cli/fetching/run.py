@@ -5,10 +5,9 @@ list ──▶ select ──▶ (lock) compare with the folder ──▶ enough 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llavanext_cli.errors import ConfigError, DataError, FetchError
@@ -19,6 +18,7 @@ from llavanext_cli.fetching.manifest import ArtifactRecord, Manifest
 from llavanext_cli.fetching.net import Limits, Net
 from llavanext_cli.fetching.network import open_network
 from llavanext_cli.fetching.nextsteps import next_commands
+from llavanext_cli.fetching.paths import absolute, files
 from llavanext_cli.fetching.plan import (
     ADOPT,
     CHANGED,
@@ -38,8 +38,9 @@ from llavanext_cli.fetching.plan import (
 )
 from llavanext_cli.fetching.registry import HUB, Artifact, find_artifact
 from llavanext_cli.fetching.remote import Listing
+from llavanext_cli.fetching.transfer import probe_size
 from llavanext_cli.fetching.unpack import UnpackLimits
-from llavanext_cli.fetching.work import StageOpener, Worker, silent_stage
+from llavanext_cli.fetching.work import StageOpener, Worker, address_of, silent_stage
 
 MOST_JOBS = 64
 
@@ -64,6 +65,7 @@ class FetchReport:
     Attributes:
         transferred: bytes of content that came over the network; with `dry_run`, that would.
         fetched, adopted, ready: files that were downloaded, found whole, and known to be there.
+        unverified: files that were downloaded and of which no digest is published: their size alone was checked.
         needed, free: bytes of disk.
         next: commands to run now.
     """
@@ -74,6 +76,7 @@ class FetchReport:
     fetched: int
     adopted: int
     ready: int
+    unverified: int
     transferred: int
     needed: int
     free: int
@@ -129,7 +132,10 @@ def run_fetch(
         raise ConfigError("--revision is of one artifact, and several are named", "Fetch them one by one.")
     numbers = parse_shards(shards)
     jobs = min(jobs, MOST_JOBS)
-    to = Path(os.path.abspath(to.expanduser()))
+    to = absolute(to)
+    for text in (*names, *only, revision or "", endpoint or ""):
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ConfigError(f"{text!a} is not valid text", "Type it anew, or set a UTF-8 locale.")
 
     def report(
         steps: Sequence[Step], space: Space, transferred: int, following: Sequence[str], manifest: Manifest
@@ -143,6 +149,7 @@ def run_fetch(
             fetched=len(steps) - adopted - ready,
             adopted=adopted,
             ready=ready,
+            unverified=sum(step.status not in (READY, ADOPT) and not step.wanted.expected.version for step in steps),
             transferred=transferred,
             needed=space.needed,
             free=space.free,
@@ -156,14 +163,17 @@ def run_fetch(
         wanted = join_wanted([select_files(a, x, only, numbers) for a, x in pairs], to)
         if dry_run:
             folder = Folder(to)
-            steps = [*compare_folder(folder, wanted, read=False), *_offline_steps(folder, chosen, listings)]
-            space = plan_space(to, folder.partial, steps, keep_archives, jobs)
+            wanted = [_sized(net, folder, item) for item in wanted]
+            with stage("Checking") as shown:
+                steps = [*compare_folder(folder, wanted, shown), *_offline_steps(folder, chosen, listings)]
+            _refuse_changed(folder, steps, force)
+            space = plan_space(folder, steps, keep_archives, jobs)
             return report(steps, space, space.transfer, (), folder.manifest)
         with locked_folder(to, note) as folder:
             with stage("Checking") as shown:
                 steps = [*compare_folder(folder, wanted, shown), *_offline_steps(folder, chosen, listings)]
             _refuse_changed(folder, steps, force)
-            space = plan_space(to, folder.partial, steps, keep_archives, jobs)
+            space = plan_space(folder, steps, keep_archives, jobs)
             refuse_full(to, space)
             _record_artifacts(folder, pairs, wanted, note)
             worker = Worker(net, folder, jobs, keep_archives, force, stage, note, unpack_limits or UnpackLimits())
@@ -185,6 +195,13 @@ def _list(net: Net, artifact: Artifact, source: str, endpoint: str | None, revis
             raise
         net.note(f"{fault.what}; going by what is in {to}")
         return recorded
+
+
+def _sized(net: Net, folder: Folder, item: Wanted) -> Wanted:
+    """With the size that the server says, where its listing (or an address) says none."""
+    if item.expected.size is not None or item.origin.source == HUB or folder.as_recorded(item.path):
+        return item
+    return replace(item, expected=replace(item.expected, size=probe_size(net, address_of(item))))
 
 
 def _offline_steps(folder: Folder, chosen: Sequence[Artifact], listings: Sequence[Listing]) -> list[Step]:
@@ -227,7 +244,7 @@ def _refuse_changed(folder: Folder, steps: Sequence[Step], force: bool) -> None:
         )
     known = any(path in folder.manifest.files for path in changed)
     raise DataError(
-        f"{len(changed)} files in {folder.root} are there already and are not what would be fetched",
+        f"{folder.root} holds {files(len(changed))} already, other than would be fetched",
         "Replace them with --force"
         + (f", or repair what was fetched with llavanext fetch --check {folder.root}." if known else "."),
         details=changed[:20] + ([f"and {len(changed) - 20} more"] if len(changed) > 20 else []),
@@ -275,7 +292,7 @@ def _record_artifacts(
             # Perhaps another part of the same artifact (--only, --shards): both belong to it.
             paths = tuple(dict.fromkeys((*before.paths, *paths)))
         elif before is not None and (left := set(before.paths) - set(paths) & set(manifest.files)):
-            note(f"{len(left)} files of revision {before.revision[:12]} stay in {folder.root}, such as {min(left)}")
+            note(f"{files(len(left))} of revision {before.revision[:12]} stay in {folder.root}, such as {min(left)}")
         whole = all(path in manifest.files or path in manifest.archives for path in paths)
         record = ArtifactRecord(
             listing.source,

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import requests
 
 from llavanext_cli.errors import FetchError
+from llavanext_cli.fetching.crew import Crew
 from llavanext_cli.fetching.faults import explain_no_answer, explain_status, file_label
 from llavanext_cli.fetching.journal import Journal, journal_path
 from llavanext_cli.fetching.net import Limits, Net, StoppedError, TransferBrokenError, content_range
@@ -68,7 +69,7 @@ def download_url(
     """
     transferred = 0
     for _attempt in range(RESTARTS + 1):
-        transfer = _Transfer(net, url, part, size, version, report)
+        transfer = Transfer(net, url, part, size, version, report)
         try:
             transfer.run(connections)
             return transferred + transfer.received
@@ -81,7 +82,20 @@ def download_url(
     )
 
 
-class _Transfer:
+def probe_size(net: Net, url: str) -> int | None:
+    """Bytes of the file at an address, as its server says; None when it does not. Raises `FetchError`."""
+    transfer = Transfer(net, url, Path(), None, "", lambda done, prefix: None)
+    with transfer.ask({"Range": "bytes=0-0"}) as response:
+        _, total = content_range(response)
+        if response.status_code == 200:
+            length = response.headers.get("Content-Length", "")
+            return int(length) if length.isdigit() and len(length) < 19 else None
+        if response.status_code not in (206, 416) or total is None:
+            raise explain_status(response, url)
+        return total
+
+
+class Transfer:
     """One version of one file, from probe to the last byte."""
 
     def __init__(
@@ -107,7 +121,7 @@ class _Transfer:
 
     def run(self, connections: int) -> None:
         for attempt in range(self.limits.retries + 1):
-            response = self._ask({"Range": "bytes=0-0"})
+            response = self.ask({"Range": "bytes=0-0"})
             if response.status_code == 200:
                 whole = self._receive_whole(response, last=attempt == self.limits.retries)
                 if whole:
@@ -155,7 +169,7 @@ class _Transfer:
             piece = min(LARGEST_PIECE, max(SMALLEST_PIECE, -(-lacking // (4 * connections))))
             self._tell()
             with open(self.part, "r+b") as file:
-                _Crew(self, file.fileno(), deque(holes), piece).work(min(connections, -(-lacking // piece)))
+                Crew(self, file.fileno(), deque(holes), piece).work(min(connections, -(-lacking // piece)))
             if self.journal.missing():
                 raise StoppedError
         except BaseException:
@@ -177,7 +191,7 @@ class _Transfer:
             began = time.monotonic()
             reason = "the answer is shorter than its range"
             try:
-                response = self._ask({"Range": f"bytes={start}-{end - 1}"})
+                response = self.ask({"Range": f"bytes={start}-{end - 1}"})
                 self._check_piece(response, start)
                 for chunk in response.iter_content(None):
                     if self.cancelled.is_set():
@@ -263,7 +277,7 @@ class _Transfer:
 
     # --------------------------------------------------------------------------------------------------------- both
 
-    def _ask(self, headers: dict[str, str]) -> requests.Response:
+    def ask(self, headers: dict[str, str]) -> requests.Response:
         try:
             response = self.net.session().get(self.url, headers=headers, stream=True)
         except requests.RequestException as fault:
@@ -274,82 +288,16 @@ class _Transfer:
                 f"{urlsplit(self.url).hostname} sends {file_label(self.url)} compressed, though asked not to",
                 "A proxy on the way changes files: use another source.",
             )
+        page = response.headers.get("Content-Type", "").lower().startswith("text/html")
+        meant = urlsplit(self.url).path.lower().endswith((".html", ".htm"))
+        known = self.expected is not None or self.version
+        if response.status_code in (200, 206) and page and not (meant or known):
+            response.close()
+            raise FetchError(
+                f"{urlsplit(self.url).hostname} answers with a web page in place of a file: {file_label(self.url)}",
+                "Name a repository as ORG/REPO or dataset:ORG/REPO, or write the address of the file itself.",
+            )
         return response
-
-
-class _Crew:
-    """Threads that take pieces of the holes until none is left. One that fails leaves its piece to the others."""
-
-    def __init__(self, transfer: _Transfer, descriptor: int, holes: deque[tuple[int, int]], piece: int):
-        self.transfer, self.descriptor, self.holes, self.piece = transfer, descriptor, holes, piece
-        self.changed = threading.Condition()
-        self.working = 0
-        self.alive = 0
-        self.fault: BaseException | None = None
-        self.given_up: FetchError | None = None
-
-    def work(self, connections: int) -> None:
-        """Raises what stopped the last thread, or what no other thread could help with."""
-        self.alive = connections
-        for number in range(connections):
-            # A descriptor for each thread: one that outlives this call must not write to a number used anew.
-            threading.Thread(
-                target=self._run, args=(os.dup(self.descriptor),), name=f"range-{number}", daemon=True
-            ).start()
-        with self.changed:
-            while self.alive:
-                self.changed.wait(0.2)
-                if self.transfer.net.stop.is_set():
-                    raise StoppedError
-        if self.fault is not None:
-            raise self.fault
-
-    def _run(self, descriptor: int) -> None:
-        try:
-            while (piece := self._next()) is not None:
-                try:
-                    self.transfer.receive_piece(descriptor, *piece)
-                except FetchError as fault:
-                    with self.changed:
-                        if self.alive == 1:
-                            raise
-                        # Some servers allow few connections: the others go on with what is missing.
-                        self.given_up = fault
-                        holes = [(max(a, piece[0]), min(b, piece[1])) for a, b in self.transfer.journal.missing()]
-                        self.holes.extend((a, b) for a, b in holes if a < b)
-                        return
-                finally:
-                    with self.changed:
-                        self.working -= 1
-                        self.changed.notify_all()
-        except BaseException as fault:
-            self.transfer.cancelled.set()
-            with self.changed:
-                if self.fault is None or isinstance(self.fault, StoppedError):
-                    self.fault = fault
-        finally:
-            os.close(descriptor)
-            with self.changed:
-                self.alive -= 1
-                if self.alive == 0 and self.holes and self.fault is None:
-                    self.fault = self.given_up  # all of them gave up at the same time
-                self.changed.notify_all()
-
-    def _next(self) -> tuple[int, int] | None:
-        """The next piece; waits while others work, since one of theirs may come back."""
-        with self.changed:
-            while True:
-                if self.fault is not None or self.transfer.net.stop.is_set():
-                    return None
-                if self.holes:
-                    self.working += 1
-                    start, end = self.holes.popleft()
-                    if end - start > self.piece:
-                        self.holes.appendleft((start + self.piece, end))
-                    return start, min(end, start + self.piece)
-                if self.working == 0:
-                    return None
-                self.changed.wait(0.2)
 
 
 def _write(descriptor: int, data: bytes, offset: int) -> None:

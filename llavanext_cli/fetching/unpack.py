@@ -68,7 +68,7 @@ def unpack_archive(
         report: told how many bytes of the archive have been read.
 
     Returns:
-        The files, with their digests, in the order of the archive. They lie in `stage`, without `into`.
+        The files, with their digests, in the order of the archive, then the links. They lie in `stage`, without `into`.
 
     Raises:
         DataError: the archive is broken, or holds what it must not.
@@ -82,7 +82,8 @@ def unpack_archive(
         for member in members:
             unpacker.take(member)
     unpacker.make_links()
-    return list(unpacker.found.values())
+    links = [Member(unpacker.full(link), 0, "", target) for link, target in unpacker.links.items()]
+    return [*unpacker.found.values(), *links]
 
 
 class _Unpacker:
@@ -127,7 +128,7 @@ class _Unpacker:
         if member.kind == FOLDER:
             self._make_folder(target, name)
         elif member.kind == FILE:
-            if self.only is None or self._full(name) in self.only:
+            if self.only is None or self.full(name) in self.only:
                 self._write(member, name, target)
         elif member.kind in (LINK, HARD_LINK):
             self._check_link(member, name)
@@ -187,7 +188,7 @@ class _Unpacker:
             raise self._refused(f"{name!r} is a file here and a folder there") from None
         if size != member.size:
             raise self._refused(f"{name!r} ends after {size} of {member.size} bytes")
-        done = Member(self._full(name), size, digest.hexdigest())
+        done = Member(self.full(name), size, digest.hexdigest())
         self.found[name] = done
         self._journal.write(json.dumps({"name": name} | asdict(done), ensure_ascii=False) + "\n")
 
@@ -202,7 +203,7 @@ class _Unpacker:
             raise self._refused(f"{name!r} is a link out of the folder, to {target[:200]!r}")
         if member.kind == HARD_LINK:
             target = os.path.relpath(inside, os.path.join("/root", name.rpartition("/")[0]))
-        if self.only is None:
+        if self.only is None or self.full(name) in self.only:
             self.links[name] = target
 
     def _make_folder(self, path: Path, name: str) -> None:
@@ -211,7 +212,7 @@ class _Unpacker:
         except (FileExistsError, NotADirectoryError):
             raise self._refused(f"{name!r} is a file here and a folder there") from None
 
-    def _full(self, name: str) -> str:
+    def full(self, name: str) -> str:
         return f"{self.into}/{name}" if self.into else name
 
     def _read_journal(self) -> dict[str, Member]:

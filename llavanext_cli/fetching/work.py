@@ -25,6 +25,7 @@ from llavanext_cli.fetching.journal import journal_path
 from llavanext_cli.fetching.manifest import Member
 from llavanext_cli.fetching.modelscope import file_url
 from llavanext_cli.fetching.net import Net
+from llavanext_cli.fetching.paths import files
 from llavanext_cli.fetching.plan import ADOPT, READY, REPAIR, Step, Wanted
 from llavanext_cli.fetching.pool import run_all
 from llavanext_cli.fetching.rangefile import unpack_members
@@ -134,7 +135,7 @@ class Worker:
                     "It was thrown away. The server, or a proxy on the way, changes it: use another source.",
                 )
         tally.update(wanted.path, digests.size)
-        if wanted.unpacking is None:
+        if wanted.unpacking is None or step.only == ():  # an archive that was kept, and whose members are whole
             self._place(wanted, path, digests)
         else:
             self._unpack(wanted, path, digests, step.only)
@@ -163,7 +164,7 @@ class Worker:
                 if not _is_complete(path, expected):
                     download_url(
                         self.net,
-                        self._address(wanted),
+                        address_of(wanted),
                         path,
                         size=expected.size,
                         version=expected.version,
@@ -180,9 +181,6 @@ class Worker:
                 path, report=(lambda done: shown(done, total)) if shown else (lambda done: None), stop=self.net.stop
             )
         return path, digests
-
-    def _address(self, wanted: Wanted) -> str:
-        return file_url(wanted.origin) if wanted.origin.source == MODELSCOPE else wanted.origin.url
 
     def _place(self, wanted: Wanted, path: Path, digests: Digests) -> None:
         goal = self.folder.path(wanted.path)
@@ -219,7 +217,7 @@ class Worker:
                 raise
         self._move_members(wanted, digests, members, stage, only)
         mine = self.folder.partial in archive.parents
-        if mine and self.keep_archives:
+        if mine and (self.keep_archives or wanted.path in self.folder.manifest.files):
             self._place(wanted, archive, digests)
         elif mine:
             archive.unlink()
@@ -246,36 +244,42 @@ class Worker:
             path = self.folder.path(member.path)
             if not os.path.lexists(path):
                 continue
-            same = path.is_file() and path.stat().st_size == member.size
-            if not same or hash_file(path, stop=self.net.stop).sha256 != member.sha256:
+            same = self.folder.looks_whole(member) and (member.link or path.is_file())
+            if not same or not (member.link or hash_file(path, stop=self.net.stop).sha256 == member.sha256):
                 foreign.append(member.path)
         if foreign:
             raise DataError(
-                f"{wanted.path} holds {len(foreign)} files that are there already and differ, such as {foreign[0]}",
+                f"{wanted.path} would replace {files(len(foreign))} of yours, such as {foreign[0]}",
                 "Move them away, or replace them with --force.",
             )
 
     def _repair_members(self, step: Step, tally: Tally) -> bool:
-        """Bring back members without their whole archive, if it is at hand or can be read in parts."""
+        """Bring back members without their whole archive, if it was kept or can be read in parts."""
         wanted, record = step.wanted, self.folder.manifest.archives[step.wanted.path]
-        digests = Digests(record.size, record.sha256, "")
+        kept = self.folder.path(wanted.path)
+        if self.folder.as_recorded(wanted.path):
+            digests = hash_file(kept, stop=self.net.stop)
+            if digests.sha256 == record.sha256:
+                self._unpack(wanted, kept, digests, step.only)
+                tally.update(wanted.path, digests.size)
+                return True
+        if step.only is None or wanted.origin.source == HUB or not wanted.path.endswith(".zip"):
+            return False
         known = {member.path: member for member in self.folder.members(wanted.path)}
         stage = self.folder.stage(wanted.path, f"{record.sha256} repaired") / "tree"
-        kept = self.folder.path(wanted.path)
-        if kept.is_file() and self.folder.as_recorded(wanted.path):
-            source = kept
-        elif wanted.origin.source != HUB and wanted.path.endswith(".zip"):
-            source = self._address(wanted)
-        else:
-            return False
         members = unpack_members(
-            self.net, source, stage, record.size, wanted.unpacking.into, [known[path] for path in step.only or ()]
+            self.net,
+            address_of(wanted),
+            stage,
+            record.size,
+            wanted.unpacking.into,
+            [known[path] for path in step.only],
         )
         if members is None:
             self.note(f"{wanted.path} cannot be read in parts; it is fetched again")
             shutil.rmtree(stage.parent, ignore_errors=True)
             return False
-        self._move_members(wanted, digests, members, stage, step.only)
+        self._move_members(wanted, Digests(record.size, record.sha256, ""), members, stage, step.only)
         tally.update(wanted.path, wanted.expected.size or 0)
         return True
 
@@ -284,6 +288,11 @@ def _is_complete(path: Path, expected: Expected) -> bool:
     """Whether a download ended here before, and something after it failed. Its digest is checked in any case."""
     ended = path.is_file() and not journal_path(path).exists()
     return ended and bool(expected.sha256) and path.stat().st_size == expected.size
+
+
+def address_of(wanted: Wanted) -> str:
+    """Where a file that is not the Hub's is downloaded."""
+    return file_url(wanted.origin) if wanted.origin.source == MODELSCOPE else wanted.origin.url
 
 
 def _is_plain(step: Step) -> bool:

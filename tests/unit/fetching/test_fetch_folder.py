@@ -16,68 +16,11 @@ import pytest
 from llavanext_cli.errors import ConfigError, DataError, FetchError, LlavaNextError
 from llavanext_cli.fetching.check import check_folder
 from llavanext_cli.fetching.folder import locked_folder
-from llavanext_cli.fetching.net import Limits
-from llavanext_cli.fetching.registry import DATASET, Artifact, Place, Unpacking, WebFile
+from llavanext_cli.fetching.registry import Artifact, Unpacking, WebFile
 from llavanext_cli.fetching.run import run_fetch
+from tests.unit.fetching.folders import ANSWERS, CLIPS, COCO, LIMITS, fetch, files
 from tests.unit.fetching.loopback import FileSite, HubSite, Manners, content
-from tests.unit.fetching.test_fetch_unpack import make_tar, make_zip
-
-LIMITS = Limits(connect=2.0, stall=2.0, retries=2, pause=0.02)
-PICTURES = {f"train2017/{number:012}.jpg": content(30_000, number) for number in range(60)}
-CLIPS = [
-    {f"academic_source/part{shard}/{n}.mp4": content(40_000, 10 * shard + n) for n in range(3)} for shard in (1, 2)
-]
-ANSWERS = b'[{"id": "1"}]'
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and ".llavanext" not in path.parts
-    }
-
-
-@pytest.fixture
-def pictures(tmp_path_factory):
-    """A site with a zip as COCO's, and its artifact."""
-    data = make_zip(tmp_path_factory.mktemp("zip") / "x", PICTURES).read_bytes()
-    with FileSite({"/zips/train2017.zip": data}) as site:
-        import hashlib
-
-        web = WebFile(site.url("/zips/train2017.zip"), len(data), hashlib.sha256(data).hexdigest())
-        rule = Unpacking("coco/train2017.zip", "coco", ("train2017",))
-        site.artifact = Artifact("pictures", "", "", web=web, under="coco", include=("train2017.zip",), unpacking=rule)
-        yield site
-
-
-@pytest.fixture
-def clips(tmp_path_factory):
-    """A Hub with a data set as LLaVA-Video-178K's, and its artifact."""
-    folder = tmp_path_factory.mktemp("tar")
-    with HubSite() as hub:
-        data = {"set/0_30_s_academic_oe_v0_1_qa_processed.json": ANSWERS, "other/x.json": b"no", "README.md": b"no"}
-        for number, shard in enumerate(CLIPS, 1):
-            data[f"set/x_videos_{number}.tar.gz"] = make_tar(folder / str(number), shard).read_bytes()
-        hub.add("org/clips", data, DATASET)
-        hub.artifact = Artifact(
-            "clips",
-            "",
-            "",
-            hub=Place("org/clips", DATASET, folder="set"),
-            include=("*.json", "*_videos_*.tar.gz"),
-            shards=r"_videos_(\d+)\.tar\.gz$",
-            unpacking=Unpacking("*.tar.gz", "", ("academic_source",)),
-        )
-        yield hub
-
-
-def fetch(site, to, **options):
-    options = {"limits": LIMITS, "artifacts": [site.artifact], **options}
-    return run_fetch([], to, endpoint=site.endpoint, **options)
-
-
-COCO = {f"coco/{name}": data for name, data in PICTURES.items()}
+from tests.unit.fetching.test_fetch_unpack import make_zip
 
 
 def test_pictures_lie_where_mix_looks_for_them(pictures, tmp_path):
@@ -138,7 +81,7 @@ def test_files_of_the_users_own_are_not_written_over(pictures, tmp_path):
         (folder / name).write_bytes(data)
     fetch(pictures, same)
     assert files(same) == COCO
-    with pytest.raises(DataError, match=r"holds 1 files that are there already and differ, such as coco/train2017/"):
+    with pytest.raises(DataError, match=r"would replace 1 file of yours, such as coco/train2017/"):
         fetch(pictures, other)
     assert files(other) == {name: b"my own"}
     before = pictures.sent.total()
@@ -428,7 +371,7 @@ def test_a_folder_that_is_a_file(pictures, tmp_path):
 
 def test_a_folder_where_a_file_is_to_go(clips, tmp_path):
     (tmp_path / "0_30_s_academic_oe_v0_1_qa_processed.json").mkdir()
-    with pytest.raises(DataError, match=r"there already"):
+    with pytest.raises(DataError, match=r"holds 1 file already"):
         fetch(clips, tmp_path)
     with pytest.raises(DataError, match=r"is a folder, and a file is to go there"):
         fetch(clips, tmp_path, force=True)

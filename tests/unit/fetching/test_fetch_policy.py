@@ -240,7 +240,7 @@ def test_the_video_set_s_files_and_shards():
 def test_names_that_users_type():
     assert find_artifact("org/repo").hub.kind == MODEL and find_artifact("dataset:org/repo").hub.kind == DATASET
     web = find_artifact("https://user:secret@host:8/d/a%20b.zip?token=secret#sha256=" + "A" * 64)
-    assert web.include == ("a b.zip",) and web.web.sha256 == "a" * 64
+    assert web.web.name == "a b.zip" and web.web.sha256 == "a" * 64
     assert web.name == "https://host:8/d/a%20b.zip"
     for name in (
         "nope",

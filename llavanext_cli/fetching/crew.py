@@ -1,0 +1,89 @@
+"""The threads of one download: each takes a piece of what is missing, and the next one when it is done."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from llavanext_cli.errors import FetchError
+from llavanext_cli.fetching.net import StoppedError
+
+if TYPE_CHECKING:
+    from llavanext_cli.fetching.transfer import Transfer
+
+
+class Crew:
+    """Threads that take pieces of the holes until none is left. One that fails leaves its piece to the others."""
+
+    def __init__(self, transfer: Transfer, descriptor: int, holes: deque[tuple[int, int]], piece: int):
+        self.transfer, self.descriptor, self.holes, self.piece = transfer, descriptor, holes, piece
+        self.changed = threading.Condition()
+        self.working = 0
+        self.alive = 0
+        self.fault: BaseException | None = None
+        self.given_up: FetchError | None = None
+
+    def work(self, connections: int) -> None:
+        """Raises what stopped the last thread, or what no other thread could help with."""
+        self.alive = connections
+        for number in range(connections):
+            # A descriptor for each thread: one that outlives this call must not write to a number used anew.
+            threading.Thread(
+                target=self._run, args=(os.dup(self.descriptor),), name=f"range-{number}", daemon=True
+            ).start()
+        with self.changed:
+            while self.alive:
+                self.changed.wait(0.2)
+                if self.transfer.net.stop.is_set():
+                    raise StoppedError
+        if self.fault is not None:
+            raise self.fault
+
+    def _run(self, descriptor: int) -> None:
+        try:
+            while (piece := self._next()) is not None:
+                try:
+                    self.transfer.receive_piece(descriptor, *piece)
+                except FetchError as fault:
+                    with self.changed:
+                        if self.alive == 1:
+                            raise
+                        # Some servers allow few connections: the others go on with what is missing.
+                        self.given_up = fault
+                        holes = [(max(a, piece[0]), min(b, piece[1])) for a, b in self.transfer.journal.missing()]
+                        self.holes.extend((a, b) for a, b in holes if a < b)
+                        return
+                finally:
+                    with self.changed:
+                        self.working -= 1
+                        self.changed.notify_all()
+        except BaseException as fault:
+            self.transfer.cancelled.set()
+            with self.changed:
+                if self.fault is None or isinstance(self.fault, StoppedError):
+                    self.fault = fault
+        finally:
+            os.close(descriptor)
+            with self.changed:
+                self.alive -= 1
+                if self.alive == 0 and self.holes and self.fault is None:
+                    self.fault = self.given_up  # all of them gave up at the same time
+                self.changed.notify_all()
+
+    def _next(self) -> tuple[int, int] | None:
+        """The next piece; waits while others work, since one of theirs may come back."""
+        with self.changed:
+            while True:
+                if self.fault is not None or self.transfer.net.stop.is_set():
+                    return None
+                if self.holes:
+                    self.working += 1
+                    start, end = self.holes.popleft()
+                    if end - start > self.piece:
+                        self.holes.appendleft((start + self.piece, end))
+                    return start, min(end, start + self.piece)
+                if self.working == 0:
+                    return None
+                self.changed.wait(0.2)
