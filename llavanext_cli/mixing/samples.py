@@ -60,7 +60,7 @@ def read_samples(path: Path) -> SampleFile:
     """
     path = Path(path).absolute()
     if path.exists() and not (path.is_file() and path.stat().st_size):
-        raise DataError(f"{path}: {'is empty' if path.is_file() else 'is no file'}", _MIX_AGAIN)
+        raise DataError(f"{path}: {'the file is empty' if path.is_file() else 'is no file'}", _MIX_AGAIN)
     index = _Index(array("q"), array("q"), array("q"))
     header: dict[str, Any] = {}
     roots: dict[str, Path] = {}
