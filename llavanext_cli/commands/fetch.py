@@ -146,7 +146,8 @@ def fetch(
         return
     kept = f"{report.ready} were there" + (f", {report.adopted} more recognised" if report.adopted else "")
     if report.unverified:
-        console.say(f"{files(report.unverified)} without a published digest: their size alone was checked.")
+        whose = "its" if report.unverified == 1 else "their"
+        console.say(f"{files(report.unverified)} without a published digest: {whose} size alone was checked.")
     console.say(f"{files(report.fetched)} fetched ({_size(report.transferred)}), {kept}: {report.folder}")
     for command in report.next:
         console.next_step(command)

@@ -273,6 +273,8 @@ def test_progress_is_told_and_the_working_folder_stays_clean(llavanext, hub, tmp
         (("video-7b", "mix665k", "--to", "x", "--revision", "a"), 1, "--revision is of one artifact"),
         (("--check", "x"), 1, "holds nothing that was fetched"),
         (("--check", "x", "video-7b"), 2, "--check takes a folder"),
+        (("--check", "x", "--force", "--only", "y"), 2, "leave --only, --force out"),
+        (("--list", "--dry-run"), 2, "leave --dry-run out"),
         (("org/nothing", "--to", "x"), 1, "has no model org/nothing, or it is private"),
     ],
 )
@@ -284,6 +286,15 @@ def test_what_users_get_wrong(llavanext, tmp_path, monkeypatch, words, code, wha
     else:
         assert done.returncode == code and what in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_a_file_without_a_digest_is_told_of_and_one_file_is_one(llavanext, tmp_path):
+    with FileSite({"/a.bin": SECOND}) as site:
+        planned = llavanext("fetch", site.url("/a.bin"), "--to", tmp_path / "to", "--dry-run")
+        assert "To fetch: 1 file, 2 MB;" in planned.stderr and planned.returncode == 0
+        done = llavanext("fetch", site.url("/a.bin"), "--to", tmp_path / "to")
+    assert "1 file without a published digest: its size alone was checked." in done.stderr
+    assert "1 file fetched (2 MB)" in done.stderr and files(tmp_path / "to") == {"a.bin": SECOND}
 
 
 # ------------------------------------------------------------------------------------------------------------- secrets
