@@ -27,6 +27,8 @@ from llavanext_cli.errors import CheckpointError
 VISION_MODEL_TYPES = ("clip_vision_model",)
 REFETCH = "Fetch the file again: `llavanext fetch` checks each file's size and digest."
 ROPE_TYPES = ("linear", "default")
+JSON_LIMIT = 16 << 20
+"""Bytes of a config.json, and of any other JSON file of a model."""
 
 # transformers leaves out of a nested config what equals its class's default, and old files lack the newer keys: these
 # are the defaults of CLIPVisionConfig, LlamaConfig and MistralConfig. A *whole* missing vision_config means
@@ -66,6 +68,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise CheckpointError(f"{path}: is no regular file", REFETCH)
     try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise CheckpointError(f"{path}: more than {JSON_LIMIT} bytes", REFETCH)
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
@@ -156,7 +160,7 @@ def raise_faults(faults: list[str], where: str) -> None:
         raise CheckpointError(
             f"{where}: {len(faults)} setting{'s' if len(faults) > 1 else ''} of this model cannot be used",
             "Only models whose every setting is understood are converted: a guess would give wrong answers.",
-            faults,
+            [line if len(line) <= 300 else f"{line[:297]}..." for line in faults[:20]],
         )
 
 

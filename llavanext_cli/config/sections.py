@@ -5,6 +5,7 @@ Used by `hf_config`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeGuard, TypeVar
 
@@ -66,4 +67,6 @@ def is_int(value: Any) -> TypeGuard[int]:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value - value == 0  # no nan, no inf
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # no nan, no infinity, and no whole number that a float cannot hold

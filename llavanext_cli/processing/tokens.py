@@ -30,6 +30,9 @@ NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 """`ModelProto{normalizer_spec{add_dummy_prefix: false}}`. Protocol buffers merge what is appended into what is
 there."""
 
+MODEL_LIMIT = 64 << 20
+"""Bytes of a tokenizer.model; those of the models we know have 0.5 to 5 MB."""
+
 SPECIAL_DEFAULTS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
 
 
@@ -196,8 +199,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         if (folder / "tokenizer.json").is_file():
             hint = "tokenizer.json alone is not enough: " + hint
         raise CheckpointError(f"{folder}: no tokenizer.model", hint)
+    if path.stat().st_size > MODEL_LIMIT:
+        raise CheckpointError(f"{path}: more than {MODEL_LIMIT} bytes", "fetch the checkpoint again")
     model = path.read_bytes()
     try:
+        if not model:
+            raise ValueError("empty")  # sentencepiece would take it for "no model yet"
         processor = _load_processor(model)
     except Exception as error:  # sentencepiece raises RuntimeError, OSError or ValueError by version
         raise CheckpointError(f"{path}: is not a SentencePiece model", "fetch the checkpoint again") from error
@@ -251,7 +258,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not readable JSON ({error})", "fetch the checkpoint again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: holds no JSON object", "fetch the checkpoint again")
@@ -280,7 +287,7 @@ def _added_tokens(folder: Path, config: dict[str, Any]) -> tuple[dict[str, int],
                 special.add(int(number))
         if wrong := [number for number in added.values() if not 0 <= number < 1 << 31]:
             raise ValueError(f"{wrong[0]} is no id")
-    except (ValueError, TypeError, KeyError, AttributeError) as fault:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as fault:
         raise CheckpointError(
             f"{folder}: added tokens that cannot be read ({type(fault).__name__}: {fault})",
             "Fetch added_tokens.json and tokenizer_config.json again.",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from llavanext_cli.weights.adapter import merge_adapter
 from llavanext_cli.weights.checkpoint import Checkpoint, save_checkpoint_folder
 from llavanext_cli.weights.headers import read_json, read_safetensors_header
 from llavanext_cli.weights.layout import dtype_of, to_bytes
-from llavanext_cli.weights.merge import Box, SlicedTensor, SliceLayout
+from llavanext_cli.weights.merge import Box, SlicedTensor, SliceLayout, check_tiling
 from llavanext_cli.weights.plan import extent
 from llavanext_cli.weights.stream import Made, PlannedTensor, Stream, disk_error, write_safetensors
 
@@ -198,12 +197,7 @@ def join_parts(parts: Path) -> dict[str, PlannedTensor]:
             boxes.setdefault(name, {}).setdefault(box, specs[name])
     joined = {}
     for name, shape in shapes.items():
-        covered = sum(math.prod(high - low for low, high in box) for box in boxes[name])
-        if covered != math.prod(shape):
-            raise CheckpointError(
-                f"{name}: {covered} of {math.prod(shape)} elements are in the workers' slices",
-                "All nodes must see the same --out; see the logs of the workers.",
-            )
+        check_tiling(name, shape, boxes[name], "All nodes must see the same --out; see the logs of the workers.")
         dtype = next(iter(boxes[name].values())).dtype
         sliced = SlicedTensor(name, dtype, shape, tuple(sorted(boxes[name].items(), key=lambda part: part[0])))
         pieces = sliced.rows(0, shape[0]) if shape else (extent(sliced.parts[0][1]),)

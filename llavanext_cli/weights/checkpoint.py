@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,22 @@ from llavanext_cli.weights.adapter import is_adapter
 from llavanext_cli.weights.ckpt_format import write_ckpt
 from llavanext_cli.weights.folder import (
     MANIFEST,
+    NAME_MAP,
     check_destination,
     check_space,
     copy_companions,
+    measure_companions,
     new_folder,
     write_json,
 )
-from llavanext_cli.weights.headers import TensorSpec, join_headers, read_json, read_safetensors_header
+from llavanext_cli.weights.headers import (
+    TensorSpec,
+    are_counts,
+    join_headers,
+    read_json,
+    read_safetensors_header,
+    short,
+)
 from llavanext_cli.weights.plan import check_parameters, compare_shapes, extent
 from llavanext_cli.weights.stream import Made, PlannedTensor, Progress, Stream, plan_shards, write_safetensors
 
@@ -40,7 +50,6 @@ if TYPE_CHECKING:
     from llavanext_cli.records import AnyArray
 
 FORMAT_VERSION = 1
-NAME_MAP = "param_name_map.json"
 CARRIED = "carried/model.safetensors"
 SHARD_BYTES = 5_000_000_000
 
@@ -66,7 +75,7 @@ class Checkpoint:
     @property
     def digest(self) -> str:
         """SHA-256 over the digests of all weights, in hexadecimal."""
-        digests = {name: entry["sha256"] for name, entry in self.manifest["tensors"].items()}
+        digests = {name: entry.get("sha256") for name, entry in self.manifest["tensors"].items()}
         return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -92,17 +101,17 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if not isinstance(manifest, dict) or manifest.get("llavanext_manifest") != FORMAT_VERSION:
         version = manifest.get("llavanext_manifest") if isinstance(manifest, dict) else None
         raise CheckpointError(
-            f"{folder / MANIFEST}: version {version!r}; this program reads version {FORMAT_VERSION}",
+            f"{folder / MANIFEST}: version {short(version)}; this program reads version {FORMAT_VERSION}",
             "Convert the model again with this version of llavanext.",
         )
     if manifest.get("format") != "safetensors":
         raise CheckpointError(
-            f"{folder}: holds weights as {manifest.get('format')}, which MindSpore's own loaders read",
+            f"{folder}: holds weights as {short(manifest.get('format'))}, which MindSpore's own loaders read",
             "Convert the model with --format safetensors for train, ask and --to hf.",
         )
     if manifest.get("part"):
         raise CheckpointError(
-            f"{folder}: holds the {manifest['part']} model alone",
+            f"{folder}: holds the {short(manifest['part'])} model alone",
             "`llavanext convert --vision DIR --language DIR DST` makes a base model of two parts.",
         )
     architecture = load_architecture(folder)
@@ -127,16 +136,22 @@ def read_listed(folder: Path, manifest: dict[str, Any], section: str) -> dict[st
     entries = manifest.get(section)
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise CheckpointError(f"{folder / MANIFEST}: no object {section!r}", "Convert the model again.")
+    if wrong := [name for name, entry in entries.items() if not are_counts(entry.get("shape"))]:
+        raise CheckpointError(f"{folder / MANIFEST}: {short(wrong[0])} has no shape", "Convert the model again.")
     files = sorted({str(entry.get("file")) for entry in entries.values()})
     for file in files:
         if Path(file).is_absolute() or ".." in Path(file).parts:
-            raise CheckpointError(f"{folder / MANIFEST}: {file} is outside the folder", "Convert the model again.")
-        if not (folder / file).is_file():
-            raise CheckpointError(f"{folder}: {file} is missing", "Copy the folder again, or convert the model again.")
+            raise CheckpointError(
+                f"{folder / MANIFEST}: {short(file)} is outside the folder", "Convert the model again."
+            )
+        if not os.path.isfile(folder / file):  # Path.is_file would raise at a name that is too long
+            raise CheckpointError(
+                f"{folder}: {short(file)} is missing", "Copy the folder again, or convert the model again."
+            )
     specs = join_headers(read_safetensors_header(folder / file) for file in files)
     compare_shapes(
         {name: spec.shape for name, spec in specs.items()},
-        {name: tuple(entry.get("shape") or ()) for name, entry in entries.items()},
+        {name: tuple(entry["shape"]) for name, entry in entries.items()},
         str(folder / MANIFEST),
         "The folder was changed after it was made; copy it again, or convert the model again.",
     )
@@ -255,7 +270,7 @@ def save_checkpoint_folder(
 
     plan = [planned(name) for name in expected]
     carried = [PlannedTensor(n, s.dtype, s.shape, (extent(s),), "carried") for n, s in like.carried.items()]
-    check_space(folder, sum(tensor.nbytes for tensor in (*plan, *carried)))
+    check_space(folder, sum(tensor.nbytes for tensor in (*plan, *carried)) + measure_companions(like.folder))
     with new_folder(folder) as temporary:
         source = {"kind": "training", "name": like.folder.resolve().name} | _lineage(like)
         write_checkpoint(temporary, plan, carried, source, extra=extra, progress=progress)

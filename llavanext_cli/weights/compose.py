@@ -25,6 +25,7 @@ from llavanext_cli.config.architecture import (
     parse_architecture,
 )
 from llavanext_cli.config.hf_config import (
+    REFETCH,
     parse_text_section,
     parse_vision_section,
     raise_faults,
@@ -36,9 +37,9 @@ from llavanext_cli.errors import CheckpointError
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.folder import MANIFEST
-from llavanext_cli.weights.headers import read_folder, read_json
+from llavanext_cli.weights.headers import read_json, read_object, short
 from llavanext_cli.weights.layout import NUMPY_NAMES, grow_rows, make_random
-from llavanext_cli.weights.plan import Plan, plan_import
+from llavanext_cli.weights.plan import Plan, plan_folder
 from llavanext_cli.weights.stream import PlannedTensor
 
 VOCABULARY_STEP = 64
@@ -72,7 +73,7 @@ def plan_part(source: Path, part: str) -> tuple[Plan, Architecture]:
     raise_faults(faults, where)
     if (source / MANIFEST).is_file():
         return _plan_converted_part(source, part, architecture), architecture
-    return plan_import(read_folder(source), architecture, str(source), part), architecture
+    return plan_folder(source, architecture, part), architecture
 
 
 def _parse_clip(config: Mapping[str, Any], where: str, faults: list[str]) -> VisionArchitecture:
@@ -86,7 +87,10 @@ def _parse_clip(config: Mapping[str, Any], where: str, faults: list[str]) -> Vis
     section, name = config, ""
     if kind == "clip":
         # Old files hold what differs from the defaults a second time, and that one counts.
-        section = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
+        parts = [config.get(key) or {} for key in ("vision_config", "vision_config_dict")]
+        if not all(isinstance(part, dict) for part in parts):
+            raise CheckpointError(f"{where}: vision_config must be an object, not {short(parts)}", REFETCH)
+        section = {**parts[0], **parts[1]}
         section, name = section | {"model_type": "clip_vision_model"}, "vision_config."
     return parse_vision_section(SectionReader(dict(section), name, faults))
 
@@ -146,7 +150,8 @@ def plan_base(vision_folder: Path, language_folder: Path, seed: int) -> tuple[Pl
         carried=vision.carried,
         dropped=(*vision.dropped, *language.dropped),
         layout=f"{vision.layout} + {language.layout}",
-        notes=(*vision.notes, "projector and newline are random: they learn in the first stage of training"),
+        notes=vision.notes,
+        facts=("projector and newline are random: they learn in the first stage of training",),
         files=companion_files(language_folder, architecture, dtype),
     )
     return plan, architecture
@@ -201,18 +206,20 @@ def companion_files(source: Path, architecture: Architecture, dtype: str) -> dic
 
 def _tokenizer_files(source: Path, ids: dict[str, int]) -> dict[str, Any]:
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    added = read_json(source / "added_tokens.json") if (source / "added_tokens.json").is_file() else {}
-    files: dict[str, Any] = {"added_tokens.json": {**added, **ids}}
+    files: dict[str, Any] = {"added_tokens.json": read_object(source / "added_tokens.json") | ids}
     path = source / "tokenizer_config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = read_object(path)
     if isinstance(config.get("added_tokens_decoder"), dict):
         tokens = {str(number): {"content": name, **flags} for name, number in ids.items()}
         files[path.name] = config | {"added_tokens_decoder": config["added_tokens_decoder"] | tokens}
     path = source / "tokenizer.json"
     if path.is_file():
-        fast = read_json(path)
+        fast = read_object(path)
+        there = fast.get("added_tokens") or []
+        if not isinstance(there, list):
+            raise CheckpointError(f"{path}: added_tokens must be a list, not {short(there)}", REFETCH)
         entries = [{"id": number, "content": name, **flags} for name, number in ids.items()]
-        files[path.name] = fast | {"added_tokens": [*fast.get("added_tokens", []), *entries]}
+        files[path.name] = fast | {"added_tokens": [*there, *entries]}
     return files
 
 
@@ -220,6 +227,8 @@ def _tokenizer_files(source: Path, ids: dict[str, int]) -> dict[str, Any]:
 
 ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}
 ORIGINAL_TOWER = "clip-vit-large-patch14-336"
+PINPOINTS_LIMIT = 10_000
+"""Characters of a text that holds a list of sizes."""
 _FIXED = {
     "mm_projector_type": ("mlp2x_gelu",),
     "mm_patch_merge_type": ("spatial_unpad",),
@@ -242,7 +251,7 @@ def plan_original(source: Path, config: Mapping[str, Any]) -> tuple[Plan, Archit
         for key, values in _FIXED.items()
         if key in config and config[key] not in values
     ]
-    if config.get("model_type") not in ORIGINAL_TYPES:
+    if str(config.get("model_type")) not in ORIGINAL_TYPES:
         faults.append(f"model_type: {config.get('model_type')!r}; supported: {', '.join(ORIGINAL_TYPES)}")
     if not str(config["mm_vision_tower"]).rstrip("/").endswith(ORIGINAL_TOWER):
         faults.append(f"mm_vision_tower: {config['mm_vision_tower']!r} is not supported; supported: {ORIGINAL_TOWER}")
@@ -266,7 +275,7 @@ def plan_original(source: Path, config: Mapping[str, Any]) -> tuple[Plan, Archit
     }
     architecture = parse_architecture(hf, where)
     before = replace(architecture, text=_with_vocabulary(architecture.text, old.vocab_size))
-    plan = plan_import(read_folder(source), before, str(source))
+    plan = plan_folder(source, before)
     dtype = next(t.dtype for t in plan.tensors if t.name == WORD_TABLES[0])
     return (
         replace(
@@ -288,7 +297,7 @@ def _select(feature: Any) -> Any:
 
 def _pinpoints(points: Any) -> Any:
     """The authors write (width, height), sometimes as a text that holds a list."""
-    if isinstance(points, str):
+    if isinstance(points, str) and len(points) <= PINPOINTS_LIMIT:
         try:
             points = ast.literal_eval(points)
         except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -5,6 +5,7 @@ Plan from the headers, check everything that can be checked, then copy bytes (`s
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,10 +22,11 @@ from llavanext_cli.weights.folder import (
     check_space,
     copy_companions,
     find_leftovers,
+    measure_companions,
     new_folder,
     write_json,
 )
-from llavanext_cli.weights.headers import read_json, read_safetensors_header
+from llavanext_cli.weights.headers import read_object, read_safetensors_header, short
 from llavanext_cli.weights.plan import Plan, extent
 from llavanext_cli.weights.sources import build_plan, check_vocabulary
 from llavanext_cli.weights.stream import Extent, Made, Progress, Stream, digest_pieces, plan_shards, write_safetensors
@@ -48,7 +50,8 @@ class ConvertReport:
         carried: folded names.
         dropped: one line for each reason.
         plan: with `dry_run`, one line for each tensor of the result: name, type, shape, what it is made of.
-        notes: what the user should know.
+        notes: what the user should beware of.
+        facts: what the user may want to know.
         verified: the result was read back and had the digests that were written.
         seconds: of the whole run.
     """
@@ -64,6 +67,7 @@ class ConvertReport:
     dropped: tuple[str, ...]
     plan: tuple[str, ...]
     notes: tuple[str, ...]
+    facts: tuple[str, ...]
     dry_run: bool
     verified: bool
     seconds: float
@@ -117,17 +121,22 @@ def run_convert(
             raise CheckpointError(f"{path}: {what}", "`llavanext fetch --list` shows what can be fetched.")
     check_destination(destination, (*sources, *base), force)
     plan, architecture, companions = build_plan(sources, to, part, seed, *base)
-    if part is None:
-        check_vocabulary(companions, plan.files, architecture)
+    if part != "vision":
+        grown = "added_tokens.json" in plan.files  # by <video> and <image>, which stand behind the source's own rows
+        check_vocabulary(companions, architecture.video_token_index if grown else architecture.text.vocab_size)
     tally: dict[str, int] = {}
     if dtype != "keep":
         plan = _cast(plan, dtype, companions, tally)
-    check_space(destination, plan.nbytes)
+    check_space(destination, plan.nbytes + measure_companions(companions))
     files: tuple[str, ...] = ()
     stored = _digests(sources[0]) if verify and to == "hf" and like is None else {}
-    count = 1 + verify + bool(stored)  # reading what is there, writing, reading back
-    passes = iter([_one_pass(progress, number, count, plan.nbytes) for number in range(count)])
+    copied = sum(piece.nbytes for _, pieces in plan.copies for piece in pieces) if verify else 0
+    # Reading copies, or what is there; writing; reading back.
+    sizes = [size for size in (copied, plan.nbytes if stored else 0) if size] + [plan.nbytes] * (1 + verify)
+    passes = _passes(progress, sizes)
     if not dry_run:
+        if copied:
+            _compare_copies(plan.copies, copied, next(passes))
         if stored:
             _verify(sources[0], stored, plan.nbytes, next(passes), "its manifest", "Convert or train it again.")
         with new_folder(destination) as temporary:
@@ -169,6 +178,7 @@ def run_convert(
         carried=tuple(keymap.fold_names(tensor.name for tensor in plan.carried)),
         dropped=_fold_dropped(plan.dropped),
         plan=tuple(f"{t.name}  {t.dtype}{list(t.shape)}  <- {t.origin}" for t in plan.tensors) if dry_run else (),
+        facts=plan.facts,
         notes=(*plan.notes, *_notes(destination, tally, None if part or to == "hf" else companions)),
         dry_run=dry_run,
         verified=verify and not dry_run,
@@ -216,16 +226,33 @@ def _write_hf(folder: Path, plan: Plan, shard_bytes: int, progress: Progress | N
     return written
 
 
-def _one_pass(progress: Progress | None, number: int, passes: int, nbytes: int) -> Progress | None:
-    """The progress of one of several passes over the same bytes, as a share of all of them."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(number * nbytes + done, passes * nbytes)
+def _passes(progress: Progress | None, sizes: list[int]) -> Iterator[Progress | None]:
+    """The progress of each of several passes over bytes, as a share of all of them."""
+    for number in range(len(sizes)):
+        before = sum(sizes[:number])
+        yield None if progress is None else _shifted(progress, before, sum(sizes))
+
+
+def _shifted(progress: Progress, before: int, total: int) -> Progress:
+    return lambda done, _: progress(before + done, total)
+
+
+def _compare_copies(copies: tuple[tuple[str, tuple[Extent, ...]], ...], nbytes: int, progress: Progress | None) -> None:
+    """Compare the slices that several ranks saved of the same part of a tensor."""
+    with Stream(nbytes, progress) as stream:
+        for name, pieces in copies:
+            first, *others = ((piece, digest_pieces((piece,), stream)) for piece in pieces)
+            for piece, digest in others:
+                if digest != first[1]:
+                    raise CheckpointError(
+                        f"{name}: {piece.path} and {first[0].path} hold different values for the same part",
+                        "The ranks went apart: train again, or name a run whose ranks agree.",
+                    )
 
 
 def _digests(checkpoint: Path) -> dict[str, dict[str, Any]]:
     """What the manifest of one of our checkpoints says about each tensor: file and digest."""
-    manifest = read_json(checkpoint / MANIFEST)
+    manifest = read_object(checkpoint / MANIFEST)
     return {**manifest["tensors"], **manifest["carried"]}
 
 
@@ -245,7 +272,7 @@ def _verify(
                 pieces = {name: (extent(spec),) for name, spec in read_safetensors_header(path).items()}
             for name in (name for name, entry in written.items() if entry["file"] == file):
                 if name not in pieces or digest_pieces(pieces[name], stream) != written[name].get("sha256"):
-                    raise CheckpointError(f"{file}: {name} differs from {than}", hint)
+                    raise CheckpointError(f"{short(file)}: {short(name)} differs from {than}", hint)
 
 
 def _fold_dropped(dropped: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
@@ -253,7 +280,7 @@ def _fold_dropped(dropped: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     for name, reason in dropped:
         reasons.setdefault(reason, []).append(name)
     return tuple(
-        f"{f'{len(names)} tensors such as ' if len(names) > 1 else ''}{names[0]}: {reason}"
+        f"{f'{len(names)} tensors such as ' if len(names) > 1 else ''}{short(names[0])}: {reason}"
         for reason, names in reasons.items()
     )
 
@@ -265,4 +292,7 @@ def _notes(destination: Path, tally: Mapping[str, int], companions: Path | None)
     if companions is not None and not (companions / "tokenizer.model").is_file():
         yield f"no tokenizer.model in {companions}: train and ask need one beside the weights"
     for path in find_leftovers(destination):
-        yield f"left by an interrupted run, can be removed: {path}"
+        if path.name.endswith(f".old-{os.getpid()}"):
+            yield f"what was replaced could not be removed whole; remove the rest yourself: {path}"
+        else:
+            yield f"left by an interrupted run, can be removed unless another machine writes there: {path}"

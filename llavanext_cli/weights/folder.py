@@ -13,10 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from llavanext_cli.config.hf_config import REFETCH
 from llavanext_cli.errors import CheckpointError
+from llavanext_cli.weights.headers import short
 from llavanext_cli.weights.stream import disk_error
 
 MANIFEST = "llavanext_manifest.json"
+NAME_MAP = "param_name_map.json"
 SPARE_BYTES = 64 << 20
 """Left free beyond what is written: manifests, tokenizers and whoever else uses the disk."""
 
@@ -41,6 +44,12 @@ COMPANIONS = (
     "USE_POLICY.md",
 )
 """Files that travel beside the weights, unchanged."""
+COMPANION_LIMIT = 64 << 20
+"""Bytes of one of them. A tokenizer.json has 2 to 20 MB; what is longer is something else."""
+
+WEIGHT_FILES = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin|ckpt)(\.index\.json)?\Z")
+OURS = {"carried": {"model.safetensors"}, "training": {"state.safetensors", "state.json"}}
+"""Folders inside a checkpoint, and what is in them."""
 
 
 def check_destination(destination: Path, sources: tuple[Path, ...], force: bool) -> None:
@@ -63,15 +72,29 @@ def check_destination(destination: Path, sources: tuple[Path, ...], force: bool)
         return
     if not destination.is_dir():
         raise CheckpointError(f"{destination}: is a file", "Name a folder.")
-    content = {entry.name for entry in destination.iterdir()}
+    if os.path.ismount(target):
+        raise CheckpointError(f"{destination}: a disk is mounted here, it cannot be replaced", "Name a folder in it.")
+    content = sorted(destination.iterdir())
     if not content:
         return
     if not force:
         raise CheckpointError(f"{destination}: is there already", "Add --force to replace it, or name another folder.")
-    if not content & {MANIFEST, "config.json"}:
+    foreign = [entry.name for entry in content if not _is_ours(entry)]
+    weights = any(entry.name == MANIFEST or WEIGHT_FILES.match(entry.name) for entry in content)
+    if foreign or not weights:
+        what = "holds more than a checkpoint" if weights else "holds no checkpoint"
         raise CheckpointError(
-            f"{destination}: holds no checkpoint, so --force does not replace it", "Remove it yourself if you mean it."
+            f"{destination}: {what}, so --force does not replace it",
+            "Name another folder, or move these away." if foreign else "Name another folder.",
+            [*map(short, foreign[:5]), *([f"… and {len(foreign) - 5} more"] if len(foreign) > 5 else [])],
         )
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether an entry of a folder is a part of a checkpoint, of ours or of Hugging Face's."""
+    if entry.is_dir():
+        return entry.name in OURS and {inner.name for inner in entry.iterdir()} <= OURS[entry.name]
+    return entry.name in (MANIFEST, NAME_MAP, *COMPANIONS) or bool(WEIGHT_FILES.match(entry.name))
 
 
 def check_space(destination: Path, nbytes: int) -> None:
@@ -135,14 +158,25 @@ def new_folder(destination: Path) -> Iterator[Path]:
 
 
 def find_leftovers(destination: Path) -> list[Path]:
-    """Temporary folders that runs killed in the middle left beside `destination`."""
+    """Folders that runs which are over left beside `destination`: half-written, or replaced and not removed."""
     destination = destination.resolve()
-    own = f".{destination.name}.tmp-{os.getpid()}"
-    found = destination.parent.glob(f".{glob.escape(destination.name)}.tmp-*")
-    return sorted(path for path in found if path.name != own)
+    found = destination.parent.glob(f".{glob.escape(destination.name)}.*-*")
+    pattern = re.compile(re.escape(f".{destination.name}.") + r"(?:tmp|old)-(\d{1,9})\Z")
+    runs = {path: int(match[1]) for path in found if (match := pattern.match(path.name))}
+    return sorted(path for path, pid in runs.items() if pid == os.getpid() or not _is_alive(pid))
 
 
-_RANK = re.compile(r"rank_(\d+)\Z")
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+_RANK = re.compile(r"rank_(0|[1-9][0-9]*)\Z")
 
 
 def find_ranks(folder: Path) -> dict[int, Path]:
@@ -155,8 +189,23 @@ def find_ranks(folder: Path) -> dict[int, Path]:
     return {}
 
 
+def measure_companions(source: Path) -> int:
+    """Bytes of the files that travel beside weights.
+
+    Raises:
+        CheckpointError: one of them is too large to be what its name says.
+    """
+    sizes = {name: (source / name).stat().st_size for name in COMPANIONS if (source / name).is_file()}
+    for name, size in sizes.items():
+        if size > COMPANION_LIMIT:
+            raise CheckpointError(
+                f"{source / name}: {format_size(size)}; at most {format_size(COMPANION_LIMIT)} are copied", REFETCH
+            )
+    return sum(sizes.values())
+
+
 def copy_companions(source: Path, folder: Path) -> list[str]:
-    """Copy the files that travel beside weights; returns their names."""
+    """Copy the files that travel beside weights; returns their names. A link is followed, as in the Hub's cache."""
     copied = [name for name in COMPANIONS if (source / name).is_file()]
     for name in copied:
         shutil.copyfile(source / name, folder / name)
@@ -183,9 +232,9 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**
 
 def parse_size(text: str) -> int:
     """`5GB`, `500 MB`, `2GiB` → bytes. Raises CheckpointError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)\s*", text)
     unit = _UNITS.get(match[2].upper().removesuffix("B") + "B" if match[2] else "") if match else None
     size = int(float(match[1]) * unit) if match and unit else 0
     if size < 1:
-        raise CheckpointError(f"{text!r} is no size", "Write it as 5GB, 500MB or 2GiB.")
+        raise CheckpointError(f"{short(text)!r} is no size", "Write it as 5GB, 500MB or 2GiB.")
     return size

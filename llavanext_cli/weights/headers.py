@@ -14,10 +14,11 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-from llavanext_cli.config.hf_config import REFETCH
+from llavanext_cli.config.hf_config import JSON_LIMIT, REFETCH
 from llavanext_cli.errors import CheckpointError
 
 DTYPE_BYTES = {
@@ -38,9 +39,9 @@ WEIGHT_DTYPES = ("F32", "F16", "BF16")
 
 HEADER_LIMIT = 1 << 20
 """Bytes. A LLaVA-NeXT of any size needs less than 200 kB; a longer header is a lie or something else."""
-JSON_LIMIT = 16 << 20
-"""Bytes of an index, a manifest or a config.json."""
 AXES_LIMIT = 8
+LISTED = 20
+"""Most lines of one kind in an error."""
 
 MAY_READ = "It must be a file, and yours to read: ls -lL shows both."
 
@@ -104,7 +105,7 @@ def _parse_header(path: Path, header: bytes, data_start: int, size: int) -> dict
     for spec in specs:
         if spec.offset != end:
             what = "overlaps" if spec.offset < end else "leaves a hole behind"
-            raise _damaged(path, f"{_short(spec.name)} {what} the tensor before it")
+            raise _damaged(path, f"{short(spec.name)} {what} the tensor before it")
         end = spec.offset + spec.nbytes
     if end != size:
         raise _damaged(path, f"{size} bytes, but the header describes {end}")
@@ -112,22 +113,25 @@ def _parse_header(path: Path, header: bytes, data_start: int, size: int) -> dict
 
 
 def _parse_entry(path: Path, name: str, entry: Any, data_start: int, size: int) -> TensorSpec:
-    short = _short(name)
+    shown = short(name)
     if not isinstance(entry, dict):
-        raise _damaged(path, f"{short}: no object in the header")
+        raise _damaged(path, f"{shown}: no object in the header")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise _damaged(path, f"{short}: type {_short(dtype)} is not supported; supported: {', '.join(DTYPE_BYTES)}")
-    if not _are_counts(shape) or len(shape) > AXES_LIMIT:
-        raise _damaged(path, f"{short}: {_short(shape)} is no shape")
-    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _damaged(path, f"{short}: {_short(offsets)} are no offsets")
+        raise CheckpointError(
+            f"{path}: {shown}: type {short(dtype)} is not supported; supported: {', '.join(DTYPE_BYTES)}",
+            "Take a model in float32, float16 or bfloat16: quantised weights are not turned back.",
+        )
+    if not are_counts(shape) or len(shape) > AXES_LIMIT:
+        raise _damaged(path, f"{shown}: {short(shape)} is no shape")
+    if not are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _damaged(path, f"{shown}: {short(offsets)} are no offsets")
     begin, end = offsets
     if data_start + end > size:
-        raise _damaged(path, f"{short} ends at byte {data_start + end} of a file of {size}: the file is cut short")
+        raise _damaged(path, f"{shown} ends at byte {data_start + end} of a file of {size}: the file is cut short")
     nbytes = count_elements(shape) * DTYPE_BYTES[dtype]
     if nbytes != end - begin:
-        raise _damaged(path, f"{short}: {dtype}{shape} needs {nbytes} bytes, {end - begin} are there")
+        raise _damaged(path, f"{shown}: {dtype}{shape} needs {nbytes} bytes, {end - begin} are there")
     return TensorSpec(name, dtype, tuple(shape), path, data_start + begin, nbytes)
 
 
@@ -138,9 +142,12 @@ def count_elements(shape: Any) -> int:
     return count
 
 
-def read_folder(folder: str | Path) -> dict[str, TensorSpec]:
+def read_folder(folder: str | Path, left_out: list[tuple[str, str]] | None = None) -> dict[str, TensorSpec]:
     """Read the headers of all weights of a folder: safetensors if there are any, else pickles of torch; one file, or
     the shards that an index names.
+
+    Args:
+        left_out: gets (name, reason) of what the files hold beside the weights.
 
     Raises:
         CheckpointError: there are none, a shard is missing or outside the folder, or index and shards disagree.
@@ -148,7 +155,7 @@ def read_folder(folder: str | Path) -> dict[str, TensorSpec]:
     folder = Path(folder)
     for index_name, pattern, read in (
         ("model.safetensors.index.json", "*.safetensors", read_safetensors_header),
-        ("pytorch_model.bin.index.json", "pytorch_model*.bin", _read_torch),
+        ("pytorch_model.bin.index.json", "pytorch_model*.bin", partial(_read_torch, left_out=left_out)),
     ):
         if (folder / index_name).is_file():
             return _read_indexed(folder, folder / index_name, read)
@@ -160,10 +167,10 @@ def read_folder(folder: str | Path) -> dict[str, TensorSpec]:
     )
 
 
-def _read_torch(path: Path) -> dict[str, TensorSpec]:
+def _read_torch(path: Path, left_out: list[tuple[str, str]] | None) -> dict[str, TensorSpec]:
     from llavanext_cli.weights.torch_reader import read_torch_header  # it imports this module
 
-    return read_torch_header(path)
+    return read_torch_header(path, left_out)
 
 
 def join_headers(headers: Any) -> dict[str, TensorSpec]:
@@ -173,7 +180,7 @@ def join_headers(headers: Any) -> dict[str, TensorSpec]:
         for name, spec in header.items():
             if name in specs:
                 raise CheckpointError(
-                    f"{_short(name)} is in {specs[name].path.name} and in {spec.path.name}",
+                    f"{short(name)} is in {specs[name].path.name} and in {spec.path.name}",
                     "A folder must hold one model; move the other files away.",
                 )
             specs[name] = spec
@@ -183,23 +190,29 @@ def join_headers(headers: Any) -> dict[str, TensorSpec]:
 def _read_indexed(folder: Path, index: Path, read: Callable[[Path], dict[str, TensorSpec]]) -> dict[str, TensorSpec]:
     weight_map = read_weight_map(index)
     files = sorted(set(weight_map.values()))
-    missing = [file for file in files if not (folder / file).is_file()]
+    single = index.name.removesuffix(".index.json")
+    if single not in files and (folder / single).is_file():
+        raise CheckpointError(
+            f"{folder}: holds {single} and {index.name}; transformers would read the first, and the shards may differ",
+            "Move away the one that is not meant.",
+        )
+    missing = [short(file) for file in files if not os.path.isfile(folder / file)]
     if missing:
         raise CheckpointError(
             f"{folder}: {len(missing)} of {len(files)} shards named in {index.name} are missing",
             "Fetch the folder again: what is already there is not downloaded twice.",
-            missing,
+            missing[:LISTED],
         )
     specs = join_headers(read(folder / file) for file in files)
     faults = [
-        f"{name}: not in {file}"
+        f"{short(name)}: not in {short(file)}"
         for name, file in weight_map.items()
         if name not in specs or specs[name].path.name != file
     ]
-    faults += [f"{name}: in {spec.path.name}, but not in the index" for name, spec in specs.items()
+    faults += [f"{short(name)}: in {spec.path.name}, but not in the index" for name, spec in specs.items()
                if name not in weight_map]  # fmt: skip
     if faults:
-        raise CheckpointError(f"{index}: index and shards disagree on {len(faults)} tensors", REFETCH, faults[:20])
+        raise CheckpointError(f"{index}: index and shards disagree on {len(faults)} tensors", REFETCH, faults[:LISTED])
     return specs
 
 
@@ -211,9 +224,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(f"{index}: no weight_map", REFETCH)
     for name, file in weight_map.items():
         if not isinstance(file, str) or file in ("", ".", "..") or Path(file).name != file or "\\" in file:
-            raise CheckpointError(
-                f"{index}: {_short(name)} lies in {_short(file)}, which is outside the folder", REFETCH
-            )
+            raise CheckpointError(f"{index}: {short(name)} lies in {short(file)}, which is outside the folder", REFETCH)
     return weight_map
 
 
@@ -228,6 +239,18 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})", MAY_READ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a JSON file ({error})", REFETCH) from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file; empty when there is no file.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds something else.
+    """
+    value = read_json(path) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: a JSON object is expected, not {short(value)}", REFETCH)
+    return value
 
 
 def build_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
@@ -250,12 +273,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _are_counts(value: Any) -> TypeGuard[list[int]]:
+def are_counts(value: Any) -> TypeGuard[list[int]]:
     # 2**63 bounds each factor, so that a lying shape cannot become a number with a million digits.
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A name or value out of a file, in one printable line of at most 120 characters."""
     text = value if isinstance(value, str) else repr(value)
     text = text.encode("unicode_escape").decode() if not text.isprintable() else text
     return text if len(text) <= 120 else text[:117] + "..."

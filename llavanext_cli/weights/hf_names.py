@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from llavanext_cli.errors import CheckpointError
+from llavanext_cli.weights.headers import short
 
 LLAMA = "language_model.model."
 TOWER = "vision_tower.vision_model."
@@ -141,6 +142,6 @@ def detect_layout(
         raise CheckpointError(
             f"{where}: these are not the names of {best.holds}",
             "Known are " + "; ".join(f"{layout.name} ({layout.about})" for layout in layouts) + ".",
-            [f"for example: {name}" for name in sorted(names)[:5]],
+            [f"for example: {short(name)}" for name in sorted(names)[:5]],
         )
     return best, {name: hub for name in names if (hub := best.to_hub(name))}

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.weights.headers import LISTED, short
 from llavanext_cli.weights.hf_names import LLAMA, RESAMPLER, TOWER
 
 TIED_HEAD = "language_model.lm_head.weight"
@@ -227,13 +228,16 @@ def is_cache(name: str) -> bool:
     return name.endswith(CACHE_SUFFIXES)
 
 
-def fold_names(names: Iterable[str], limit: int = 40) -> list[str]:
+_LAYER = re.compile(r"\.(0|[1-9][0-9]{0,5})\.")
+
+
+def fold_names(names: Iterable[str], limit: int = LISTED) -> list[str]:
     """Names with consecutive layers folded into one line each: `model.layers.{0..31}.attention.wq.weight (32)`."""
     groups: dict[str, list[int]] = {}
     for name in sorted(names):
-        numbers = re.findall(r"\.(\d+)\.", name)
-        key = re.sub(r"\.\d+\.", ".{}.", name, count=1)
-        groups.setdefault(key, []).extend(int(n) for n in numbers[:1])
+        found = _LAYER.search(name)
+        key = name if found is None else f"{name[: found.start()]}.{{}}.{name[found.end() :]}"
+        groups.setdefault(short(key), []).extend([int(found[1])] if found else [])
     lines = []
     for key, layers in groups.items():
         if not layers:
@@ -244,6 +248,6 @@ def fold_names(names: Iterable[str], limit: int = 40) -> list[str]:
             lines.append(key.replace("{}", str(layers[0]), 1))
             continue
         whole = layers == list(range(layers[0], layers[-1] + 1))
-        span = f"{layers[0]}..{layers[-1]}" if whole else ",".join(map(str, layers))
+        span = f"{layers[0]}..{layers[-1]}" if whole else short(",".join(map(str, layers)))
         lines.append(f"{key.replace('{}', '{' + span + '}', 1)} ({len(layers)})")
     return lines if len(lines) <= limit else [*lines[:limit], f"… and {len(lines) - limit} more"]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,14 @@ import numpy as np
 
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
-from llavanext_cli.weights.headers import DTYPE_BYTES, TensorSpec, read_safetensors_header
+from llavanext_cli.weights.headers import (
+    DTYPE_BYTES,
+    LISTED,
+    MAY_READ,
+    TensorSpec,
+    open_regular,
+    read_safetensors_header,
+)
 from llavanext_cli.weights.layout import CHUNK_BYTES
 from llavanext_cli.weights.protobuf import content, read_fields, read_numbers
 from llavanext_cli.weights.stream import Extent, Made
@@ -32,6 +39,7 @@ from llavanext_cli.weights.stream import Extent, Made
 Box = tuple[tuple[int, int], ...]
 """Start and end along each axis."""
 STRATEGY_LIMIT = 64 << 20
+MOST_RANKS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -76,14 +84,18 @@ def read_strategy(path: Path) -> dict[str, SliceLayout]:
         CheckpointError: the file is damaged.
     """
     try:
-        if path.stat().st_size > STRATEGY_LIMIT:
+        with open_regular(path) as file:
+            data = file.read(STRATEGY_LIMIT + 1)
+        if len(data) > STRATEGY_LIMIT:
             raise ValueError("too long")
         layouts = {}
-        for field, item in read_fields(path.read_bytes()):
+        for field, item in read_fields(data):
             if field != 3:  # parallel_layout_item
                 continue
             entry = dict(read_fields(content(item)))
             layouts[bytes(content(entry[1])).decode()] = _parse_layout(content(entry[2]))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})", MAY_READ) from error
     except (ValueError, KeyError, IndexError) as error:
         raise CheckpointError(
             f"{path}: no strategy file of MindSpore ({error})", "Copy the run's folder again."
@@ -100,8 +112,11 @@ def _parse_layout(data: memoryview) -> SliceLayout:
     axes = [[axis] for axis in maps[0]] if len(maps) == 1 else maps
     grid = tuple(grids[0])
     tensor_map = tuple(tuple(axis for axis in one if axis >= 0) for one in axes)
-    if not grid or math.prod(grid) < 1 or any(axis >= len(grid) for one in tensor_map for axis in one):
+    used = [axis for one in tensor_map for axis in one]
+    if not grid or min(grid) < 1 or math.prod(grid) > MOST_RANKS or any(axis >= len(grid) for axis in used):
         raise ValueError("a layout outside its grid")
+    if len(set(used)) < len(used):
+        raise ValueError("an axis of the grid cuts twice")
     return SliceLayout(grid, tensor_map, int(numbers.get(6, 0)), int(numbers.get(7, 0)))
 
 
@@ -110,12 +125,14 @@ def _parse_layout(data: memoryview) -> SliceLayout:
 
 @dataclass(frozen=True)
 class SlicedTensor:
-    """A tensor that lies in slices. `parts` tile it; each is a box and where its bytes are."""
+    """A tensor that lies in slices. `parts` tile it; each is a box and where its bytes are. `copies` are slices of the
+    same box, which must be equal; the first of each is among the parts."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     parts: tuple[tuple[Box, TensorSpec], ...]
+    copies: tuple[tuple[TensorSpec, ...], ...] = ()
 
     def rows(self, start: int, end: int) -> tuple[Extent | Made, ...]:
         """The bytes of rows `start` to `end` (along the first axis), in the order of the whole tensor."""
@@ -177,10 +194,11 @@ def join_slices(
         layouts: rank → how the parameter is cut there; None when the strategy says nothing, that is, not at all.
 
     Raises:
-        CheckpointError: a slice has another shape than its layout implies, or the slices leave a part open.
+        CheckpointError: a slice has another shape than its layout implies, the slices leave a part open or overlap, or
+            they have different types.
     """
     whole = tuple((0, size) for size in shape)
-    parts: dict[Box, TensorSpec] = {}
+    parts: dict[Box, list[TensorSpec]] = {}
     for rank, spec in sorted(slices.items()):
         layout = layouts.get(rank)
         try:
@@ -196,15 +214,45 @@ def join_slices(
                 f"{name}: rank {rank} holds {list(spec.shape)}, and its strategy says {list(lengths)}",
                 "Name the run's folder that holds both rank_*/ and the strategy files of the same run.",
             )
-        parts.setdefault(box, spec)  # ranks that hold the same box are copies of each other
-    dtypes = {spec.dtype for spec in parts.values()}
-    covered = sum(math.prod(high - low for low, high in box) for box in parts)
-    if covered != math.prod(shape) or len(dtypes) != 1:
+        parts.setdefault(box, []).append(spec)  # ranks that hold the same box are copies of each other
+    check_tiling(name, shape, parts, "Copy the folders of all ranks of one run into one place first.")
+    dtypes = sorted({spec.dtype for spec in slices.values()})
+    if len(dtypes) > 1:
         raise CheckpointError(
-            f"{name}: {covered} of {math.prod(shape)} elements are in the slices of ranks {sorted(slices)}",
-            "Copy the folders of all ranks into one place first.",
+            f"{name}: the slices have different types ({', '.join(dtypes)})",
+            "Name a folder that holds the slices of one run alone.",
         )
-    return SlicedTensor(name, dtypes.pop(), shape, tuple(sorted(parts.items(), key=lambda part: part[0])))
+    ordered = sorted(parts.items(), key=lambda part: part[0])
+    copies = tuple(tuple(same) for _, same in ordered if len(same) > 1)
+    return SlicedTensor(name, dtypes[0], shape, tuple((box, same[0]) for box, same in ordered), copies)
+
+
+def check_tiling(name: str, shape: tuple[int, ...], boxes: Collection[Box], hint: str) -> None:
+    """Compare different boxes with the tensor that they should make.
+
+    Raises:
+        CheckpointError: they leave a part of it open, or overlap.
+    """
+    if _is_tiled(shape, boxes):
+        return
+    covered = sum(math.prod(high - low for low, high in box) for box in boxes)
+    what = f"{covered} of {math.prod(shape)} elements are in the slices"
+    if covered == math.prod(shape):
+        what = "the slices contradict each other: some overlap"
+    raise CheckpointError(f"{name}: {what}", hint)
+
+
+def _is_tiled(shape: tuple[int, ...], boxes: Collection[Box]) -> bool:
+    """Whether boxes fill a tensor once: what follows along the first axis does, and each band of it for itself."""
+    if not shape:
+        return len(boxes) == 1
+    bands: dict[tuple[int, int], list[Box]] = {}
+    for box in boxes:
+        bands.setdefault(box[0], []).append(box[1:])
+    spans = sorted(bands)
+    edges = [0, *(high for _, high in spans)]
+    follows = edges[:-1] == [low for low, _ in spans] and edges[-1] == shape[0]
+    return follows and all(_is_tiled(shape[1:], band) for band in bands.values())
 
 
 # -------------------------------------------------------------------------------------------------- the folder of a run
@@ -218,8 +266,8 @@ def pick_files(ranks: Mapping[int, Path]) -> tuple[dict[int, Path], str]:
     Raises:
         CheckpointError: a rank is missing, or no step is common to all.
     """
-    absent = sorted(set(range(max(ranks) + 1)) - ranks.keys())
-    if absent:
+    if len(ranks) <= max(ranks):
+        absent = [rank for rank in range(min(max(ranks), len(ranks) + LISTED)) if rank not in ranks][:LISTED]
         raise CheckpointError(
             f"{ranks[max(ranks)].parent}: no folders for ranks {absent}", "Copy all ranks' folders here."
         )

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from llavanext_cli.config.hf_config import REFETCH
 from llavanext_cli.errors import CheckpointError
+from llavanext_cli.weights.headers import AXES_LIMIT
 
 PICKLE_LIMIT = 4 << 20
 """Bytes of one pickle. That of a 7B model is about 100 kB ..."""
@@ -75,7 +76,11 @@ def _rebuild_tensor(arguments: tuple[Any, ...]) -> StoredTensor:
     """torch._utils._rebuild_tensor(storage, storage_offset, size, stride) and its later forms, which add flags."""
     if len(arguments) < 4 or not isinstance(arguments[0], Storage):
         raise Unreadable("a tensor without a storage")
+    if any(arguments[6:]):  # marks such as neg and conj: the bytes are not the values
+        raise Unreadable(f"a tensor whose bytes mean something else ({repr(arguments[6:])[:80]})")
     storage, offset, shape, strides = arguments[:4]
+    if len(shape) > AXES_LIMIT:
+        raise Unreadable(f"a tensor of {len(shape)} axes")
     shape, strides = tuple(shape), tuple(strides)
     numbers = (offset, *shape, *strides)
     if len(shape) != len(strides) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):

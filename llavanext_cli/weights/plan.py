@@ -7,14 +7,15 @@ once with its exact shape. Otherwise there is no plan, but an error with all the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.config.mindformers import PART_PREFIXES
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
-from llavanext_cli.weights.headers import WEIGHT_DTYPES, TensorSpec
+from llavanext_cli.weights.headers import LISTED, WEIGHT_DTYPES, TensorSpec, read_folder, short
 from llavanext_cli.weights.hf_names import CLIP_LAYOUTS, HUB, LAYOUTS, LLAMA_LAYOUTS, detect_layout
 from llavanext_cli.weights.stream import Extent, Made, PlannedTensor
 
@@ -28,7 +29,9 @@ class Plan:
         carried: kept beside the parameters under hub names, for the way back.
         dropped: (name on disk, reason).
         layout: name of the source's layout.
-        notes: what the user should know.
+        notes: what the user should beware of.
+        facts: what the user may want to know.
+        copies: name and pieces of tensors that were saved several times and must be equal; one of them is used.
         files: name → content of JSON files that are written in place of the source's.
     """
 
@@ -37,6 +40,8 @@ class Plan:
     dropped: tuple[tuple[str, str], ...] = ()
     layout: str = ""
     notes: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+    copies: tuple[tuple[str, tuple[Extent, ...]], ...] = ()
     files: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -66,9 +71,9 @@ class _Faults:
     def lines(self) -> Iterable[str]:
         yield from (f"missing: {name}" for name in keymap.fold_names(self.missing))
         yield from (f"unknown: {name}" for name in keymap.fold_names(self.extra))
-        yield from self.wrong[:40]
-        if len(self.wrong) > 40:
-            yield f"… and {len(self.wrong) - 40} more of the wrong kind"
+        yield from self.wrong[:LISTED]
+        if len(self.wrong) > LISTED:
+            yield f"… and {len(self.wrong) - LISTED} more of the wrong kind"
 
 
 FIT_HINT = "Check that config.json and the weights come from the same model and revision."
@@ -84,6 +89,13 @@ def extent(spec: TensorSpec) -> Extent | Made:
 
 
 PARTS = {"vision": CLIP_LAYOUTS, "language": LLAMA_LAYOUTS}
+
+
+def plan_folder(source: Path, architecture: Architecture, part: str | None = None) -> Plan:
+    """`plan_import` of all the weights in a folder."""
+    left_out: list[tuple[str, str]] = []
+    plan = plan_import(read_folder(source, left_out), architecture, str(source), part)
+    return replace(plan, dropped=(*plan.dropped, *left_out))
 
 
 def plan_import(
@@ -106,7 +118,7 @@ def plan_import(
     by_hub: dict[str, TensorSpec] = {}
     for name, hub in hub_names.items():
         if hub in by_hub:
-            faults.wrong.append(f"there twice: {by_hub[hub].name} and {name}")
+            faults.wrong.append(f"there twice: {short(by_hub[hub].name)} and {short(name)}")
         by_hub[hub] = specs[name]
 
     prefix = PART_PREFIXES[part] if part else ""
@@ -131,7 +143,7 @@ def plan_import(
         if hub in used:
             continue
         if hub == keymap.TIED_HEAD and architecture.text.tie_word_embeddings:
-            dropped.append((spec.name, "equal to the embedding: config.json ties them"))
+            dropped.append((spec.name, "config.json ties it to the embedding, so it is not used"))
         elif reason := keymap.drop_reason(hub):
             dropped.append((spec.name, reason))
         else:
@@ -163,9 +175,9 @@ def _plan_target(target: keymap.Target, by_hub: Mapping[str, TensorSpec], faults
 
 def _fits(spec: TensorSpec, name: str, shape: tuple[int, ...], faults: _Faults) -> bool:
     if spec.shape != shape:
-        faults.wrong.append(f"{name}: shape {list(spec.shape)}, config.json implies {list(shape)}")
+        faults.wrong.append(f"{short(name)}: shape {list(spec.shape)}, config.json implies {list(shape)}")
     elif spec.dtype not in WEIGHT_DTYPES:
-        faults.wrong.append(f"{name}: type {spec.dtype} is not supported; supported: {', '.join(WEIGHT_DTYPES)}")
+        faults.wrong.append(f"{short(name)}: type {spec.dtype} is not supported; supported: {', '.join(WEIGHT_DTYPES)}")
     else:
         return True
     return False
@@ -190,7 +202,7 @@ def compare_shapes(
         missing=[name for name in wanted if name not in shapes], extra=[name for name in shapes if name not in wanted]
     )
     faults.wrong = [
-        f"{name}: shape {list(shapes[name])}, needed {list(shape)}"
+        f"{short(name)}: shape {short(list(shapes[name]))}, needed {short(list(shape))}"
         for name, shape in wanted.items()
         if name in shapes and tuple(shapes[name]) != tuple(shape)
     ]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llavanext_cli.config.architecture import Architecture, parse_architecture
 from llavanext_cli.config.hf_config import read_config
+from llavanext_cli.config.sections import is_int
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.checkpoint import open_checkpoint
 from llavanext_cli.weights.folder import MANIFEST, find_ranks
-from llavanext_cli.weights.headers import read_folder, read_json
-from llavanext_cli.weights.plan import Plan, StoredRows, extent, plan_export, plan_import
-from llavanext_cli.weights.stream import PlannedTensor
+from llavanext_cli.weights.headers import read_object
+from llavanext_cli.weights.plan import Plan, StoredRows, extent, plan_export, plan_folder
+from llavanext_cli.weights.stream import Extent, PlannedTensor
 
 
 def build_plan(
@@ -53,9 +54,10 @@ def build_plan(
         plan = plan_export(stored, checkpoint.carried, checkpoint.architecture, str(source))
         return plan, checkpoint.architecture, source
     if ours:
-        raise CheckpointError(
-            f"{source}: is converted already", "`llavanext convert --to hf` turns it back into a Hugging Face folder."
-        )
+        hint = "`llavanext convert --to hf` turns it back into a Hugging Face folder."
+        if read_object(source / MANIFEST).get("part"):
+            hint = "`llavanext convert --vision DIR --language DIR DST` makes a base model of two parts."
+        raise CheckpointError(f"{source}: is converted already", hint)
     if part is not None:
         return *compose.plan_part(source, part), source
     config = read_config(source)
@@ -63,7 +65,7 @@ def build_plan(
         return *compose.plan_original(source, config), source
     _hint_at_parts(source, config)
     architecture = parse_architecture(config, str(source / "config.json"))
-    return plan_import(read_folder(source), architecture, str(source)), architecture, source
+    return plan_folder(source, architecture), architecture, source
 
 
 def _plan_ranks(source: Path, like: Path, to: str) -> tuple[Plan, Architecture, Path]:
@@ -78,16 +80,22 @@ def _plan_ranks(source: Path, like: Path, to: str) -> tuple[Plan, Architecture, 
     base = open_checkpoint(like)
     expected = keymap.expected_parameters(base.architecture)
     merged, dropped, step = merge.read_distributed(source, ranks, expected)
-    note = f"slices of {len(ranks)} ranks, {step}"
+    fact = f"slices of {len(ranks)} ranks, {step}"
+    copies = tuple(
+        (name, tuple(Extent(spec.path, spec.offset, spec.nbytes) for spec in same))
+        for name, one in merged.items()
+        for same in one.copies
+    )
     if to == "hf":
         plan = plan_export(merged, base.carried, base.architecture, str(source))
-        return replace(plan, dropped=tuple(dropped), notes=(note,)), base.architecture, like
+        return replace(plan, dropped=tuple(dropped), facts=(fact,), copies=copies), base.architecture, like
     tensors = tuple(
         PlannedTensor(name, one.dtype, one.shape, one.rows(0, one.shape[0]), f"{len(one.parts)} slices")
         for name, one in merged.items()
     )
     carried = tuple(PlannedTensor(n, s.dtype, s.shape, (extent(s),), "carried") for n, s in base.carried.items())
-    return Plan(tensors, carried, tuple(dropped), "ranks", (note,)), base.architecture, like
+    plan = Plan(tensors, carried, tuple(dropped), "ranks", facts=(fact,), copies=copies)
+    return plan, base.architecture, like
 
 
 def _hint_at_ranks(source: Path) -> None:
@@ -107,30 +115,42 @@ def _hint_at_parts(source: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def check_vocabulary(folder: Path, files: Mapping[str, Any], architecture: Architecture) -> None:
+def check_vocabulary(folder: Path, rows: int) -> None:
     """Compare the tokenizer's greatest id with the rows of the embedding.
 
     Args:
         folder: holds the tokenizer's files; without any, there is nothing to compare.
-        files: content of those that are written anew.
+        rows: that the source's own embedding has, before names are added to it.
 
     Raises:
         CheckpointError: an id has no row.
     """
     from llavanext_cli.processing.tokens import load_tokenizer
 
-    ids = {}
+    ids = {"added_tokens.json": _greatest(read_object(folder / "added_tokens.json").values())}
     if (folder / "tokenizer.model").is_file():
         ids["tokenizer.model"] = load_tokenizer(folder).size - 1
-    added = files.get("added_tokens.json")
-    if added is None and (folder / "added_tokens.json").is_file():
-        added = read_json(folder / "added_tokens.json")
-    if isinstance(added, dict) and added:
-        ids["added_tokens.json"] = max((n for n in added.values() if isinstance(n, int)), default=0)
-    rows = architecture.text.vocab_size
+    elif (folder / "tokenizer.json").is_file():
+        ids["tokenizer.json"] = _greatest(_ids_of(read_object(folder / "tokenizer.json")))
     for name, greatest in ids.items():
         if greatest >= rows:
             raise CheckpointError(
                 f"{folder}: the vocabulary has {rows} rows, and the tokenizer ({name}) uses id {greatest}",
                 "Tokenizer and weights come from different models; fetch both from the same place.",
             )
+
+
+def _ids_of(fast: Mapping[str, Any]) -> Iterator[Any]:
+    """The ids in a tokenizer.json: of its vocabulary, name → id or a list in their order, and of added tokens."""
+    model, added = fast.get("model"), fast.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        yield from vocabulary.values()
+    elif isinstance(vocabulary, list):
+        yield len(vocabulary) - 1
+    for token in added if isinstance(added, list) else ():
+        yield token.get("id") if isinstance(token, dict) else None
+
+
+def _greatest(ids: Iterable[Any]) -> int:
+    return max((number for number in ids if is_int(number)), default=-1)

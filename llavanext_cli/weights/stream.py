@@ -207,7 +207,11 @@ def digest_pieces(pieces: Sequence[Extent | Made], stream: Stream) -> str:
 def disk_error(path: Path, error: OSError) -> CheckpointError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(f"{path}: the disk is full", "Free some space, or name a folder on another disk.")
-    return CheckpointError(f"{error.filename or path}: {error.strerror or error}", "Name a place that can be written.")
+    hint = {
+        errno.EMFILE: "Allow more open files: ulimit -n 65536.",
+        errno.ENAMETOOLONG: "Choose a shorter name: a temporary one is made of it.",
+    }.get(error.errno or 0, "Name a place that can be written.")
+    return CheckpointError(f"{error.filename or path}: {error.strerror or error}", hint)
 
 
 def plan_shards(tensors: Sequence[PlannedTensor], shard_bytes: int) -> list[list[PlannedTensor]]:

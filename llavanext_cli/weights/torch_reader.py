@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from llavanext_cli.config.hf_config import REFETCH
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.weights.headers import DTYPE_BYTES, MAY_READ, TensorSpec, count_elements, open_regular
+from llavanext_cli.weights.headers import DTYPE_BYTES, MAY_READ, TensorSpec, count_elements, open_regular, short
 from llavanext_cli.weights.pickles import PICKLE_LIMIT, PickleReader, StoredTensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -29,6 +29,7 @@ LEGACY_VERSION = 1001
 DIRECTORY_LIMIT = 4 << 20
 """Bytes of a zip archive's list of members. A 7B model's shard has about 400 members of 80 bytes."""
 NO_WEIGHTS = "Name a folder with *.safetensors or *.bin weights."
+BESIDE = "saved beside state_dict, of which alone the model is made"
 SAVE_AGAIN = "Save the model as safetensors with the program that made it."
 
 
@@ -41,8 +42,11 @@ class Member:
     nbytes: int
 
 
-def read_torch_header(path: str | Path) -> dict[str, TensorSpec]:
+def read_torch_header(path: str | Path, left_out: list[tuple[str, str]] | None = None) -> dict[str, TensorSpec]:
     """Find the tensors of a file that torch.save made from a state dict.
+
+    Args:
+        left_out: gets (name, reason) of what a trainer saved beside the state dict.
 
     Returns:
         Name → where its bytes lie, in the dictionary's order.
@@ -61,37 +65,43 @@ def read_torch_header(path: str | Path) -> dict[str, TensorSpec]:
                 state, places = _read_legacy(path, file, size)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})", MAY_READ) from error
+    if left_out is not None and _is_wrapped(state):
+        left_out += [(f"{path.name}: {short(key)}", BESIDE) for key in state if key != "state_dict"]
     return {name: _locate(path, name, tensor, places) for name, tensor in _tensors(path, state)}
+
+
+def _is_wrapped(state: Any) -> bool:
+    return isinstance(state, dict) and isinstance(state.get("state_dict"), dict)
 
 
 def _tensors(path: Path, state: Any) -> Iterable[tuple[str, StoredTensor]]:
     """The entries of a state dict, also when a trainer wrapped it as {"state_dict": …}."""
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+    if _is_wrapped(state):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{path}: holds no dictionary of tensors", NO_WEIGHTS)
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, StoredTensor):
-            raise CheckpointError(f"{path}: {name!r:.120} is no tensor but {type(value).__name__}", NO_WEIGHTS)
+            raise CheckpointError(f"{path}: {name!r:.80} is no tensor but {type(value).__name__}", NO_WEIGHTS)
     return state.items()
 
 
 def _locate(path: Path, name: str, tensor: StoredTensor, places: Mapping[str, tuple[int, int]]) -> TensorSpec:
     storage, size = tensor.storage, DTYPE_BYTES[tensor.storage.dtype]
     if storage.key not in places:
-        raise CheckpointError(f"{path}: {name}: its storage {storage.key!r:.60} is missing", REFETCH)
+        raise CheckpointError(f"{path}: {short(name)}: its storage {storage.key!r:.60} is missing", REFETCH)
     start, nbytes = places[storage.key]
     if storage.elements * size > nbytes:
         raise CheckpointError(
-            f"{path}: {name}: its storage has {nbytes} bytes, {storage.elements * size} are announced", REFETCH
+            f"{path}: {short(name)}: its storage has {nbytes} bytes, {storage.elements * size} are announced", REFETCH
         )
     elements = count_elements(tensor.shape)
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
     if elements and last >= storage.elements:
-        raise CheckpointError(f"{path}: {name}: reaches beyond its storage", REFETCH)
+        raise CheckpointError(f"{path}: {short(name)}: reaches beyond its storage", REFETCH)
     if elements > storage.elements:
         raise CheckpointError(
-            f"{path}: {name}: {elements} elements repeat the {storage.elements} that are stored", REFETCH
+            f"{path}: {short(name)}: {elements} elements repeat the {storage.elements} that are stored", REFETCH
         )
     strides = None if _is_contiguous(tensor) else tensor.strides
     return TensorSpec(name, storage.dtype, tensor.shape, path, start + tensor.offset * size, elements * size, strides)

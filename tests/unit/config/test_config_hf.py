@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ REFUSED = [
     ({"text": {"num_key_value_heads": 5}}, "text_config.num_key_value_heads: 5 does not divide the 32 attention heads"),
     ({"text": {"num_hidden_layers": 0}}, "text_config.num_hidden_layers: must be a whole number of at least 1, not 0"),
     ({"text": {"vocab_size": "many"}}, "text_config.vocab_size: must be a whole number of at least 1, not 'many'"),
+    ({"text": {"rope_theta": 10**4000}}, "text_config.rope_theta: must be a positive number, not 1000"),
     ({"text": {"rms_norm_eps": float("nan")}}, "text_config.rms_norm_eps: must be a positive number, not nan"),
     (
         {"text": {"rope_scaling": {"type": "yarn", "factor": 2}}},
@@ -234,7 +236,8 @@ REFUSED = [
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[message.split(":")[0] for _, message in REFUSED])
 def test_what_cannot_be_computed_is_refused_by_name(changes: dict, message: str) -> None:
-    assert any(line.startswith(message) for line in faults(published(**changes)))
+    found = faults(published(**changes))
+    assert any(line.startswith(message) for line in found) and max(map(len, found)) <= 300
 
 
 def test_all_faults_at_once() -> None:
@@ -271,5 +274,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             (tmp_path / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match=message):
             load_architecture(tmp_path)
+    os.truncate(tmp_path / "config.json", 600_000_000)  # takes no room
+    with pytest.raises(CheckpointError, match="more than 16777216 bytes"):
+        load_architecture(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
     assert load_architecture(tmp_path) == Architecture()

@@ -1,6 +1,7 @@
 """Tokenizer folders: what is read, what is refused, and decoding that never shows half a character."""
 
 import json
+import os
 import pickle
 
 import pytest
@@ -131,6 +132,12 @@ def test_folders_that_are_refused(make_tokenizer_folder, tmp_path):
     (folder / "tokenizer.model").write_bytes(b"<html>not found</html>")
     with pytest.raises(CheckpointError, match="not a SentencePiece model"):
         load_tokenizer(folder)
+    (folder / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="not a SentencePiece model"):
+        load_tokenizer(folder)
+    os.truncate(folder / "tokenizer.model", 3_000_000_000)  # takes no room
+    with pytest.raises(CheckpointError, match="more than 67108864 bytes"):
+        load_tokenizer(folder)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"no tokenizer\.model") as caught:
         load_tokenizer(tmp_path)
@@ -143,6 +150,7 @@ def test_folders_that_are_refused(make_tokenizer_folder, tmp_path):
         ("added_tokens.json", {"<image>": "many"}),
         ("added_tokens.json", {"<image>": None}),
         ("added_tokens.json", {"<image>": -1}),
+        ("added_tokens.json", {"<image>": float("inf")}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "<image>"}}}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"7": {}}}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"7": "<image>"}}),

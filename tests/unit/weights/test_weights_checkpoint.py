@@ -57,6 +57,9 @@ def test_a_checkpoint_that_was_changed_is_not_opened(hf_folder: Path, tmp_path: 
     for bad, message in (
         (good.replace('"llavanext_manifest": 1', '"llavanext_manifest": 2'), "version 2; this program reads version 1"),
         (good.replace("model-00001-of", "../model-00001-of"), "is outside the folder"),
+        (good.replace('"shape": [\n    12\n   ]', '"shape": 5', 1), "has no shape"),
+        (good.replace('"shape": [\n    12\n   ]', '"shape": true', 1), "has no shape"),
+        (good.replace('"format": "safetensors"', '"format": "x\\u001b[31m"'), r"holds weights as x\\x1b\[31m,"),
         ("[]", "version None"),
         ("{", "not a JSON file"),
         ('{"llavanext_manifest": 1, "format": "safetensors"}', "no object 'tensors'"),

@@ -86,7 +86,7 @@ def test_a_base_model_of_two_parts(clip_folder: Path, llama_folder: Path, tmp_pa
         assert ours[name].dtype == np.float16 and ours[name].std() > 0.05
     reasons = " ".join(report.dropped)
     assert "text tower" in reasons and "rope_theta" in reasons and "contrastive" in reasons
-    assert report.layout == "clip + llama" and "random" in report.notes[0]
+    assert report.layout == "clip + llama" and "random" in report.facts[0]
 
 
 def test_the_tokenizer_learns_two_names(clip_folder: Path, llama_folder: Path, tmp_path: Path) -> None:
@@ -120,8 +120,44 @@ def test_parts_converted_before_give_the_same_model(clip_folder: Path, llama_fol
     assert all((direct[n] == joined[n]).all() for n in direct) and direct.keys() == joined.keys()
     with pytest.raises(CheckpointError, match="holds the vision model alone"):
         open_checkpoint(tmp_path / "v")
+    with pytest.raises(CheckpointError, match="is converted already") as caught:
+        run_convert(tmp_path / "v", tmp_path / "again", part="vision")
+    assert "--vision DIR --language DIR" in caught.value.hint
     with pytest.raises(CheckpointError, match="this is no CLIP model"):
         run_convert(None, tmp_path / "swapped", vision=tmp_path / "l", language=tmp_path / "l")
+
+
+def test_a_tokenizer_with_more_ids_than_the_language_models_rows(
+    clip_folder: Path, llama_folder: Path, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    """The rows that are added for <video> and <image> are theirs: `<pad>` would share one."""
+    (llama_folder / "added_tokens.json").write_text('{"<pad>": 50}')
+    for options in ({"vision": clip_folder, "language": llama_folder}, {"source": llama_folder, "part": "language"}):
+        with pytest.raises(CheckpointError, match=r"50 rows, and the tokenizer \(added_tokens\.json\) uses id 50"):
+            run_convert(**{"source": None, **options}, destination=tmp_path / "out")
+    assert no_leftovers() == []
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"x"', '{"added_tokens": 3}'])
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer_config.json", "tokenizer.json"])
+def test_tokenizer_files_of_another_kind(
+    name: str, content: str, clip_folder: Path, llama_folder: Path, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    (llama_folder / name).write_text(content)
+    if content.startswith("{") and name != "tokenizer.json":
+        run_convert(None, tmp_path / "base", vision=clip_folder, language=llama_folder)
+        return
+    with pytest.raises(CheckpointError, match=rf"{name}: (a JSON object is expected|added_tokens must be a list)"):
+        run_convert(None, tmp_path / "out", vision=clip_folder, language=llama_folder)
+    assert no_leftovers() == []
+
+
+@pytest.mark.parametrize("key", ["vision_config", "vision_config_dict"])
+@pytest.mark.parametrize("value", [[1], "x", 3])
+def test_a_clip_whose_sections_are_none(key: str, value: object, clip_folder: Path, tmp_path: Path) -> None:
+    (clip_folder / "config.json").write_text(json.dumps({"model_type": "clip", key: value}))
+    with pytest.raises(CheckpointError, match="vision_config must be an object"):
+        run_convert(clip_folder, tmp_path / "out", part="vision")
 
 
 def test_parts_in_the_wrong_place(
@@ -190,6 +226,8 @@ def test_an_original_repository(original: tuple[Path, dict], tmp_path: Path, tin
         ({"mm_vision_tower": "google/siglip-so400m"}, "mm_vision_tower: 'google/siglip-so400m' is not supported"),
         ({"mm_projector_type": "linear"}, "mm_projector_type: 'linear' is not supported; supported: 'mlp2x_gelu'"),
         ({"model_type": "llava_qwen"}, "model_type: 'llava_qwen'"),
+        ({"model_type": [1]}, "model_type: [1]"),
+        ({"image_grid_pinpoints": "[[1, 1]," * 10_000}, "image_grid_pinpoints: must be a list"),
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end: True"),
         ({"mm_vision_select_feature": "cls"}, "vision_feature_select_strategy: 'cls'"),
         ({"image_grid_pinpoints": "(1x1),(6x6)"}, "image_grid_pinpoints: must be a list"),
@@ -202,3 +240,4 @@ def test_original_settings_that_cannot_be_followed(
     with pytest.raises(CheckpointError, match="cannot be used") as caught:
         run_convert(folder, tmp_path / "out")
     assert any(fault in line for line in caught.value.details) and no_leftovers() == []
+    assert max(map(len, caught.value.details)) <= 300

@@ -101,9 +101,12 @@ def test_force_replaces_what_was_there(hf_folder: Path, tmp_path: Path) -> None:
     run_convert(hf_folder, tmp_path / "out")
     with pytest.raises(CheckpointError, match="is there already"):
         run_convert(hf_folder, tmp_path / "out")
-    (tmp_path / "out" / "stray").write_text("")
-    run_convert(hf_folder, tmp_path / "out", force=True)
-    assert not (tmp_path / "out" / "stray").exists() and open_checkpoint(tmp_path / "out")
+    run_convert(hf_folder, tmp_path / "out", force=True, dtype="float16")
+    assert {s.dtype for s in open_checkpoint(tmp_path / "out").parameters.values()} == {"F16"}
+    (tmp_path / "out" / "notes.md").write_text("precious")
+    with pytest.raises(CheckpointError, match="holds more than a checkpoint"):
+        run_convert(hf_folder, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "notes.md").read_text() == "precious"
 
 
 def test_progress_ends_at_the_total(hf_folder: Path, tmp_path: Path) -> None:
@@ -219,7 +222,8 @@ def test_a_source_that_only_transformers_misses_something_of(
 def test_the_wrong_direction_is_explained(hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
     fails(hf_folder, tmp_path, "is a Hugging Face folder already", no_leftovers, to="hf")
     run_convert(hf_folder, tmp_path / "ours")
-    fails(tmp_path / "ours", tmp_path, "is converted already", no_leftovers)
+    fault = fails(tmp_path / "ours", tmp_path, "is converted already", no_leftovers)
+    assert "--to hf" in fault.hint
     fails(tmp_path / "nowhere", tmp_path, "no such folder", no_leftovers)
     fails(hf_folder / "model.safetensors", tmp_path, "is a file; name the folder", no_leftovers)
 
@@ -250,6 +254,17 @@ def test_a_disk_too_small(
     fails(hf_folder, tmp_path, "1 kB free", no_leftovers)
 
 
+def test_tokenizers_and_licences_need_room_too(
+    hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hf_folder / "LICENSE").write_bytes(bytes(1 << 20))
+    usage = type("Usage", (), {"free": (64 << 20) + (1 << 20)})
+    monkeypatch.setattr("llavanext_cli.weights.folder.shutil.disk_usage", lambda _: usage)
+    fails(hf_folder, tmp_path, "68.2 MB free", no_leftovers)
+    os.truncate(hf_folder / "LICENSE", 65 << 20)
+    fails(hf_folder, tmp_path, r"LICENSE: 68.2 MB; at most 67.1 MB are copied", no_leftovers)
+
+
 def test_destination_inside_source(hf_folder: Path, tmp_path: Path) -> None:
     before = sorted(hf_folder.iterdir())
     with pytest.raises(CheckpointError, match="inside the source"):
@@ -266,6 +281,31 @@ def test_a_tokenizer_with_more_ids_than_rows(
     run_convert(hf_folder, tmp_path / "fits")
     shutil.copy(make_tokenizer_folder() / "tokenizer.model", hf_folder)
     fails(hf_folder, tmp_path, r"64 rows, and the tokenizer \(tokenizer\.model\) uses id \d\d\d", no_leftovers)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": {"vocab": {"a": 3, "b": 64}}},
+        {"model": {"vocab": [["a", 0.0]] * 65}},
+        {"model": {"vocab": {}}, "added_tokens": [{"id": 64}, {"content": "b"}, 3]},
+    ],
+)
+def test_a_tokenizer_json_alone_with_more_ids_than_rows(
+    content: dict, hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    (hf_folder / "tokenizer.json").write_text(json.dumps(content))
+    fails(hf_folder, tmp_path, r"64 rows, and the tokenizer \(tokenizer\.json\) uses id 64", no_leftovers)
+
+
+def test_names_in_a_file_are_short_and_printable_in_errors(
+    make_hf: MakeHf, hub_tensors: dict, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    for name in ("evil\x1b[31m", "two\nlines", "x" * 50_000, f"{LLAMA}layers.{'9' * 5000}.mlp.up_proj.weight"):
+        hub_tensors[name] = np.zeros(1, np.float32)
+    fault = fails(make_hf(hub_tensors), tmp_path, "4 unknown", no_leftovers)
+    assert all(line.isprintable() and len(line) < 200 for line in fault.details)
+    assert "unknown: evil\\x1b[31m" in fault.details
 
 
 def test_a_write_that_fails_leaves_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,13 @@ def test_the_old_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert listing(tmp_path) == ["out", "out/new"]
 
 
+@pytest.mark.parametrize(("number", "hint"), [(errno.EMFILE, "ulimit -n"), (errno.ENAMETOOLONG, "a shorter name")])
+def test_other_limits_have_their_own_hint(number: int, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught, new_folder(tmp_path / "out"):
+        raise OSError(number, os.strerror(number))
+    assert hint in caught.value.hint and listing(tmp_path) == []
+
+
 def test_a_full_disk_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the disk is full"), new_folder(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -78,9 +86,13 @@ def test_a_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -
 
 
 def test_leftovers_of_killed_runs_are_found(tmp_path: Path) -> None:
-    (tmp_path / ".out.tmp-1").mkdir()
-    (tmp_path / ".outer.tmp-1").mkdir()
-    assert find_leftovers(tmp_path / "out") == [tmp_path / ".out.tmp-1"]
+    dead = 999_999_999  # no machine has so many processes
+    for name in (f".outer.tmp-{dead}", f".out.tmp-{os.getppid()}", ".out.tmp-x", f".out.new-{dead}"):
+        (tmp_path / name).mkdir()
+    expected = [tmp_path / f".out.{name}" for name in (f"old-{os.getpid()}", f"old-{dead}", f"tmp-{dead}")]
+    for path in expected:
+        path.mkdir()
+    assert find_leftovers(tmp_path / "out") == sorted(expected)
 
 
 class TestDestination:
@@ -114,8 +126,30 @@ class TestDestination:
         assert "--force" in caught.value.hint
         with pytest.raises(CheckpointError, match="holds no checkpoint"):
             check_destination(tmp_path / "out", (tmp_path / "src",), force=True)
-        (tmp_path / "out" / "config.json").write_text("{}")
-        check_destination(tmp_path / "out", (tmp_path / "src",), force=True)
+
+    @pytest.mark.parametrize("weights", ["llavanext_manifest.json", "model-00001-of-00002.safetensors", "model.ckpt"])
+    def test_only_what_is_ours_is_replaced(self, weights: str, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        (out / "training").mkdir(parents=True)
+        (out / "config.json").write_text("{}")
+        with pytest.raises(CheckpointError, match="holds no checkpoint"):
+            check_destination(out, (), force=True)
+        for name in (weights, "training/state.json", "LICENSE", "model.safetensors.index.json"):
+            (out / name).write_text("")
+        check_destination(out, (), force=True)
+        for name in ("training/thesis.tex", ".git/config", "model.safetensors/x", "notes.md"):
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_text("")
+            with pytest.raises(CheckpointError, match="holds more than a checkpoint") as caught:
+                check_destination(out, (), force=True)
+            assert caught.value.details == (name.partition("/")[0],)
+            (out / name).unlink()
+            if name.startswith((".git", "model")):
+                (out / name).parent.rmdir()
+
+    def test_where_a_disk_is_mounted(self) -> None:
+        with pytest.raises(CheckpointError, match="a disk is mounted here"):
+            check_destination(Path("/proc"), (), force=True)
 
 
 @pytest.mark.parametrize("empty", [True, False])
@@ -149,7 +183,7 @@ def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-5GB", "5 apples", "0GB", "0.1", "5GBB"])
+@pytest.mark.parametrize("text", ["", "GB", "-5GB", "5 apples", "0GB", "0.1", "5GBB", "9" * 400])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(CheckpointError, match="is no size"):
         parse_size(text)

@@ -67,7 +67,6 @@ BAD = {
     "a huge number": (b'{"a": ' + b"9" * 9000 + b"}", b"", None, "header is not JSON"),
     "a name twice": (b'{"a": {}, "a": {}}', b"", None, "there twice"),
     "no object": ({"a": 3}, b"", None, "a: no object"),
-    "unknown type": ({"a": entry(0, 4, "F4")}, b"0000", None, "type F4 is not supported; supported: F64"),
     "wrong type for its bytes": ({"a": entry(0, 4, "F16", [1])}, b"0000", None, "F16[1] needs 2 bytes, 4 are there"),
     "negative axis": ({"a": entry(0, 4, shape=[-1])}, b"0000", None, "no shape"),
     "a float axis": ({"a": entry(0, 4, shape=[1.0])}, b"0000", None, "no shape"),
@@ -91,6 +90,14 @@ def test_a_damaged_file_is_refused_by_name(case: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_safetensors_header(path)
     assert message in str(caught.value) and "x.safetensors: damaged" in str(caught.value) and caught.value.hint
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F8_E4M3"])
+def test_a_quantised_file_is_not_called_damaged(dtype: str, tmp_path: Path) -> None:
+    path = write_raw(tmp_path / "x.safetensors", {"a": entry(0, 4, dtype)}, b"0000", None)
+    with pytest.raises(CheckpointError, match=f"a: type {dtype} is not supported; supported: F64") as caught:
+        read_safetensors_header(path)
+    assert "damaged" not in str(caught.value) and "float16" in caught.value.hint
 
 
 @pytest.mark.parametrize("cut", [0, 3, 7, 8, 20, -1])
@@ -188,6 +195,21 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="1 of 2 shards") as caught:
         read_folder(folder)
     assert caught.value.details == ("2.safetensors",)
+
+
+def test_a_single_file_beside_shards_is_refused(tmp_path: Path) -> None:
+    """transformers reads the single file then, and not the shards."""
+    folder = write_shards(tmp_path / "m", {"1.safetensors": ONE, "2.safetensors": TWO})
+    save_file(ONE | TWO, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds model\.safetensors and model\.safetensors\.index\.json"):
+        read_folder(folder)
+
+
+def test_a_list_of_missing_shards_is_cut(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "m", {"1.safetensors": ONE}, {f"w{i}": f"{i}{'x' * 300}" for i in range(500)})
+    with pytest.raises(CheckpointError, match="500 of 500 shards") as caught:
+        read_folder(folder)
+    assert len(caught.value.details) == 20 and max(map(len, caught.value.details)) == 120
 
 
 @pytest.mark.parametrize("file", ["../1.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "c:\\x", 7, None])

@@ -173,7 +173,7 @@ def test_tied_embeddings_have_no_head() -> None:
     assert "language_model.lm_head.weight" not in keymap.expected_parameters(tied)
     with_head = specs_of(keymap.hub_tensors(Architecture()))
     plan = plan_import(with_head, tied, "tied")
-    assert plan.dropped == ((keymap.TIED_HEAD, "equal to the embedding: config.json ties them"),)
+    assert plan.dropped == ((keymap.TIED_HEAD, "config.json ties it to the embedding, so it is not used"),)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,14 @@ def test_names_are_folded(names: list[str], lines: list[str]) -> None:
 
 
 def test_long_lists_say_how_much_more_there_is() -> None:
-    assert keymap.fold_names([f"n{i:03d}" for i in range(50)])[-1] == "… and 10 more"
+    assert keymap.fold_names([f"n{i:03d}" for i in range(50)])[-1] == "… and 30 more"
+
+
+def test_only_plain_numbers_are_layers_and_names_are_cut() -> None:
+    names = ["a.007.w", "a.٣.w", f"a.{'9' * 5000}.w", "a.1.w", "a.2.w", "b\x1b[31m\nError: c"]
+    lines = keymap.fold_names(names)
+    assert "a.{1..2}.w (2)" in lines and "a.007.w" in lines and "b\\x1b[31m\\nError: c" in lines
+    assert len(lines) == 5 and max(map(len, lines)) == 120
 
 
 def test_caches_are_not_weights() -> None:

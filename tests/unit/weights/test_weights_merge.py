@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
@@ -139,7 +141,7 @@ def test_a_distributed_run_becomes_a_checkpoint(run: Path, base: Path, tmp_path:
     report = run_convert(run, tmp_path / "out", like=base, verify=True)
     expected = {name: array + 1 for name, array in load_parameters(base).items()}
     assert_same(load_parameters(open_checkpoint(tmp_path / "out")), expected)
-    assert report.notes[0] == "slices of 4 ranks, epoch 1, step 20"
+    assert report.facts[0] == "slices of 4 ranks, epoch 1, step 20"
     assert report.dropped == ("adam_m.image_newline: state of the optimizer", "global_step: a counter of the run")
 
 
@@ -185,6 +187,59 @@ def test_slices_that_leave_a_part_open(tmp_path: Path) -> None:
         join_slices("w", (4, 4), {0: spec}, {0: rows})
     with pytest.raises(CheckpointError, match="does not fit"):
         join_slices("w", (5, 4), {0: spec}, {0: rows})
+
+
+def test_slices_that_contradict_each_other(tmp_path: Path) -> None:
+    """Three strategies: together as many elements as the whole, but rows 1 twice and row 3 not at all."""
+    for rank, rows in enumerate((2, 1, 1)):
+        save_file({"w": np.zeros((rows, 4), np.float32)}, tmp_path / f"{rank}.safetensors")
+    specs = {rank: read_safetensors_header(tmp_path / f"{rank}.safetensors")["w"] for rank in range(3)}
+    half, quarter = SliceLayout((2,), ((0,), ())), SliceLayout((4,), ((0,), ()))
+    with pytest.raises(CheckpointError, match="contradict each other"):
+        join_slices("w", (4, 4), specs, {0: half, 1: quarter, 2: quarter})
+
+
+def test_copies_must_agree(run: Path, base: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
+    """Types are compared always; bytes with --verify, since that reads what all ranks have saved."""
+    path = run / "checkpoint" / "rank_3" / "tiny_rank_3-1_20.safetensors"
+    arrays = load_file(path)
+    save_file(arrays | {"image_newline": arrays["image_newline"] + 1}, path)
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(CheckpointError, match=r"image_newline: .*rank_3.* and .*rank_0.* hold different values"):
+        run_convert(run, tmp_path / "out", like=base, verify=True, progress=lambda *now: seen.append(now))
+    assert seen[-1][0] < seen[-1][1] and no_leftovers() == []
+    save_file(arrays | {"image_newline": arrays["image_newline"].astype(np.float16)}, path)
+    refused(run, base, tmp_path, r"image_newline: the slices have different types \(F16, F32\)", no_leftovers)
+
+
+def test_ranks_beyond_all_numbers(run: Path, base: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
+    (run / "checkpoint" / "rank_9999999999").mkdir()
+    refused(run, base, tmp_path, r"no folders for ranks \[4, 5, .*, 23\]", no_leftovers)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_strategy_that_is_no_file(
+    make: Callable[[Path], None], run: Path, base: Path, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    path = run / "strategy" / "ckpt_strategy_rank_2.ckpt"
+    path.unlink()
+    make(path)
+    refused(run, base, tmp_path, "cannot be read", no_leftovers)
+
+
+@pytest.mark.parametrize(
+    ("layout", "match"),
+    [
+        (SliceLayout((2,), ((0,), (0,)), 1, -1), "an axis of the grid cuts twice"),
+        (SliceLayout((1 << 40,), ((0,), ())), "a layout outside its grid"),
+        (SliceLayout((2,), ((5,), ())), "a layout outside its grid"),
+    ],
+)
+def test_a_strategy_that_cannot_be(layout: SliceLayout, match: str, tmp_path: Path) -> None:
+    write_strategy(tmp_path / "s" / "x.ckpt", {"w": layout})
+    with pytest.raises(CheckpointError, match=match):
+        read_strategy(tmp_path / "s" / "x.ckpt")
 
 
 def test_carried_tensors_come_from_the_base(run: Path, base: Path, tmp_path: Path) -> None:

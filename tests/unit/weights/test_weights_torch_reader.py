@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.weights.pickles import PickleReader
+from llavanext_cli.weights.headers import read_folder
+from llavanext_cli.weights.pickles import PickleReader, Storage, Unreadable, _rebuild_tensor
 from llavanext_cli.weights.plan import extent
 from llavanext_cli.weights.stream import Stream
 from llavanext_cli.weights.torch_reader import read_torch_header
@@ -111,6 +112,30 @@ def test_values_that_are_no_tensors_are_named(value: object, tmp_path: Path) -> 
     torch.save({"weight": torch.zeros(2), "step": value}, tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match="'step' is no tensor but"):
         read_torch_header(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["archive", "legacy"])
+def test_a_tensor_stored_negated_is_refused(zipped: bool, tmp_path: Path) -> None:
+    negated = torch._neg_view(torch.ones(3))
+    torch.save({"w": negated}, tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"bytes mean something else \(\({'neg': True},\)\)"):
+        read_torch_header(tmp_path / "x.bin")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("axes", [9, 300, 180_000])
+def test_a_shape_without_end_is_refused(axes: int) -> None:
+    with pytest.raises(Unreadable, match=f"a tensor of {axes} axes"):
+        _rebuild_tensor((Storage("0", "F32", 64), 0, (2**62,) * axes, (0,) * axes))
+
+
+def test_what_a_trainer_saved_beside_is_named(tmp_path: Path) -> None:
+    state = {"state_dict": {"w": torch.zeros(2)}, "ema_state_dict": {"w": torch.ones(2)}, "epoch": 3}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    left_out: list[tuple[str, str]] = []
+    assert read_folder(tmp_path, left_out).keys() == {"w"}
+    assert [name for name, _ in left_out] == ["pytorch_model.bin: ema_state_dict", "pytorch_model.bin: epoch"]
+    assert all("beside state_dict" in reason for _, reason in left_out)
 
 
 # ------------------------------------------------------------------------------------------------------------- archives
