@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from llavanext_cli import console, options
+from llavanext_cli.commands.ending import tidied_when_ended
 from llavanext_cli.errors import CheckpointError
 
 PARTS_PANEL = "From parts"
@@ -33,11 +34,11 @@ class Dtype(str, Enum):
     bfloat16 = "bfloat16"
 
 
-Folder = Annotated[Path, typer.Argument(metavar="SRC", help="Folder of weights to read.", show_default=False)]
+Folder = Annotated[Path | None, typer.Argument(metavar="SRC", help="Folder of weights to read.", show_default=False)]
 
 
 def convert(
-    source: Folder,
+    source: Folder = None,
     destination: Annotated[
         Path | None, typer.Argument(metavar="DST", help="Folder to make.", show_default=False)
     ] = None,
@@ -63,8 +64,14 @@ def convert(
         typer.Option(help="Vicuna or Llama, for a base model.", rich_help_panel=PARTS_PANEL, show_default=False),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the weights that such a base model begins with.", rich_help_panel=PARTS_PANEL)
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Of the weights that such a base model begins with.",
+            rich_help_panel=PARTS_PANEL,
+            show_default="0",
+        ),
+    ] = None,
     like: Annotated[
         Path | None,
         typer.Option(
@@ -103,7 +110,9 @@ def convert(
     together = vision is not None or language is not None
     if from_vision and from_language:
         raise typer.BadParameter("--from-vision and --from-language exclude each other")
-    _check_usage(destination, together, vision, language, from_vision or from_language, like, to, weight_format)
+    if seed is not None and not together:
+        raise typer.BadParameter("--seed is for a base model of --vision and --language, which has new weights")
+    _check_usage(source, destination, together, vision, language, from_vision or from_language, like, to, weight_format)
 
     try:
         shard_bytes = parse_size(shard_size)
@@ -113,7 +122,7 @@ def convert(
     from llavanext_cli.weights.convert import run_convert
 
     destination = source if together else destination
-    with console.progress("Converting", "bytes") as progress:
+    with tidied_when_ended(), console.progress("Converting", "bytes") as progress:
         report = run_convert(
             None if together else source,
             destination,
@@ -122,7 +131,7 @@ def convert(
             vision=vision,
             language=language,
             like=like,
-            seed=seed,
+            seed=seed or 0,
             weight_format=weight_format.value,
             dtype=dtype.value,
             shard_bytes=shard_bytes,
@@ -138,6 +147,8 @@ def convert(
         console.out(line)
     for line in report.dropped:
         console.say(f"Left out: {line}")
+    for line in report.facts:
+        console.say(line[0].upper() + line[1:])
     for line in report.notes:
         console.warn(line)
     done = "would be written" if dry_run else "written and verified" if report.verified else "written"
@@ -154,6 +165,7 @@ def convert(
 
 
 def _check_usage(
+    source: Path | None,
     destination: Path | None,
     together: bool,
     vision: Path | None,
@@ -168,8 +180,11 @@ def _check_usage(
         raise typer.BadParameter("--vision and --language belong together")
     if together and (destination is not None or part or like is not None):
         raise typer.BadParameter("with --vision and --language there is no SRC: name the folder to make, and no more")
-    if not together and destination is None:
-        raise typer.BadParameter("the folder to make is missing: llavanext convert SRC DST")
+    if together and source is None:
+        raise typer.BadParameter("the folder to make is missing: llavanext convert --vision DIR --language DIR DST")
+    if not together and (source is None or destination is None):
+        what = "the folder to make" if source is not None else "the folder to read"
+        raise typer.BadParameter(f"{what} is missing: llavanext convert SRC DST")
     if part and like is not None:
         raise typer.BadParameter("--like is for the slices of a whole model")
     if to is To.hf and (together or part or weight_format is Format.ckpt):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import signal
-import threading
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +10,7 @@ from typing import Annotated
 import typer
 
 from llavanext_cli import console
+from llavanext_cli.commands.ending import tidied_when_ended
 from llavanext_cli.options import Force, Json, Out, Preset, Seed, Workers
 
 
@@ -27,7 +24,7 @@ class Check(str, Enum):
 
 
 class OnBad(str, Enum):
-    """What a bad record does."""
+    """What happens to a bad record."""
 
     drop = "drop"
     fail = "fail"
@@ -113,7 +110,7 @@ def mix(
 
     if time_limit != time_limit:  # nan passes every comparison
         raise typer.BadParameter("nan is no number of seconds", param_hint="--time-limit")
-    with _tidied_when_ended(), console.progress("Mixing", "records") as progress:
+    with tidied_when_ended(), console.progress("Mixing", "records") as progress:
         report = run_mix(
             mix_file,
             out,
@@ -139,25 +136,6 @@ def mix(
     show_report(report)
     if report.written:
         console.next_step(f"llavanext train PRESET --data {shlex.quote(str(out))} --checkpoint CHECKPOINT --out RUN")
-
-
-@contextlib.contextmanager
-def _tidied_when_ended() -> Iterator[None]:
-    """SIGTERM of a scheduler, and SIGHUP of a terminal that is closed, leave no temporary files; code 143, or 129."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():  # whoever runs us there handles signals
-        yield
-        return
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup
-    before = {number: signal.signal(number, leave) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def show_report(report) -> None:  # MixReport, which is imported only when there is one

@@ -322,6 +322,9 @@ def test_an_error_is_one_line_a_hint_and_a_code(tmp_path: Path) -> None:
         ["a", "b", "--to", "hf", "--format", "ckpt"],
         ["a", "b", "--to", "hf", "--from-vision"],
         ["a", "b", "--dtype", "int8"],
+        ["a", "b", "--seed", "1"],
+        ["--vision", "v", "--language", "l"],
+        [],
         ["a", "b", "--shard-size", "nan"],
     ],
 )
@@ -367,6 +370,28 @@ def test_a_killed_run_leaves_only_a_temporary_folder(tiny_model, tmp_path: Path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f".ours.tmp-{process.pid}", "hf"]
     report = run_convert(tmp_path / "hf", tmp_path / "ours", verify=True)
     assert f".ours.tmp-{process.pid}" in report.notes[-1] and open_checkpoint(tmp_path / "ours")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_run_that_is_ended_leaves_nothing(number: signal.Signals, code: int, tiny_model, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "hf")
+    slow = (
+        "import sys, time\n"
+        "from llavanext_cli import app\n"
+        "from llavanext_cli.weights import convert\n"
+        "def wait(*_, **__):\n"
+        "    print('begun', flush=True)\n"
+        "    time.sleep(60)\n"
+        "convert.write_checkpoint = wait\n"
+        "sys.argv = ['llavanext', 'convert', *sys.argv[1:]]\n"
+        "app.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, tmp_path / "hf", tmp_path / "ours"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    assert process.wait(30) == code and [p.name for p in tmp_path.iterdir()] == ["hf"]
 
 
 def test_conversion_imports_no_framework(tiny_model, tmp_path: Path) -> None:
