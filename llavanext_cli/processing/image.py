@@ -6,8 +6,9 @@ centre crop, CLIP mean and std) bit for bit before normalisation.
 
 Pictures are turned the way their EXIF orientation says before anything else, so that sizes and token counts are those
 of the picture as displayed. Transparency is dropped, not blended, as PIL's and transformers' conversion to RGB does.
-One thing is done better than there: PIL clips 16-bit grey to 8 bits, which makes most of it white; here it is scaled
-(`value >> 8`, what PIL does with 16-bit colour).
+One thing is done better than there: PIL clips deep grey to 8 bits, which makes most of it white or black; here it is
+scaled. Whole numbers beyond 255 (16-bit PNG, TIFF of 16 or 32 bits) are taken for 16-bit ones (`value >> 8`, what PIL
+does with 16-bit colour), real numbers that all lie in 0..1 (TIFF) are multiplied by 255.
 """
 
 from __future__ import annotations

@@ -148,13 +148,28 @@ def test_tiles_of_turned_pictures(orientation):
     compare_tiles(load_image(data), upright)
 
 
-def test_tiles_of_sixteen_bit_grey():
+SIXTEEN_BITS = np.random.default_rng(0).integers(0, 65536, (60, 90))
+DEEP_GREY = {
+    "16 bits": (SIXTEEN_BITS.astype(np.uint16), "png", 255),
+    "32 bits": (SIXTEEN_BITS.astype(np.int32), "tiff", 255),
+    "reals in 0..1": (((SIXTEEN_BITS >> 8) / 255).astype(np.float32), "tiff", 0),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP_GREY)
+def test_tiles_of_deep_grey(kind):
     """Scaled to 8 bits here. Given the file as it is, transformers clips it: that difference is meant, and checked."""
-    grey = np.random.default_rng(0).integers(0, 65536, (60, 90)).astype(np.uint16)
-    data = encoded(Image.fromarray(grey), "png")
-    compare_tiles(load_image(data), Image.fromarray((grey >> 8).astype(np.uint8)))
-    clipped = image_processor(ARCH, do_rescale=False, do_normalize=False)(Image.open(io.BytesIO(data)))
-    assert (np.asarray(clipped["pixel_values"][0][0]) == 255).mean() > 0.95
+    grey, form, clipped = DEEP_GREY[kind]
+    data = encoded(Image.fromarray(grey), form)
+    compare_tiles(load_image(data), Image.fromarray((SIXTEEN_BITS >> 8).astype(np.uint8)))
+    theirs = image_processor(ARCH, do_rescale=False, do_normalize=False)(Image.open(io.BytesIO(data)))
+    assert (np.asarray(theirs["pixel_values"][0][0]) == clipped).mean() > 0.95
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_tiles_of_eight_bits_in_more(dtype):
+    data = encoded(Image.fromarray((SIXTEEN_BITS >> 8).astype(dtype)), "tiff")
+    compare_tiles(load_image(data), Image.open(io.BytesIO(data)))
 
 
 def test_tiles_of_a_photograph():

@@ -65,6 +65,7 @@ VARIANTS: dict[str, Variant] = {
             "multimodal_projector_bias": False,  # and no biases there
         }
     ),
+    "other epsilons": Variant({"vision_config.layer_norm_eps": 3e-2, "text_config.rms_norm_eps": 5e-2}),
     "features of the last layer": Variant({"vision_feature_layer": -1}),
     "features of layer 1": Variant({"vision_feature_layer": 1}),
 }
