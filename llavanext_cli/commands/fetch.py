@@ -193,7 +193,7 @@ def _check(
         console.out_json(report)
     elif report.broken:
         console.say(
-            f"{files(report.files)} read, {len(report.broken)} were broken and are whole again "
+            f"{files(report.files)} read, {len(report.broken)} of them broken and now whole again "
             f"({_size(report.transferred)} fetched)."
         )
     else:

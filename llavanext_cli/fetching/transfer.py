@@ -156,7 +156,7 @@ class Transfer:
         free = shutil.disk_usage(self.part.parent).free
         if self.expected is None and total - there > free:  # the plan could not count it
             raise FetchError(
-                f"{file_label(self.url)} needs {total - there} bytes in {self.part.parent}, and {free} are free",
+                f"{file_label(self.url)} needs {total - there} more bytes, and {free} are free on the disk",
                 "Make room, or choose another disk with --to. Is it the file that you meant?",
             )
         return total

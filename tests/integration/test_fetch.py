@@ -129,7 +129,7 @@ def test_cold_warm_flipped_and_repaired(llavanext, hub, tmp_path):
     assert "1 of 5 files in" in the_error(told) and "model-00002-of-00002.safetensors: sha256" in told.stderr
     assert hub.content_sent() == sent
     repaired = llavanext("fetch", "--check", to)
-    assert repaired.returncode == 0 and "1 were broken and are whole again (2 MB fetched)" in repaired.stderr
+    assert repaired.returncode == 0 and "1 of them broken and now whole again (2 MB fetched)" in repaired.stderr
     assert files(to) == VIDEO_7B and hub.content_sent() - sent == len(SECOND)
 
     asked = len(hub.log)
