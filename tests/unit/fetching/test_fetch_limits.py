@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 
 from llavanext_cli.errors import FetchError, LlavaNextError
-from llavanext_cli.fetching.faults import UnreachableError
+from llavanext_cli.fetching.faults import UnreachableError, explain_disk
 from llavanext_cli.fetching.net import Limits, Net
+from llavanext_cli.fetching.nextsteps import next_commands
 from llavanext_cli.fetching.run import run_fetch
 from llavanext_cli.fetching.transfer import download_url
 from tests.unit.fetching.loopback import FileSite, HubSite, Manners, content
@@ -133,3 +137,29 @@ def test_a_refusal_is_said_of_the_server_that_refuses(tmp_path):
         cdn.manners[f"/cdn/{hashlib.sha256(BIG).hexdigest()}"] = Manners(statuses=[403] * 9)
         with pytest.raises(FetchError, match=r"where 127\.0\.0\.1 keeps the files of org/model, answers HTTP 403"):
             fetch(hub.endpoint, tmp_path)
+
+
+def test_compressed_although_asked_not_to(tmp_path):
+    with HubSite() as hub:
+        hub.add("org/model", {"a.bin": BIG})
+        hub.manners["a.bin"] = Manners(encoding="gzip")
+        with pytest.raises(FetchError, match=r"does not deliver a\.bin: it comes compressed, though asked not to"):
+            fetch(hub.endpoint, tmp_path)
+
+
+def test_nobody_waits_for_years(tmp_path):
+    with FileSite({"/a.bin": BIG}, {"/a.bin": Manners(statuses=[(503, {"Retry-After": "9" * 15})])}) as site:
+        with pytest.raises(FetchError, match=r"come back in more than a day$") as caught:
+            download_url(Net(LIMITS), site.url("/a.bin"), tmp_path / "a")
+        assert "another day" in caught.value.hint
+
+
+def test_a_renaming_that_fails_names_its_goal():
+    fault = OSError(errno.EPERM, "no", "/partial/file", None, "/to/a.bin")
+    assert explain_disk(fault, "/to").what == "cannot write to /to/a.bin: Operation not permitted"
+
+
+def test_the_mix_of_a_folder_with_a_line_end_can_be_read():
+    command = next_commands({"mix665k": ["llava_v1_5_mix665k.json"]}, Path("/d/a\nb"))[1]
+    text = command[command.index("datasets:") : command.rindex("' >")]
+    assert yaml.safe_load(text)["datasets"][0]["json_path"] == "/d/a\nb/llava_v1_5_mix665k.json"
