@@ -44,6 +44,7 @@ LISTED = 20
 """Most lines of one kind in an error."""
 
 MAY_READ = "It must be a file, and yours to read: ls -lL shows both."
+OPEN_MORE = "Allow more open files: ulimit -n 65536."
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class TensorSpec:
     offset: int
     nbytes: int
     strides: tuple[int, ...] | None = None
+
+
+def cannot_read(path: Path, error: OSError) -> CheckpointError:
+    hint = OPEN_MORE if error.errno == errno.EMFILE else MAY_READ
+    return CheckpointError(f"{path}: cannot be read ({error.strerror or error})", hint)
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -87,7 +93,7 @@ def read_safetensors_header(path: str | Path) -> dict[str, TensorSpec]:
                 raise _damaged(path, f"a header of {length} bytes; at most {HEADER_LIMIT} are read")
             header = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})", MAY_READ) from error
+        raise cannot_read(path, error) from error
     return _parse_header(path, header, 8 + length, size)
 
 
@@ -236,7 +242,7 @@ def read_json(path: Path) -> Any:
         with open_regular(path) as file:
             return json.loads(file.read().decode())
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})", MAY_READ) from error
+        raise cannot_read(path, error) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a JSON file ({error})", REFETCH) from error
 

@@ -27,8 +27,8 @@ from llavanext_cli.weights import keymap
 from llavanext_cli.weights.headers import (
     DTYPE_BYTES,
     LISTED,
-    MAY_READ,
     TensorSpec,
+    cannot_read,
     open_regular,
     read_safetensors_header,
 )
@@ -39,7 +39,7 @@ from llavanext_cli.weights.stream import Extent, Made
 Box = tuple[tuple[int, int], ...]
 """Start and end along each axis."""
 STRATEGY_LIMIT = 64 << 20
-MOST_RANKS = 1 << 20
+MOST_AXES, MOST_RANKS = 32, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def read_strategy(path: Path) -> dict[str, SliceLayout]:
             entry = dict(read_fields(content(item)))
             layouts[bytes(content(entry[1])).decode()] = _parse_layout(content(entry[2]))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})", MAY_READ) from error
+        raise cannot_read(path, error) from error
     except (ValueError, KeyError, IndexError) as error:
         raise CheckpointError(
             f"{path}: no strategy file of MindSpore ({error})", "Copy the run's folder again."
@@ -113,7 +113,8 @@ def _parse_layout(data: memoryview) -> SliceLayout:
     grid = tuple(grids[0])
     tensor_map = tuple(tuple(axis for axis in one if axis >= 0) for one in axes)
     used = [axis for one in tensor_map for axis in one]
-    if not grid or min(grid) < 1 or math.prod(grid) > MOST_RANKS or any(axis >= len(grid) for axis in used):
+    sizes = 0 < len(grid) <= MOST_AXES and min(grid) > 0 and math.prod(grid) <= MOST_RANKS
+    if not sizes or any(axis >= len(grid) for axis in used):
         raise ValueError("a layout outside its grid")
     if len(set(used)) < len(used):
         raise ValueError("an axis of the grid cuts twice")

@@ -15,16 +15,17 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.weights.headers import DTYPE_BYTES, build_header, count_elements
+from llavanext_cli.weights.headers import DTYPE_BYTES, OPEN_MORE, build_header, count_elements
 
 BUFFER_BYTES = 1 << 20
 """Fits the cache between reading, digesting and writing. Writes of 8 MB took four times as long on ext4."""
 BUFFERS = 8
+OPEN_FILES = 16
+"""Sources that are kept open; a model may have hundreds of files, and a process 1024 of all kinds."""
 Progress = Callable[[int, int], None]
 
 
@@ -85,7 +86,6 @@ class Stream:
         )
         self._thread = threading.Thread(target=self._digest_all, name="digest", daemon=True)
         self._open: dict[Path, int] = {}
-        self._stack = ExitStack()
 
     def __enter__(self) -> Stream:
         self._thread.start()
@@ -94,7 +94,8 @@ class Stream:
     def __exit__(self, *_: object) -> None:
         self._work.put(None)
         self._thread.join()
-        self._stack.close()
+        while self._open:
+            os.close(self._open.popitem()[1])
 
     def _digest_all(self) -> None:
         while (item := self._work.get()) is not None:
@@ -149,8 +150,9 @@ class Stream:
 
     def _source(self, path: Path) -> int:
         if path not in self._open:
+            if len(self._open) >= OPEN_FILES:
+                os.close(self._open.pop(next(iter(self._open))))  # the first that was opened
             descriptor = os.open(path, os.O_RDONLY)
-            self._stack.callback(os.close, descriptor)
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             self._open[path] = descriptor
@@ -208,7 +210,7 @@ def disk_error(path: Path, error: OSError) -> CheckpointError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(f"{path}: the disk is full", "Free some space, or name a folder on another disk.")
     hint = {
-        errno.EMFILE: "Allow more open files: ulimit -n 65536.",
+        errno.EMFILE: OPEN_MORE,
         errno.ENAMETOOLONG: "Choose a shorter name: a temporary one is made of it.",
     }.get(error.errno or 0, "Name a place that can be written.")
     return CheckpointError(f"{error.filename or path}: {error.strerror or error}", hint)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from llavanext_cli.config.hf_config import REFETCH
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.weights.headers import DTYPE_BYTES, MAY_READ, TensorSpec, count_elements, open_regular, short
+from llavanext_cli.weights.headers import DTYPE_BYTES, TensorSpec, cannot_read, count_elements, open_regular, short
 from llavanext_cli.weights.pickles import PICKLE_LIMIT, PickleReader, StoredTensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -64,9 +64,10 @@ def read_torch_header(path: str | Path, left_out: list[tuple[str, str]] | None =
                 file.seek(0)
                 state, places = _read_legacy(path, file, size)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})", MAY_READ) from error
-    if left_out is not None and _is_wrapped(state):
-        left_out += [(f"{path.name}: {short(key)}", BESIDE) for key in state if key != "state_dict"]
+        raise cannot_read(path, error) from error
+    others = [str(key) for key in state if key != "state_dict"] if _is_wrapped(state) else []
+    if others and left_out is not None:
+        left_out.append((f"{path.name}: {short(', '.join(others))}", BESIDE))
     return {name: _locate(path, name, tensor, places) for name, tensor in _tensors(path, state)}
 
 

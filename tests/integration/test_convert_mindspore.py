@@ -124,7 +124,7 @@ def test_sliced_for_eight_ranks_and_merged_again(
     assert min(seen.values()) > 100
 
     report = run_convert(tmp_path / "run", tmp_path / "merged", like=converted, verify=True)
-    assert report.notes[0] == "slices of 8 ranks, epoch 0, step 0"
+    assert report.facts[0] == "slices of 8 ranks, epoch 0, step 0"
     merged = load_parameters(tmp_path / "merged")
     for name, array in reference.items():
         np.testing.assert_array_equal(merged[name], array, err_msg=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,6 +67,18 @@ def test_shards_on_both_sides(hf_folder: Path, hub_tensors: dict, tmp_path: Path
     assert_same(read_all(tmp_path / "back"), hub_tensors)
     run_convert(tmp_path / "back", tmp_path / "again")
     assert_same(read_all(tmp_path / "again"), read_all(tmp_path / "out"))
+
+
+def test_many_shards_need_few_open_files(hf_folder: Path, hub_tensors: dict, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    report = run_convert(hf_folder, tmp_path / "out", shard_bytes=1)
+    assert len(report.files) > 50
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 30, hard))
+    try:
+        run_convert(tmp_path / "out", tmp_path / "back", to="hf", verify=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert_same(read_all(tmp_path / "back"), hub_tensors)
 
 
 def test_the_manifest_describes_every_tensor(hf_folder: Path, tmp_path: Path) -> None:

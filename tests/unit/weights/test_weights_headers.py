@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tracemalloc
 from pathlib import Path
@@ -16,6 +17,7 @@ from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights.headers import (
     HEADER_LIMIT,
     build_header,
+    cannot_read,
     read_folder,
     read_safetensors_header,
     read_weight_map,
@@ -90,6 +92,11 @@ def test_a_damaged_file_is_refused_by_name(case: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_safetensors_header(path)
     assert message in str(caught.value) and "x.safetensors: damaged" in str(caught.value) and caught.value.hint
+
+
+def test_too_many_open_files_have_their_own_hint() -> None:
+    assert "ulimit -n" in cannot_read(Path("x"), OSError(errno.EMFILE, "Too many open files")).hint
+    assert "yours to read" in cannot_read(Path("x"), OSError(errno.EACCES, "Permission denied")).hint
 
 
 @pytest.mark.parametrize("dtype", ["F4", "F8_E4M3"])

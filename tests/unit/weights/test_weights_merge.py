@@ -233,6 +233,7 @@ def test_a_strategy_that_is_no_file(
     [
         (SliceLayout((2,), ((0,), (0,)), 1, -1), "an axis of the grid cuts twice"),
         (SliceLayout((1 << 40,), ((0,), ())), "a layout outside its grid"),
+        (SliceLayout((1 << 60,) * 200_000, ((0,), ())), "a layout outside its grid"),
         (SliceLayout((2,), ((5,), ())), "a layout outside its grid"),
     ],
 )

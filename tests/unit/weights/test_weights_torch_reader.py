@@ -22,7 +22,7 @@ from llavanext_cli.weights.headers import read_folder
 from llavanext_cli.weights.pickles import PickleReader, Storage, Unreadable, _rebuild_tensor
 from llavanext_cli.weights.plan import extent
 from llavanext_cli.weights.stream import Stream
-from llavanext_cli.weights.torch_reader import read_torch_header
+from llavanext_cli.weights.torch_reader import BESIDE, read_torch_header
 
 torch = pytest.importorskip("torch")
 
@@ -134,8 +134,7 @@ def test_what_a_trainer_saved_beside_is_named(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "pytorch_model.bin")
     left_out: list[tuple[str, str]] = []
     assert read_folder(tmp_path, left_out).keys() == {"w"}
-    assert [name for name, _ in left_out] == ["pytorch_model.bin: ema_state_dict", "pytorch_model.bin: epoch"]
-    assert all("beside state_dict" in reason for _, reason in left_out)
+    assert left_out == [("pytorch_model.bin: ema_state_dict, epoch", BESIDE)]
 
 
 # ------------------------------------------------------------------------------------------------------------- archives
