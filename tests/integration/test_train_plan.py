@@ -10,7 +10,7 @@ import pytest
 from llavanext_cli.errors import TrainingError
 
 SMALL = ("--set", "data.seq_length=256", "--set", "data.frames=4", "--set", "train.batch_size=2")
-ASCEND = ("video-7b-stage2", "--set", "data.frames=4", "--set", "train.recompute=1")
+ASCEND = ("video-7b-stage2", "--set", "data.frames=4", "--set", "train.recompute=1", "--set", "data.seq_length=512")
 
 
 def words(preset: tuple[str, ...], data, checkpoint, *more) -> tuple:
@@ -25,8 +25,8 @@ def test_plan_says_what_a_run_takes_and_writes_nothing(run_llavanext, data, tiny
     plan, memory = report["plan"], report["plan"]["memory"]
     assert report["fits"]
     assert plan["global_batch"] == 8
-    assert plan["tokens_per_step"] == 8 * 4096
-    assert plan["tokens_per_epoch"] == plan["steps_per_epoch"] * 8 * 4096
+    assert plan["tokens_per_step"] == 8 * 512
+    assert plan["tokens_per_epoch"] == plan["steps_per_epoch"] * 8 * 512
     weights = sum(file.stat().st_size for file in tiny_checkpoint.glob("*.safetensors"))
     assert plan["model_bytes"] == pytest.approx(weights, rel=0.05)
     assert plan["checkpoint_bytes"] == 3 * plan["model_bytes"]
@@ -62,7 +62,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_step(run_llavanext, d
 
 
 def test_a_run_that_cannot_fit_is_not_started(run_llavanext, data, tiny_checkpoint):
-    small = (*ASCEND, "--set", "runtime.memory=0.01GB")
+    small = (*ASCEND, "--set", "runtime.memory=0.001GB")
     done = run_llavanext(*words(small, data, tiny_checkpoint))
     assert done.returncode == 1
     assert "each device would need" in done.stderr
