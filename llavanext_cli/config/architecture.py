@@ -7,10 +7,8 @@ that a config.json can be read without translation. `load_architecture` refuses 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Any
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 POOL_MODES = ("average", "max", "conv", "interpolate")
@@ -126,12 +124,15 @@ def load_architecture(folder: str | Path) -> Architecture:
     """Read the architecture from a folder's `config.json`.
 
     Raises:
-        CheckpointError: there is no readable config.json, or it describes a model that this program cannot compute;
-            every fault is a line of `details`.
+        CheckpointError: there is no readable config.json, or it describes a model that this program cannot compute, or
+            a preprocessor_config.json beside it prepares pictures in another way; every fault is a line of `details`.
     """
-    from llavanext_cli.config import hf_config
+    from llavanext_cli.config.hf_config import read_config
+    from llavanext_cli.config.preprocessor import check_preprocessor
 
-    return hf_config.load_architecture(folder)
+    architecture = parse_architecture(read_config(folder), str(Path(folder) / "config.json"))
+    check_preprocessor(folder, architecture)
+    return architecture
 
 
 def parse_architecture(config: Any, where: str) -> Architecture:

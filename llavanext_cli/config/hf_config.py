@@ -7,6 +7,7 @@ file is reported at once.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,50 +22,30 @@ from llavanext_cli.config.architecture import (
     TextArchitecture,
     VisionArchitecture,
 )
+from llavanext_cli.config.defaults import CLIP_DEFAULTS, IMAGE_TOKEN_DEFAULTS, TEXT_DEFAULTS, name_defaults
+from llavanext_cli.config.rope import parse_rope_scaling, parse_rope_theta
 from llavanext_cli.config.sections import MOST, MOST_LAYERS, SectionReader, is_int
 from llavanext_cli.errors import CheckpointError
 
 VISION_MODEL_TYPES = ("clip_vision_model",)
 REFETCH = "Fetch the file again: `llavanext fetch` checks each file's size and digest."
-ROPE_TYPES = ("linear", "default")
 JSON_LIMIT = 16 << 20
 """Bytes of a config.json, and of any other JSON file of a model."""
-
-# transformers leaves out of a nested config what equals its class's default, and old files lack the newer keys: these
-# are the defaults of CLIPVisionConfig, LlamaConfig and MistralConfig. A *whole* missing vision_config means
-# CLIP ViT-L/14 at 336 pixels, which is what the dataclass above says.
-_CLIP_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-}
-_TEXT_DEFAULTS = {
-    "llama": {"max_position_embeddings": 2048},
-    "mistral": {
-        "intermediate_size": 14336,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "sliding_window": 4096,
-    },
-}
-_IMAGE_TOKEN_DEFAULTS = {"llava_next_video": 32001, "llava_next": 32000}
+TOP_CLASSES = ("LlavaNextVideoForConditionalGeneration", "LlavaNextForConditionalGeneration")
+TEXT_CLASSES = (
+    *("LlamaForCausalLM", "MistralForCausalLM", "LlamaModel", "MistralModel"),
+    *("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM"),  # the authors' own
+)
+VISION_CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
 
 
-def load_architecture(folder: str | Path) -> Architecture:
-    """See `config.architecture.load_architecture`."""
-    return parse_architecture(read_config(folder), str(Path(folder) / "config.json"))
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """Parse a folder's `config.json`.
+def read_config(folder: str | Path, name: str = "config.json") -> dict[str, Any]:
+    """Parse a folder's `config.json`, or another of its files of settings.
 
     Raises:
         CheckpointError: there is none, or it holds no JSON object.
     """
-    path = Path(folder) / "config.json"
+    path = Path(folder) / name
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise CheckpointError(f"{path}: is no regular file", REFETCH)
     try:
@@ -73,7 +54,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder}: no config.json", "Name a folder that holds a model: weights, config.json and tokenizer."
+            f"{folder}: no {name}", "Name a folder that holds a model: weights, config.json and tokenizer."
         ) from None
     except OSError as error:
         raise CheckpointError(
@@ -112,18 +93,19 @@ def parse_architecture(config: Any, where: str) -> Architecture:
             details=[f"model_type: {what}; supported: {', '.join(MODEL_TYPES)}"],
         )
     for section in ("vision_config", "text_config"):
-        if not isinstance(config.get(section) or {}, dict):
+        if config.get(section) is not None and not isinstance(config[section], dict):
             top.fault(section, f"must be an object, not {config[section]!r}")
+    top.names("architectures", TOP_CLASSES)
     vision = parse_vision_section(_section(config, "vision_config", faults))
     text = parse_text_section(_section(config, "text_config", faults))
     if config.get("tie_word_embeddings") is True and not text.tie_word_embeddings:
         top.fault("tie_word_embeddings", "is true while text_config.tie_word_embeddings is not; they must agree")
     # transformers always builds the newline; a model without it would need other feature tables.
     top.must_be("use_image_newline_parameter", True)
-    if config.get("spatial_pool_mode") == "conv":
+    if config.get("spatial_pool_mode") == "conv" and top.is_sound("vision_config.hidden_size"):
         top.must_be("spatial_pool_out_channels", vision.hidden_size)
 
-    image_token = _token(top, "image_token", _IMAGE_TOKEN_DEFAULTS[model_type], text.vocab_size)
+    image_token = _token(top, "image_token", IMAGE_TOKEN_DEFAULTS[model_type], text.vocab_size)
     # A picture-only model has no token for clips. Its picture token stands in: what fills a position is decided by
     # the feature index, never by the id.
     video_default = 32000 if model_type == "llava_next_video" else image_token
@@ -134,7 +116,7 @@ def parse_architecture(config: Any, where: str) -> Architecture:
     if config.get("spatial_pool_mode") == "conv" and config.get("pool_before_projector") is False:
         top.fault("pool_before_projector", "is false, and a convolution pools what the tower gives, not the projector")
     stride = top.count("spatial_pool_stride", 2)
-    if stride > vision.patches:
+    if stride > vision.patches and top.is_sound("vision_config.image_size", "vision_config.patch_size"):
         top.fault("spatial_pool_stride", f"{stride} is more than the {vision.patches} patches along a tile")
     architecture = Architecture(
         vision=vision,
@@ -150,17 +132,17 @@ def parse_architecture(config: Any, where: str) -> Architecture:
         vision_feature_select_strategy=top.choice("vision_feature_select_strategy", "default", SELECT_STRATEGIES),
         pool_before_projector=top.flag("pool_before_projector", True),
     )
-    raise_faults(faults, where)
+    raise_faults(faults, where, name_defaults(config, architecture, faults) if faults else ())
     return architecture
 
 
-def raise_faults(faults: list[str], where: str) -> None:
-    """Raise CheckpointError with all the lines, if there are any."""
+def raise_faults(faults: list[str], where: str, remarks: Sequence[str] = ()) -> None:
+    """Raise CheckpointError with all the lines, if there are any; the remarks come first."""
     if faults:
         raise CheckpointError(
             f"{where}: {len(faults)} setting{'s' if len(faults) > 1 else ''} of this model cannot be used",
             "Only models whose every setting is understood are converted: a guess would give wrong answers.",
-            [line if len(line) <= 300 else f"{line[:297]}..." for line in faults[:20]],
+            [*remarks, *(line if len(line) <= 300 else f"{line[:297]}..." for line in faults[:20])],
         )
 
 
@@ -171,29 +153,37 @@ def _section(config: dict[str, Any], name: str, faults: list[str]) -> SectionRea
     return SectionReader(section if isinstance(section, dict) else {}, f"{name}.", faults)
 
 
+def _kind(reader: SectionReader, supported: tuple[str, ...], classes: tuple[str, ...]) -> str:
+    """The model_type of a section, the first where it says none."""
+    kind = reader.choice("model_type", supported[0], supported)
+    if reader.is_sound("model_type"):
+        reader.names("architectures", classes)
+    return kind
+
+
 def parse_vision_section(reader: SectionReader) -> VisionArchitecture:
-    reader.choice("model_type", "clip_vision_model", VISION_MODEL_TYPES)
+    _kind(reader, VISION_MODEL_TYPES, VISION_CLASSES)
     reader.must_be("num_channels", 3)
     vision = VisionArchitecture(
         **{
             key: reader.count(key, default, most=MOST_LAYERS if key == "num_hidden_layers" else MOST)
-            for key, default in _CLIP_DEFAULTS.items()
+            for key, default in CLIP_DEFAULTS.items()
         },
         hidden_act=reader.choice("hidden_act", "quick_gelu", ACTIVATIONS),
         layer_norm_eps=reader.positive("layer_norm_eps", 1e-5),
     )
-    if vision.hidden_size % vision.num_attention_heads:
+    if reader.is_sound("hidden_size", "num_attention_heads") and vision.hidden_size % vision.num_attention_heads:
         reader.fault(
             "num_attention_heads", f"{vision.num_attention_heads} heads do not divide hidden_size {vision.hidden_size}"
         )
-    if vision.image_size % vision.patch_size:
+    if reader.is_sound("image_size", "patch_size") and vision.image_size % vision.patch_size:
         reader.fault("image_size", f"{vision.image_size} is not a multiple of patch_size {vision.patch_size}")
     return vision
 
 
 def parse_text_section(reader: SectionReader) -> TextArchitecture:
-    kind = reader.choice("model_type", "llama", TEXT_MODEL_TYPES)
-    defaults = _TEXT_DEFAULTS[kind]
+    kind = _kind(reader, TEXT_MODEL_TYPES, TEXT_CLASSES)
+    defaults = TEXT_DEFAULTS[kind]
     reader.choice("hidden_act", "silu", ("silu",))
     for key in ("attention_bias", "mlp_bias"):
         reader.must_be(key, False)
@@ -208,23 +198,26 @@ def parse_text_section(reader: SectionReader) -> TextArchitecture:
         vocab_size=reader.count("vocab_size", 32000),
         max_position_embeddings=reader.count("max_position_embeddings", defaults["max_position_embeddings"]),
         rms_norm_eps=reader.positive("rms_norm_eps", 1e-6),
-        rope_theta=_parse_rope_theta(reader),
-        rope_scaling=_parse_rope_scaling(reader),
+        rope_theta=parse_rope_theta(reader),
+        rope_scaling=parse_rope_scaling(reader),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         bos_token_id=_special(reader, "bos_token_id", 1),
         eos_token_id=_special(reader, "eos_token_id", 2),
         pad_token_id=_special(reader, "pad_token_id", 0),
     )
-    if text.hidden_size % heads:
+    if reader.is_sound("num_attention_heads", "num_key_value_heads") and heads % text.num_key_value_heads:
+        reader.fault("num_key_value_heads", f"{text.num_key_value_heads} does not divide the {heads} attention heads")
+    if not reader.is_sound("hidden_size", "num_attention_heads"):
+        pass
+    elif text.hidden_size % heads:
         reader.fault("num_attention_heads", f"{heads} heads do not divide hidden_size {text.hidden_size}")
     elif text.head_dim % 2:
-        reader.fault("num_attention_heads", f"a head of {text.head_dim} channels has no halves to rotate")
+        reader.fault("num_attention_heads", f"hidden_size {text.hidden_size} gives heads that have no halves to rotate")
     elif reader.section.get("head_dim") not in (None, text.head_dim):
         reader.fault("head_dim", f"{reader.section['head_dim']!r} is not hidden_size / heads = {text.head_dim}")
-    if heads % text.num_key_value_heads:
-        reader.fault("num_key_value_heads", f"{text.num_key_value_heads} does not divide the {heads} attention heads")
     window = reader.section.get("sliding_window", defaults.get("sliding_window"))
-    if kind == "mistral" and window is not None and not (is_int(window) and window >= text.max_position_embeddings):
+    covers = is_int(window) and window >= text.max_position_embeddings
+    if kind == "mistral" and window is not None and not covers and reader.is_sound("max_position_embeddings"):
         # Full attention equals windowed attention only while the window covers every position.
         reader.fault(
             "sliding_window",
@@ -246,43 +239,11 @@ def _special(reader: SectionReader, key: str, default: int) -> int:
     return default if value == -1 else value  # -1 is an old way to say "none"
 
 
-def _rope(reader: SectionReader) -> tuple[str, dict[str, Any]]:
-    """The key and content of whichever of the two spellings is there; transformers 5 writes rope_parameters."""
-    for key in ("rope_parameters", "rope_scaling"):
-        value = reader.section.get(key)
-        if isinstance(value, dict):
-            return key, value
-        if value is not None:
-            reader.fault(key, f"must be an object or null, not {value!r}")
-    return "rope_scaling", {}
-
-
-def _parse_rope_theta(reader: SectionReader) -> float:
-    key, rope = _rope(reader) if isinstance(reader.section.get("rope_parameters"), dict) else ("", {})
-    if rope.get("rope_theta") is not None:
-        return SectionReader(rope, f"{reader.name}{key}.", reader.faults).positive("rope_theta", 10000.0)
-    return reader.positive("rope_theta", 10000.0)
-
-
-def _parse_rope_scaling(reader: SectionReader) -> dict[str, Any] | None:
-    """Only `type`/`rope_type` and `factor` have an effect; other keys found on early revisions have none."""
-    key, rope = _rope(reader)
-    inner = SectionReader(rope, f"{reader.name}{key}.", reader.faults)
-    spelling = "rope_type" if rope.get("rope_type") is not None else "type"
-    if not rope or inner.choice(spelling, "default", ROPE_TYPES) == "default":
-        return None
-    inner.must_be("partial_rotary_factor", 1.0)
-    factor = inner.positive("factor", 0.0) if rope.get("factor") is not None else 0.0
-    if factor < 1:
-        inner.fault("factor", f"linear scaling needs a number of at least 1, not {rope.get('factor')!r}")
-    return {"type": "linear", "factor": factor}
-
-
 def _token(reader: SectionReader, name: str, default: int, vocab_size: int) -> int:
     """`image_token_index`, or `image_token_id` as transformers 5 spells it."""
     key = f"{name}_id" if reader.section.get(f"{name}_id") is not None else f"{name}_index"
     value = reader.count(key, default, least=0)
-    if value >= vocab_size:
+    if value >= vocab_size and reader.is_sound("text_config.vocab_size"):
         reader.fault(key, f"{value} is outside the vocabulary of {vocab_size} (text_config.vocab_size)")
     return value
 
@@ -298,8 +259,11 @@ def _parse_pinpoints(reader: SectionReader, image_size: int) -> tuple[tuple[int,
         if not (isinstance(point, list) and len(point) == 2 and all(is_int(n) and n > 0 for n in point)):
             reader.fault("image_grid_pinpoints", f"must hold [height, width] in pixels, not {point!r}")
             return ()
-        if any(n % image_size for n in point):
-            reader.fault("image_grid_pinpoints", f"{point} is not a multiple of the tile's {image_size} pixels")
+        if any(n % image_size for n in point) and reader.is_sound("vision_config.image_size"):
+            reader.fault(
+                "image_grid_pinpoints",
+                f"{point} is not a multiple of the tile's {image_size} pixels (vision_config.image_size)",
+            )
     return tuple((height, width) for height, width in points)
 
 
@@ -311,7 +275,7 @@ def _parse_feature_layer(reader: SectionReader, layers: int) -> int:
     if not is_int(value):
         reader.fault("vision_feature_layer", f"{value!r} is not supported; supported: one layer")
         return -2
-    if not -(layers + 1) <= value <= layers:
+    if not -(layers + 1) <= value <= layers and reader.is_sound("vision_config.num_hidden_layers"):
         reader.fault("vision_feature_layer", f"{value} is outside a tower of {layers} layers")
         return -1
     return value

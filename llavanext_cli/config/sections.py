@@ -25,6 +25,13 @@ class SectionReader:
     def fault(self, key: str, message: str) -> None:
         self.faults.append(f"{self.name}{key}: {message}")
 
+    def is_sound(self, *keys: str) -> bool:
+        """Whether nothing was found wrong with these values, nor with the sections that they are in: what follows from
+        a wrong value is not said as well."""
+        wrong = {fault.partition(":")[0] for fault in self.faults}
+        names = [f"{self.name}{key}" for key in keys]
+        return wrong.isdisjoint([*names, *(name.rpartition(".")[0] for name in names)])
+
     def _take(self, key: str, default: Value, fits: Callable[[Any], bool], wanted: str) -> Value:
         value: Value | None = self.section.get(key)
         if value is None:
@@ -55,6 +62,12 @@ class SectionReader:
             return value
         self.fault(key, f"{value!r} is not supported; supported: {', '.join(supported)}")
         return default
+
+    def names(self, key: str, supported: tuple[str, ...]) -> None:
+        """A list of names, none of which may be another."""
+        value = self.section.get(key)
+        if value is not None and not (isinstance(value, list) and all(name in supported for name in value)):
+            self.fault(key, f"{value!r} is not supported; supported: {', '.join(supported)}")
 
     def must_be(self, key: str, supported: Any) -> None:
         """A key whose other values the model cannot compute."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.config.preprocessor import CLIP_MEAN, CLIP_STD
 from llavanext_cli.errors import DataError
 from llavanext_cli.processing.geometry import Size, TilePlan
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     from llavanext_cli.records import Float32Array, UInt8Array
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 178_956_970
 """Greatest picture that is decoded (PIL's own limit against decompression bombs): 0.7 GB, as PIL holds RGB."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")

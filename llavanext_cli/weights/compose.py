@@ -32,6 +32,7 @@ from llavanext_cli.config.hf_config import (
     read_config,
 )
 from llavanext_cli.config.mindformers import PART_PREFIXES
+from llavanext_cli.config.preprocessor import check_preprocessor, preprocessor_config
 from llavanext_cli.config.sections import SectionReader
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
@@ -71,6 +72,8 @@ def plan_part(source: Path, part: str) -> tuple[Plan, Architecture]:
             faults.append("model_type: is missing; supported: llama, mistral")
         architecture = replace(architecture, text=parse_text_section(SectionReader(config, "", faults)))
     raise_faults(faults, where)
+    if part == "vision":
+        check_preprocessor(source, architecture)
     if (source / MANIFEST).is_file():
         return _plan_converted_part(source, part, architecture), architecture
     return plan_folder(source, architecture, part), architecture
@@ -179,26 +182,9 @@ def grow_vocabulary(tensors: tuple[PlannedTensor, ...], architecture: Architectu
 
 def companion_files(source: Path, architecture: Architecture, dtype: str) -> dict[str, Any]:
     """config.json, the preprocessor's settings, and the tokenizer's files with the two tokens added."""
-    from llavanext_cli.processing.image import CLIP_MEAN, CLIP_STD
-
-    size = architecture.vision.image_size
     files: dict[str, Any] = {
         "config.json": architecture_to_hf(architecture) | {"torch_dtype": NUMPY_NAMES[dtype]},
-        "preprocessor_config.json": {
-            "image_processor_type": "LlavaNextImageProcessor",
-            "processor_class": "LlavaNextVideoProcessor",
-            "aspect_ratio_setting": "anyres",
-            "image_grid_pinpoints": [list(point) for point in architecture.image_grid_pinpoints],
-            "size": {"shortest_edge": size},
-            "crop_size": {"height": size, "width": size},
-            "resample": 3,
-            "rescale_factor": 1 / 255,
-            "image_mean": list(CLIP_MEAN),
-            "image_std": list(CLIP_STD),
-            **dict.fromkeys(
-                ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"), True
-            ),
-        },
+        "preprocessor_config.json": preprocessor_config(architecture),
     }
     ids = {VIDEO_PLACEHOLDER: architecture.video_token_index, IMAGE_PLACEHOLDER: architecture.image_token_index}
     return files | _tokenizer_files(source, ids)

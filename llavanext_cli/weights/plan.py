@@ -6,7 +6,7 @@ once with its exact shape. Otherwise there is no plan, but an error with all the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,7 +57,7 @@ class _Faults:
     extra: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
-    def raise_if_any(self, where: str, hint: str) -> None:
+    def raise_if_any(self, where: str, hint: str, remarks: Sequence[str] = ()) -> None:
         counts = [
             f"{len(names)} {word}"
             for names, word in ((self.missing, "missing"), (self.extra, "unknown"), (self.wrong, "of the wrong kind"))
@@ -65,7 +65,7 @@ class _Faults:
         ]
         if counts:
             raise CheckpointError(
-                f"{where}: weights and config.json do not fit: {', '.join(counts)}", hint, list(self.lines())
+                f"{where}: weights and config.json do not fit: {', '.join(counts)}", hint, [*remarks, *self.lines()]
             )
 
     def lines(self) -> Iterable[str]:
@@ -91,15 +91,19 @@ def extent(spec: TensorSpec) -> Extent | Made:
 PARTS = {"vision": CLIP_LAYOUTS, "language": LLAMA_LAYOUTS}
 
 
-def plan_folder(source: Path, architecture: Architecture, part: str | None = None) -> Plan:
+def plan_folder(source: Path, architecture: Architecture, part: str | None = None, remarks: Sequence[str] = ()) -> Plan:
     """`plan_import` of all the weights in a folder."""
     left_out: list[tuple[str, str]] = []
-    plan = plan_import(read_folder(source, left_out), architecture, str(source), part)
+    plan = plan_import(read_folder(source, left_out), architecture, str(source), part, remarks)
     return replace(plan, dropped=(*plan.dropped, *left_out))
 
 
 def plan_import(
-    specs: Mapping[str, TensorSpec], architecture: Architecture, where: str, part: str | None = None
+    specs: Mapping[str, TensorSpec],
+    architecture: Architecture,
+    where: str,
+    part: str | None = None,
+    remarks: Sequence[str] = (),
 ) -> Plan:
     """Plan our parameters from a Hugging Face folder's tensors.
 
@@ -108,6 +112,7 @@ def plan_import(
         architecture: what config.json says; with `part`, only that part of it counts.
         where: the folder, for messages.
         part: "vision" or "language" for a folder that holds CLIP or Llama alone, None for a whole LLaVA-NeXT.
+        remarks: lines before the lists, where tensors do not fit.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, or has another shape or type than config.json implies.
@@ -148,7 +153,7 @@ def plan_import(
             dropped.append((spec.name, reason))
         else:
             faults.extra.append(spec.name)
-    faults.raise_if_any(where, FIT_HINT)
+    faults.raise_if_any(where, FIT_HINT, remarks)
     notes = []
     if absent:
         notes.append(

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llavanext_cli.config.architecture import Architecture, parse_architecture
+from llavanext_cli.config.architecture import Architecture, load_architecture
+from llavanext_cli.config.defaults import name_defaults
 from llavanext_cli.config.hf_config import read_config
 from llavanext_cli.config.sections import is_int
 from llavanext_cli.errors import CheckpointError
@@ -64,8 +65,9 @@ def build_plan(
     if compose.is_original(config):
         return *compose.plan_original(source, config), source
     _hint_at_parts(source, config)
-    architecture = parse_architecture(config, str(source / "config.json"))
-    return plan_folder(source, architecture), architecture, source
+    architecture = load_architecture(source)
+    remarks = name_defaults(config, architecture)
+    return plan_folder(source, architecture, remarks=remarks), architecture, source
 
 
 def _plan_ranks(source: Path, like: Path, to: str) -> tuple[Plan, Architecture, Path]:

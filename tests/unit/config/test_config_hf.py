@@ -172,7 +172,7 @@ REFUSED = [
     ({"text": {"mlp_bias": True}}, "text_config.mlp_bias: True is not supported; supported: False"),
     ({"text": {"head_dim": 64}}, "text_config.head_dim: 64 is not hidden_size / heads = 128"),
     ({"text": {"hidden_size": 4097}}, "text_config.num_attention_heads: 32 heads do not divide hidden_size 4097"),
-    ({"text": {"hidden_size": 96}}, "text_config.num_attention_heads: a head of 3 channels has no halves to rotate"),
+    ({"text": {"hidden_size": 96}}, "text_config.num_attention_heads: hidden_size 96 gives heads that have no halves"),
     ({"text": {"num_key_value_heads": 5}}, "text_config.num_key_value_heads: 5 does not divide the 32 attention heads"),
     ({"text": {"num_hidden_layers": 0}}, "text_config.num_hidden_layers: must be a whole number of at least 1, not 0"),
     ({"text": {"vocab_size": "many"}}, "text_config.vocab_size: must be a whole number of at least 1, not 'many'"),
@@ -189,6 +189,10 @@ REFUSED = [
     (
         {"text": {"rope_scaling": {"type": "linear", "factor": 0.5}}},
         "text_config.rope_scaling.factor: linear scaling needs a number of at least 1, not 0.5",
+    ),
+    (
+        {"text": {"rope_scaling": {"factor": 2.0}}},
+        "text_config.rope_scaling.type: is missing beside a factor; supported: linear, default",
     ),
     ({"text": {"rope_scaling": "linear"}}, "text_config.rope_scaling: must be an object or null, not 'linear'"),
     ({"text": {"eos_token_id": [1, 2]}}, "text_config.eos_token_id: must be one token id, not [1, 2]"),
@@ -231,6 +235,19 @@ REFUSED = [
     ({"use_image_newline_parameter": False}, "use_image_newline_parameter: False is not supported; supported: True"),
     ({"multimodal_projector_bias": "yes"}, "multimodal_projector_bias: must be true or false, not 'yes'"),
     ({"text_config": 7}, "text_config: must be an object, not 7"),
+    ({"vision_config": []}, "vision_config: must be an object, not []"),
+    (
+        {"architectures": ["FooForCausalLM"]},
+        "architectures: ['FooForCausalLM'] is not supported; supported: LlavaNextVideoForConditionalGeneration, Llava",
+    ),
+    (
+        {"text": {"architectures": ["Qwen2ForCausalLM"]}},
+        "text_config.architectures: ['Qwen2ForCausalLM'] is not supported; supported: LlamaForCausalLM, Mistral",
+    ),
+    (
+        {"vision": {"architectures": "SiglipVisionModel"}},
+        "vision_config.architectures: 'SiglipVisionModel' is not supported; supported: CLIPVisionModel, CLIP",
+    ),
 ]
 
 
@@ -243,6 +260,31 @@ def test_what_cannot_be_computed_is_refused_by_name(changes: dict, message: str)
 def test_all_faults_at_once() -> None:
     config = published(text={"hidden_act": "relu", "mlp_bias": True}, vision={"num_channels": 4}, spatial_pool_mode="x")
     assert len(faults(config)) == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text": {"hidden_size": True, "num_attention_heads": 5, "num_key_value_heads": 5}},
+        {"text": {"rope_scaling": {"type": "linear", "factor": "2"}}},
+        {"text": {"vocab_size": "10"}, "image_token_index": 99999},
+        {"text": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}},
+        {"text": {"model_type": "mistral", "max_position_embeddings": "many", "sliding_window": 8}},
+        {"vision": {"image_size": 0}, "image_grid_pinpoints": [[335, 335], [7, 7]], "spatial_pool_stride": 99},
+        {"vision": {"hidden_size": -1}, "spatial_pool_mode": "conv", "spatial_pool_out_channels": 9},
+        {"vision": {"num_hidden_layers": None, "num_attention_heads": 1.5}},
+        {"vision_config": "clip", "image_grid_pinpoints": [[28, 28]]},
+    ],
+)
+def test_what_follows_from_a_wrong_value_is_not_said_as_well(changes: dict) -> None:
+    assert len(faults(published(**changes))) == 1
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "MistralForCausalLM", "LlavaLlamaForCausalLM", "LlamaModel"])
+def test_classes_of_published_models(name: str) -> None:
+    config = published(text={"architectures": [name]}, vision={"architectures": ["CLIPVisionModel"]})
+    config["architectures"] = ["LlavaNextForConditionalGeneration"]
+    assert parse_architecture(config, "x") == Architecture()
 
 
 @pytest.mark.parametrize("config", [{}, {"model_type": "llava"}, {"model_type": ["llava_next"]}])

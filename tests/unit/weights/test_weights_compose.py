@@ -100,6 +100,14 @@ def test_the_tokenizer_learns_two_names(clip_folder: Path, llama_folder: Path, t
     assert read["preprocessor_config.json"]["crop_size"] == {"height": 28, "width": 28}
 
 
+def test_a_tower_that_was_taught_with_other_pictures(clip_folder: Path, llama_folder: Path, tmp_path: Path) -> None:
+    """Its settings are not among the base model's files, which get our own."""
+    (clip_folder / "preprocessor_config.json").write_text('{"image_std": [0.5, 0.5, 0.5], "size": 28, "crop_size": 28}')
+    with pytest.raises(CheckpointError, match="image_std") as caught:
+        run_convert(None, tmp_path / "base", vision=clip_folder, language=llama_folder)
+    assert len(caught.value.details) == 1 and not (tmp_path / "base").exists()
+
+
 def test_the_seed_decides(clip_folder: Path, llama_folder: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run_convert(None, tmp_path / name, vision=clip_folder, language=llama_folder, seed=seed)

@@ -202,6 +202,28 @@ def test_more_layers_than_config_says(
     assert f"unknown: {LLAMA}layers.1.mlp.up_proj.weight" in fault.details
 
 
+@pytest.mark.parametrize("missing", ["intermediate_size", None])
+def test_sizes_that_config_does_not_give_come_first(
+    missing: str | None, hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    config = json.loads((hf_folder / "config.json").read_text())
+    if missing:
+        del config["text_config"][missing]
+        line = "not in config.json, so transformers' defaults hold: text_config.intermediate_size 11008"
+    else:
+        del config["text_config"]
+        line = "text_config: is not in config.json, so transformers' defaults hold: hidden_size 4096, "
+    (hf_folder / "config.json").write_text(json.dumps(config))
+    fault = fails(hf_folder, tmp_path, "do not fit", no_leftovers)
+    assert fault.details[0].startswith(line)
+
+
+def test_pictures_prepared_in_another_way(hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
+    (hf_folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+    fault = fails(hf_folder, tmp_path, "prepared in a way that is not supported", no_leftovers)
+    assert fault.details[0].startswith("preprocessor_config.json: image_mean: [0.5, 0.5, 0.5] is not supported")
+
+
 def test_parts_of_a_stack_must_have_one_type(
     make_hf: MakeHf, hub_tensors: dict, tmp_path: Path, no_leftovers: Leftovers
 ) -> None:
