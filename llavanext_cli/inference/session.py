@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llavanext_cli.errors import DataError
+from llavanext_cli.config.hf_config import REFETCH
+from llavanext_cli.config.sections import is_int
+from llavanext_cli.errors import CheckpointError, DataError
 from llavanext_cli.inference.engines import BUCKET, CACHE_STEP, build_engine
 from llavanext_cli.inference.sampling import Sampling, next_token
 from llavanext_cli.inference.writing import Writer
 from llavanext_cli.processing.tokens import load_tokenizer
 from llavanext_cli.records import EncodedSample
+from llavanext_cli.weights.headers import read_object, short
 
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset
@@ -38,7 +41,7 @@ class Answer:
 
     Attributes:
         text: without special tokens, and without the stop string that ended it.
-        tokens: ids of the answer; the end-of-sequence id is not among them.
+        tokens: ids of the answer; the one that ends it is not among them.
         prompt_tokens: length of the prompt, media included.
         cached_tokens: how many of them the cache held already.
         media_tokens: positions of the prompt that media take.
@@ -91,6 +94,7 @@ class Session:
         assert preset.ask is not None, "a session needs an ask preset"
         self.arch = checkpoint.architecture
         self.tokenizer = load_tokenizer(checkpoint.folder)
+        self.ends = load_ends(checkpoint.folder, self.tokenizer.eos_id)
         self.batch_size = batch_size
         self.cache_tokens = cache_tokens or preset.ask.cache_tokens
         self.engine, self.network = build_engine(
@@ -139,7 +143,7 @@ class Session:
                 if logits is not None:
                     seen = [*sample.input_ids.tolist(), *answers[row]] if sampling.repetition_penalty != 1 else ()
                     token = next_token(logits[row], seen, sampling, generators[row])
-                if token == self.tokenizer.eos_id:
+                if token in self.ends:
                     finished[row] = "stop"
                     continue
                 answers[row].append(token)
@@ -188,6 +192,21 @@ class Session:
         size = min(len(held), sample.length - 1)
         differ = np.flatnonzero(held[:size] != sample.input_ids[:size])
         return int(differ[0]) if len(differ) else size
+
+
+def load_ends(folder: Path, eos_id: int) -> frozenset[int]:
+    """The ids that end an answer: the tokenizer's, and what generation_config.json names, as in transformers'
+    `generate`.
+
+    Raises:
+        CheckpointError: the file cannot be read, or names something else than ids.
+    """
+    path = folder / "generation_config.json"
+    named = read_object(path).get("eos_token_id")
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(map(is_int, ids)):
+        raise CheckpointError(f"{path}: eos_token_id must be one id or a list of ids, not {short(named)}", REFETCH)
+    return frozenset([eos_id, *ids])
 
 
 def check_room(sample: EncodedSample, cache_tokens: int, hint: str = "use fewer frames or pictures") -> None:

@@ -79,7 +79,7 @@ def test_greedy_tokens_with_the_cache(both_sides, mindspore_cpu, monkeypatch):
     """Grouped queries and scaled positions, in the cell that has a cache."""
     from llavanext_cli.config.presets import load_preset
     from llavanext_cli.inference.sampling import Sampling
-    from llavanext_cli.inference.session import Session
+    from llavanext_cli.inference.session import Session, load_ends
     from llavanext_cli.model import runtime
     from tests.parity.mindspore_side import keep_alive
 
@@ -92,8 +92,17 @@ def test_greedy_tokens_with_the_cache(both_sides, mindspore_cpu, monkeypatch):
         model.checkpoint, load_preset("tiny-ask", []), mindspore_cpu, batch_size=4, cache_tokens=model.length
     )
     keep_alive(session.network)
-    given = session.answer([case.encoded for case in questions], Sampling(max_new_tokens=ANSWER_TOKENS))
+    encoded = [case.encoded for case in questions]
+    given = session.answer(encoded, Sampling(max_new_tokens=ANSWER_TOKENS))
     assert [list(answer.tokens) for answer in given] == answers
+    # A generation_config.json may name several ids that end an answer.
+    ends = [2, answers[0][ANSWER_TOKENS // 4]]
+    (model.checkpoint.folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    session.ends = load_ends(model.checkpoint.folder, session.tokenizer.eos_id)
+    given = session.answer(encoded, Sampling(max_new_tokens=ANSWER_TOKENS))
+    shorter = [reference.generate(case, ANSWER_TOKENS, ends) for case in questions]
+    assert [list(answer.tokens) for answer in given] == shorter != answers
+    assert given[0].finish == "stop"
 
 
 # --- numerics of the original training code, which transformers does not have ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -216,18 +217,18 @@ class Reference:
         """Of several samples in one batch, averaged over their supervised tokens; with its graph."""
         return self.model(**self.batch(cases)).loss
 
-    def generate(self, case: Case, tokens: int) -> list[int]:
-        """The answer's ids, greedy; as long as asked, or up to and without the end."""
+    def generate(self, case: Case, tokens: int, ends: Sequence[int] = (2,)) -> list[int]:
+        """The answer's ids, greedy; as long as asked, or up to and without one that ends it."""
         with torch.no_grad():
             out = self.model.generate(
                 **self.inputs(case, labels=False),
                 max_new_tokens=tokens,
                 do_sample=False,
                 pad_token_id=0,
-                eos_token_id=2,
+                eos_token_id=list(ends),
             )
         answer = out[0, case.encoded.length :].tolist()
-        return answer[: answer.index(2)] if 2 in answer else answer
+        return answer[:-1] if answer[-1] in ends else answer
 
 
 def leave_class_tokens_out_of_grids(model: torch.nn.Module) -> None:
