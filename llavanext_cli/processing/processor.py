@@ -68,6 +68,8 @@ class Processor:
     def __post_init__(self) -> None:
         for name, token in ((IMAGE_PLACEHOLDER, "image_token_index"), (VIDEO_PLACEHOLDER, "video_token_index")):
             ours, theirs = getattr(self.arch, token), self.tokenizer.added.get(name)
+            if name == VIDEO_PLACEHOLDER and ours == self.arch.image_token_index:
+                continue  # a picture-only model: its config.json has no word on clips, whatever the tokenizer knows
             if theirs is not None and theirs != ours:
                 raise CheckpointError(
                     f"{name} is {theirs} in the tokenizer, but config.json says {token} {ours}",

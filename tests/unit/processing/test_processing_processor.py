@@ -150,6 +150,14 @@ def test_a_tokenizer_of_another_checkpoint(processor):
         Processor(arch, processor.tokenizer)
 
 
+def test_a_picture_model_whose_tokenizer_knows_clips(processor, roots):
+    image = processor.arch.image_token_index
+    pictures = Processor(dataclasses.replace(processor.arch, video_token_index=image), processor.tokenizer)
+    assert (pictures.encode(sample(["<image>\nq", "a"], [PICTURE]), roots).input_ids == image).any()
+    with pytest.raises(CheckpointError, match="<image> is 521"):
+        Processor(dataclasses.replace(pictures.arch, image_token_index=7, video_token_index=7), processor.tokenizer)
+
+
 def test_it_travels_to_other_processes(processor, roots):
     whole = sample(["<image>\nq", "a"], [PICTURE])
     copy = pickle.loads(pickle.dumps(processor))
