@@ -168,7 +168,7 @@ def _training(preset: Preset, train: Train, steps: int | None) -> dict[str, Any]
         },
         "calculate_per_token_loss": _sums_losses(preset),
         "optimizer": {
-            "type": "AdamW",
+            "type": "CPUAdamW" if on_cpu and preset.runtime.parameter_dtype == "float32" else "AdamW",
             "betas": list(train.betas),
             "eps": train.epsilon,
             "weight_decay": train.weight_decay,

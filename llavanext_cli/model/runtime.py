@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llavanext_cli.errors import RuntimeMissingError
+from llavanext_cli.model.interrupts import held
 
 
 def library_environment(folder: Path, verbose: bool = False) -> dict[str, str]:
@@ -57,10 +58,12 @@ def load_libraries(
         os.environ.update({"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(graphs)})
     try:
         with contextlib.nullcontext() if verbose else _silence():
-            import mindspore
-
-            import llavanext_cli.model.backend.train_step
-            import llavanext_cli.model.registry  # noqa: F401 - puts our classes into MindFormers' registry
+            with held():
+                import mindspore
+            with held():
+                import llavanext_cli.model.backend.optimizer
+                import llavanext_cli.model.backend.train_step
+                import llavanext_cli.model.registry  # noqa: F401 - puts our classes into MindFormers' registry
     except ImportError as fault:
         raise RuntimeMissingError(f"{fault}", hint="run `pip install mindspore==2.9.0 mindformers==1.9.0`") from fault
     if not verbose:
