@@ -18,6 +18,7 @@ import numpy as np
 from llavanext_cli.config.rules import greatest_tiles
 from llavanext_cli.inference.engines import BUCKET, Step, round_up
 from llavanext_cli.inference.paging import block_tables, next_slots, prompt_slots
+from llavanext_cli.model.interrupts import held
 from llavanext_cli.processing.packing import collate
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ class AscendEngine:
         """Prefill; the arguments of `CpuEngine.start`. This cache always begins anew: `past` is 0."""
         from mindspore import ops
 
-        rows = [self.network(*self.prefill(*self._pad(sample), row)) for row, sample in enumerate(samples)]
+        rows = [self._call(self.prefill(*self._pad(sample), row)) for row, sample in enumerate(samples)]
         rows += [rows[0]] * (self.batch - len(rows))
         return _choose(ops.concat([row.reshape(1, -1) for row in rows]))
 
     def step(self, tokens: np.ndarray, lengths: np.ndarray) -> Step:
         """One more token `int32[B]` of each sequence; `lengths` count it."""
-        return _choose(self.network(*self.increment(tokens, lengths)).reshape(self.batch, -1))
+        return _choose(self._call(self.increment(tokens, lengths)).reshape(self.batch, -1))
 
     def prefill(self, batch: Batch, frames: int, row: int = 0) -> tuple[Any, ...]:
         """Set the network to its prefill graph; what it is called with.
@@ -81,6 +82,11 @@ class AscendEngine:
         slots = next_slots(lengths, self.blocks * self.block_size)
         tables = block_tables(self.batch, self.blocks)
         return self._inputs(tokens.reshape(-1, 1).astype(np.int32), None, None, lengths, tables, slots, 0)
+
+    def _call(self, inputs: tuple[Any, ...]) -> Any:
+        """Run one graph, to its end."""
+        with held():
+            return self.network(*inputs)
 
     def _pad(self, sample: EncodedSample) -> tuple[Batch, int]:
         """A batch of one prompt, and how many of its tiles are frames."""

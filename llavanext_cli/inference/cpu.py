@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llavanext_cli.inference.engines import Step, round_up
+from llavanext_cli.model.interrupts import held
 from llavanext_cli.processing.packing import collate
 
 if TYPE_CHECKING:
@@ -150,8 +151,8 @@ class CpuEngine:
         return Step(tokens.asnumpy(), logits)
 
     def _call(self, cell: Any, phase: str, *inputs: Any) -> Any:
-        """Run one graph. MindSpore keys graphs by phase, and by that alone when it is "prefill" or "increment"."""
+        """Run one graph to its end. MindSpore keys it by phase, and by that alone if it is "prefill" or "increment"."""
         cell.phase = phase
         key = f"{type(cell).__name__} {phase} of {self.batch} x {self.length if cell in self.decoders.values() else 0}"
-        with self.graphs.compiling(key) if self.graphs else nullcontext():
+        with held(), self.graphs.compiling(key) if self.graphs else nullcontext():
             return cell(*inputs)
