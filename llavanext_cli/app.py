@@ -270,9 +270,10 @@ def llavanext(
 
 def main() -> None:
     """Entry point of the `llavanext` executable."""
-    # A service, or `>&-`, may have closed them: Python then has None, and there is nowhere to write.
+    # A service, or `>&-`, may have closed them: Python then has None, and there is nowhere to write or read.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - lives until the program ends
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - `<&-`: nothing is typed
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an answer in Chinese on an ASCII terminal is no reason to stop

@@ -9,7 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from llavanext_cli import console, options
+from llavanext_cli.commands.ending import tidied_when_ended
 from llavanext_cli.errors import LlavaNextError, RuntimeMissingError
+from llavanext_cli.model import interrupts
+
+BATCH_SIZE = 8
+UNREAD = {
+    "one question": ("--out", "--batch-size"),
+    "--batch": ("--image", "--video", "--time-instruction", "--allow-url", "--show"),
+    "--chat": (
+        *("QUESTION", "--batch", "--out", "--batch-size", "--time-instruction", "--allow-url"),
+        *("--show", "--force", "--json"),
+    ),
+}
+"""Options that a way of asking has no use for."""
 
 
 def ask(
@@ -30,7 +43,10 @@ def ask(
         Path | None, typer.Option("--batch", help="A file of questions, or a folder of media and one question.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where --batch writes its answers.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions answered at once.")] = 8,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Questions answered at once.", show_default=str(BATCH_SIZE)),
+    ] = None,
     frames: Annotated[
         int | None, typer.Option("--frames", min=1, help="Frames taken from a clip.", show_default="the preset's")
     ] = None,
@@ -79,6 +95,22 @@ def ask(
     """
     from llavanext_cli.config.chat_template import check_chat_template
 
+    given = {
+        "QUESTION": question,
+        "--image": image,
+        "--video": video,
+        "--batch": batch,
+        "--out": out,
+        "--batch-size": batch_size,
+        "--time-instruction": time_instruction,
+        "--allow-url": allow_url,
+        "--show": show,
+        "--force": force,
+        "--json": json,
+    }
+    way = "--chat" if chat else "--batch" if batch is not None else "one question"
+    if useless := [name for name in UNREAD[way] if given[name]]:
+        raise typer.BadParameter(f"{way} does not read {', '.join(useless)}")
     changes: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -99,29 +131,29 @@ def ask(
         "changes": changes,
         "verbose": console.is_verbose(),
     }
+    if question == "-":
+        if "-" in (image or []):
+            raise LlavaNextError("stdin cannot be both question and picture", hint="name a file for one of them")
+        question = sys.stdin.read().strip()
+    if question is not None and not question.strip():
+        raise LlavaNextError("the question is empty", hint="say what is wanted of the answer")
     if chat:
-        if batch or question or json or show:
-            hint = "leave out question, --batch, --show and --json"
-            raise LlavaNextError("--chat takes its questions one by one", hint=hint)
         _chat(checkpoint, image or [], video or [], common)
     elif batch is not None:
-        if out is None or image or video or time_instruction or show:
-            raise LlavaNextError("--batch takes its media from the input", hint="give --batch FILE|FOLDER --out FILE")
-        _batch(batch, out, checkpoint, question, batch_size, force, json, common)
+        if out is None:
+            raise typer.BadParameter("--batch needs a file for its answers: --out FILE")
+        _batch(batch, out, checkpoint, question, batch_size or BATCH_SIZE, force, json, common)
     elif question is None:
         raise LlavaNextError("no question", hint='try: llavanext ask "What is it?" --image a.jpg --checkpoint DIR')
     else:
-        if question == "-" and "-" in (image or []):
-            raise LlavaNextError("stdin cannot be both question and picture", hint="name a file for one of them")
-        question = sys.stdin.read().strip() if question == "-" else question
-        if not question.strip():
-            raise LlavaNextError("the question is empty", hint="say what is wanted of the answer")
         if show is not None and show.exists() and not force:
             raise LlavaNextError(f"{show} exists", hint="name another file, or give --force to replace it")
         more = {"time_instruction": time_instruction, "allow_url": allow_url, "show": show}
         _one(question, image or [], video or [], checkpoint, json, common | more)
 
 
+@interrupts.caught()
+@tidied_when_ended()
 def _one(question: str, images: list[str], videos: list[str], checkpoint: Path, json: bool, common: dict) -> None:
     from llavanext_cli.inference.ask import run_ask
 
@@ -143,6 +175,8 @@ def describe(answer: Any) -> str:
     )
 
 
+@interrupts.caught()
+@tidied_when_ended()
 def _batch(
     batch: Path,
     out: Path,
@@ -161,12 +195,17 @@ def _batch(
         )
     if json:
         console.out_json(report)
+    if report.failed and not report.answered + report.kept:
+        raise LlavaNextError("none of the inputs could be asked", f"each line of {report.out} says why")
+    if json:
         return
     before = f", {report.kept} were answered before" if report.kept else ""
     other = f", {report.skipped} other files" if report.skipped else ""
     console.say(f"{report.answered} answers, {report.failed} failed{before}{other}: {report.out}")
 
 
+@interrupts.caught()
+@tidied_when_ended()
 def _chat(checkpoint: Path, images: list[str], videos: list[str], common: dict) -> None:
     from llavanext_cli.inference.ask import open_chat
 

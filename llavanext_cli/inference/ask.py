@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,8 +14,9 @@ from llavanext_cli.config.rules import greatest_positions, has_room
 from llavanext_cli.errors import ConfigError, DataError
 from llavanext_cli.inference.contact_sheet import write_contact_sheet
 from llavanext_cli.inference.engines import CACHE_STEP, CHAT_STEP, round_up
-from llavanext_cli.inference.named import describe_times, resolve_media
+from llavanext_cli.inference.named import describe_times, resolve_media, told_by_name
 from llavanext_cli.inference.sampling import Sampling
+from llavanext_cli.inference.scratch import scratch_folder
 from llavanext_cli.processing.processor import Processor
 from llavanext_cli.processing.tokens import load_tokenizer
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, EncodedSample, Medium, Sample, Turn
@@ -71,10 +70,9 @@ def run_ask(
     opened, preset, processor = prepare(checkpoint, preset_name, overrides, devices, frames, wants_video=bool(videos))
     sampling = build_sampling(preset, changes or {})
     assert preset.ask is not None, "an ask preset"
-    with tempfile.TemporaryDirectory(prefix="llavanext-") as folder:
-        pictures, clips = resolve_media(
-            [str(name) for name in images], [str(name) for name in videos], Path(folder), allow_url=allow_url
-        )
+    named = [str(name) for name in images], [str(name) for name in videos]
+    with scratch_folder() as folder, told_by_name(folder, *named):
+        pictures, clips = resolve_media(*named, folder, allow_url=allow_url)
         sample = build_question(question, pictures, clips)
         check_media(sample, preset)
         media = processor.load_media(sample)
@@ -93,11 +91,20 @@ def run_ask(
 def build_question(question: str, images: Sequence[Path], videos: Sequence[Path]) -> Sample:
     """A question and its media, in the order of its placeholders: the first `<image>` is the first picture, the first
     `<video>` the first clip. Without placeholders pictures come before clips."""
-    kinds = [found[1:-1] for found in re.findall(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}", question)]
-    left = {"image": [str(path) for path in images], "video": [str(path) for path in videos]}
-    media = [Medium(kind, left[kind].pop(0)) for kind in kinds if left[kind]]
-    media += [Medium(kind, path) for kind in ("image", "video") for path in left[kind]]
-    return Sample("", "", tuple(media), (Turn("user", question),))
+    media = [*[Medium("image", str(path)) for path in images], *[Medium("video", str(path)) for path in videos]]
+    order = placed(question, [medium.kind for medium in media])
+    return Sample("", "", tuple(media[at] for at in order), (Turn("user", question),))
+
+
+def placed(question: str, kinds: Sequence[str]) -> list[int]:
+    """The order of media of these kinds: as the placeholders of the question take them, then those without one."""
+    left, order = list(range(len(kinds))), []
+    for found in re.findall(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}", question):
+        at = next((at for at in left if kinds[at] == found[1:-1]), None)
+        if at is not None:
+            left.remove(at)
+            order.append(at)
+    return order + left
 
 
 @contextmanager
@@ -217,13 +224,10 @@ def open_session(
     from llavanext_cli.inference.session import Session
 
     assert preset.ask is not None, "an ask preset"
-    folder = Path(tempfile.mkdtemp(prefix="llavanext-"))
     limit = min(cache_tokens, preset.ask.cache_tokens)
-    try:
+    with scratch_folder() as folder:
         if preset.parallel.devices > 1:
             with open_remote(checkpoint.folder, preset, folder, limit, shapes) as session:
                 yield session
             return
         yield Session(checkpoint, preset, folder, cache_tokens=limit, graphs=default_store(), verbose=verbose, **shapes)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

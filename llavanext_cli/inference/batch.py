@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,37 +92,40 @@ def run_batch(
     total = len(inputs.items)
     _check_out(out, questions)
     made_with = describe_run(opened, preset, sampling)
-    there, faults = read_answers(out, inputs, made_with) if out.exists() and not force else (0, [])
-    assert preset.ask is not None, "an ask preset"
-    cache = preset.ask.cache_tokens
-    mended = {
-        at for at in faults if not isinstance(_encode(inputs.items[at], cache, processor, preset, inputs.roots), str)
-    }
-    todo = mended | set(range(there, total))
-    failed = len(faults) - len(mended)
-    if todo:
-        with open_session(
-            opened, preset, cache, verbose=verbose, batch_size=batch_size, bucket=BATCH_BUCKET
-        ) as session:
-            if force:
-                out.write_bytes(b"")
-            begun, left = time.monotonic(), len(todo)
-            groups = plan_groups(inputs, processor, batch_size, todo)
-            pending: dict[int, dict[str, Any]] = {}
-            written = there
-            for lines in answer_groups(groups, inputs, session, sampling, processor, preset, made_with):
-                new = {index: lines[index] for index in lines.keys() & todo}
-                if replaced := {index: line for index, line in new.items() if index < there}:
-                    replace_lines(out, replaced)
-                pending |= {index: line for index, line in new.items() if index >= there}
-                with out.open("ab") as stream:
-                    while written in pending:
-                        stream.write(_spell(pending.pop(written)))
-                        written += 1
-                failed += sum("error" in line for line in new.values())
-                left -= len(new)
-                if progress:
-                    progress(total - left, total, _pace(len(todo) - left, left, time.monotonic() - begun))
+    with _claim(out):
+        there, faults = read_answers(out, inputs, made_with) if out.exists() and not force else (0, [])
+        assert preset.ask is not None, "an ask preset"
+        cache = preset.ask.cache_tokens
+        mended = {
+            at
+            for at in faults
+            if not isinstance(_encode(inputs.items[at], cache, processor, preset, inputs.roots), str)
+        }
+        todo = mended | set(range(there, total))
+        failed = len(faults) - len(mended)
+        if todo:
+            with open_session(
+                opened, preset, cache, verbose=verbose, batch_size=batch_size, bucket=BATCH_BUCKET
+            ) as session:
+                if force:
+                    out.write_bytes(b"")
+                begun, left = time.monotonic(), len(todo)
+                groups = plan_groups(inputs, processor, batch_size, todo)
+                pending: dict[int, dict[str, Any]] = {}
+                written = there
+                for lines in answer_groups(groups, inputs, session, sampling, processor, preset, made_with):
+                    new = {index: lines[index] for index in lines.keys() & todo}
+                    if replaced := {index: line for index, line in new.items() if index < there}:
+                        replace_lines(out, replaced)
+                    pending |= {index: line for index, line in new.items() if index >= there}
+                    with out.open("ab") as stream:
+                        while written in pending:
+                            stream.write(_spell(pending.pop(written)))
+                            written += 1
+                    failed += sum("error" in line for line in new.values())
+                    left -= len(new)
+                    if progress:
+                        progress(total - left, total, _pace(len(todo) - left, left, time.monotonic() - begun))
     kept = there - len(faults)
     return BatchReport(total, total - kept - failed, failed, kept, inputs.skipped, time.monotonic() - started, out)
 
@@ -226,17 +230,45 @@ def _pace(done: int, left: int, seconds: float) -> str:
         return ""
     rate, rest = done / seconds, left * seconds / done
     spelled = f"{rest:.0f} s" if rest < 90 else f"{rest / 60:.0f} min" if rest < 5400 else f"{rest / 3600:.1f} h"
-    return f"{rate:.2g} a second, {spelled} left" if rate >= 0.1 else f"{60 * rate:.2g} a minute, {spelled} left"
+    number, unit = (rate, "second") if rate >= 0.1 else (60 * rate, "minute")
+    return f"{f'{number:.0f}' if number >= 100 else f'{number:.2g}'} a {unit}, {spelled} left"
 
 
 def _check_out(out: Path, questions: Path) -> None:
     """Refuse what cannot be written, before a model is loaded."""
+    if str(out) == "-":
+        raise DataError("answers go to a file, not to stdout", "use --out answers.jsonl")
     if out.is_dir():
         raise DataError(f"{out}: is a folder, and answers go to a file", f"use --out {out / 'answers.jsonl'}")
+    if out.exists() and not out.is_file():
+        raise DataError(f"{out}: is no file that answers can be kept in", "use --out answers.jsonl")
     if not out.parent.is_dir():
         raise DataError(f"{out.parent}: no such folder", f"mkdir -p {out.parent}")
     if out.exists() and questions.exists() and out.samefile(questions):
         raise DataError(f"{out}: the answers would go into the file of the questions", "use another --out")
+
+
+@contextmanager
+def _claim(out: Path) -> Iterator[None]:
+    """Hold `out`: two runs would each append what the other appends too.
+
+    Raises:
+        LlavaNextError: another run holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    target = out.resolve()
+    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as fault:
+        hint = "wait until it has ended, or use another --out"
+        raise LlavaNextError(f"{out} is in use by another llavanext ask", hint) from fault
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def read_answers(out: Path, inputs: Inputs, made_with: str) -> tuple[int, list[int]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llavanext_cli.errors import DataError, LlavaNextError
-from llavanext_cli.inference.ask import check_media
+from llavanext_cli.inference.ask import check_media, placed
 from llavanext_cli.inference.sampling import Sampling
 from llavanext_cli.processing.processor import Media, Processor
 from llavanext_cli.processing.prompt import check_placeholders
@@ -32,7 +32,8 @@ HELP = """\
 /undo                  take the last question and its answer back
 /clear                 begin a new conversation
 /save FILE             write the conversation as JSON
-/set NAME VALUE        temperature, top_k, top_p, repetition_penalty, seed, max_new_tokens
+/set NAME VALUE        temperature, top_k, top_p, repetition_penalty, seed or
+                       max_new_tokens
 /help                  this list
 /quit                  leave; so does Ctrl-D"""
 SETTINGS = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "max_new_tokens")
@@ -70,8 +71,9 @@ class Chat:
         Raises:
             DataError: placeholders and media do not match, or the conversation has outgrown the cache.
         """
-        loaded = (*self.loaded, *self.staged)
-        names = [IMAGE_PLACEHOLDER if one.medium.kind == "image" else VIDEO_PLACEHOLDER for one in self.staged]
+        kinds = [one.medium.kind for one in self.staged]
+        loaded = (*self.loaded, *[self.staged[at] for at in placed(question, kinds)])
+        names = [IMAGE_PLACEHOLDER if kind == "image" else VIDEO_PLACEHOLDER for kind in kinds]
         ways = [(*self.turns, Turn("user", text)) for text in (question, "\n".join([*names, question]))]
         media = tuple(one.medium for one in loaded)
         # as it was typed if its placeholders fit, or if nothing does: then encoding says why
@@ -144,7 +146,7 @@ class Chat:
         if not self.turns:
             raise DataError("nothing was asked yet")
         self.turns, self.loaded, self.before = self.turns[:-2], self.loaded[: self.before[-1]], self.before[:-1]
-        return f"{len(self.turns) // 2} questions are left"
+        return f"taken back; questions left: {len(self.turns) // 2}"
 
     def clear(self) -> str:
         self.turns, self.loaded, self.before, self.staged = (), (), (), ()

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llavanext_cli.errors import DataError, LlavaNextError
+from llavanext_cli.inference.ask import build_question
 from llavanext_cli.mixing.samples import HEADER_KEY, header_roots, read_header, read_samples
 from llavanext_cli.processing.processor import Roots
 from llavanext_cli.records import Medium, Sample, Turn
@@ -63,8 +64,10 @@ def read_inputs(path: Path, question: str | None) -> Inputs:
         raise DataError(
             "--batch FILE takes its questions from the file", "leave the question out, or name a folder of media"
         )
+    if path.is_char_device() or path.is_block_device():
+        raise DataError(f"{path}: is no file", "name a file of questions or a folder of media")
     try:
-        text = path.read_text("utf-8", errors="replace")
+        text = path.read_text("utf-8-sig", errors="replace")
     except OSError as error:
         raise DataError(
             f"{path}: {error.strerror or error}", "name a file of questions or a folder of media"
@@ -134,13 +137,15 @@ def _to_sample(data: Any, where: str, folder: Path) -> Sample:
     known = {"id", "question", "image", "images", "video", "videos"}
     if not isinstance(data["question"], str):
         raise DataError(f"{where}: question must be text")
+    if not data["question"].strip():
+        raise DataError(f"{where}: the question is empty")
     if unknown := sorted(set(data) - known):
         raise DataError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    media = []
-    for kind in ("image", "video"):
-        named = [*_paths(data, kind, where), *_paths(data, f"{kind}s", where)]
-        media += [Medium(kind, str(folder / name)) for name in named]
-    return Sample(str(data.get("id", "")), "", tuple(media), (Turn("user", data["question"]),))
+    images, videos = (
+        [folder / name for key in (kind, f"{kind}s") for name in _paths(data, key, where)]
+        for kind in ("image", "video")
+    )
+    return replace(build_question(data["question"], images, videos), id=str(data.get("id", "")))
 
 
 def _paths(data: dict[str, Any], key: str, where: str) -> Sequence[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
-from llavanext_cli.errors import DataError
+from llavanext_cli.errors import DataError, LlavaNextError
 from llavanext_cli.fetching.guard import check_redirect
 from llavanext_cli.processing.video import open_clip
 
@@ -30,16 +31,35 @@ def resolve_media(
     found: dict[str, list[Path]] = {"image": [], "video": []}
     for kind, names in (("image", images), ("video", videos)):
         for number, name in enumerate(names):
-            target = folder / f"{kind}-{number}"
+            target = _target(folder, kind, number)
             if name == "-":
                 found[kind].append(_read_stdin(target))
-            elif urlsplit(name).scheme in ("http", "https") and "://" in name:
+            elif "://" in name and not Path(name).exists():
+                if name.partition("://")[0].lower() not in ("http", "https"):
+                    raise DataError(f"{name}: of addresses only http and https are read", "name a file")
                 if not allow_url:
                     raise DataError(f"{name}: addresses are not read", "add --allow-url to download it")
                 found[kind].append(download(name, target, MOST_BYTES[kind]))
             else:
                 found[kind].append(Path(name))
     return found["image"], found["video"]
+
+
+@contextlib.contextmanager
+def told_by_name(folder: Path, images: Sequence[str], videos: Sequence[str]) -> Iterator[None]:
+    """An error about a file that `resolve_media` wrote to `folder` names what it was made from."""
+    try:
+        yield
+    except LlavaNextError as fault:
+        for kind, names in (("image", images), ("video", videos)):
+            for number, name in enumerate(names):
+                told = "the picture on stdin" if name == "-" else name
+                fault.what = fault.what.replace(str(_target(folder, kind, number)), told)
+        raise
+
+
+def _target(folder: Path, kind: str, number: int) -> Path:
+    return folder / f"{number}-{kind}"
 
 
 def _read_stdin(target: Path) -> Path:
@@ -68,7 +88,7 @@ def download(url: str, target: Path, most: int) -> Path:
                 with session.get(url, stream=True, timeout=CONNECT_SECONDS, allow_redirects=False) as response:
                     if response.is_redirect:
                         location = response.headers["location"]
-                        check_redirect(url, location, resolve=not session.proxies)
+                        check_redirect(url, location, is_proxied=_is_proxied)
                         url = urljoin(url, location)
                         continue
                     if response.status_code != 200:
@@ -83,11 +103,17 @@ def download(url: str, target: Path, most: int) -> Path:
                                 raise DataError(f"{asked}: not there after {WHOLE_SECONDS} s", "download it yourself")
                             file.write(chunk)
                     return target
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to what is no address
         raise DataError(
             f"{asked}: cannot be downloaded ({type(error).__name__})", "check address and network"
         ) from error
     raise DataError(f"{asked}: more than {REDIRECTS} redirects", "name the final address")
+
+
+def _is_proxied(url: str) -> bool:
+    from requests.utils import get_environ_proxies, select_proxy
+
+    return bool(select_proxy(url, get_environ_proxies(url)))
 
 
 def describe_times(path: Path, times: Sequence[float]) -> str:

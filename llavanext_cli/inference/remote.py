@@ -195,5 +195,7 @@ def _lines(log: Path) -> list[str]:
 
 
 def _broken(what: str, lines: Sequence[str]) -> LlavaNextError:
-    """The end of a log is all that is left of a worker: its folder goes with the command."""
+    """The end of a log is all that is left of a worker: its folder goes with the command. What MindSpore says to itself
+    is left out."""
+    lines = [line for line in lines if not line.startswith(("[WARNING]", "[INFO]"))]
     return RuntimeMissingError(what, hint="check the devices with `llavanext doctor`", details=lines[-12:])

@@ -74,10 +74,11 @@ def next_token(logits: np.ndarray, seen: Iterable[int], sampling: Sampling, rng:
 
 def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     """`float64[V]`: what a token is drawn from, after temperature, top-k and top-p."""
-    scores = logits.astype(np.float64) / sampling.temperature
+    with np.errstate(over="ignore"):  # at a temperature near 0 all but the likeliest are infinitely far away
+        scores = (logits.astype(np.float64) - logits.max()) / sampling.temperature
     if 0 < sampling.top_k < len(scores):
         scores[scores < np.partition(scores, -sampling.top_k)[-sampling.top_k]] = -np.inf
-    share = np.exp(scores - scores.max())
+    share = np.exp(scores)
     share /= share.sum()
     if sampling.top_p < 1:
         order = np.argsort(-share, kind="stable")

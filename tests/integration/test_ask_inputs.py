@@ -41,6 +41,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", "/picture")
             self.end_headers()
+        elif self.path == "/odd":
+            self.send_response(302)
+            self.send_header("Location", "http://[::1")
+            self.end_headers()
         elif self.path == "/loop":
             self.send_response(302)
             self.send_header("Location", "/loop")
@@ -79,6 +83,23 @@ def test_addresses_that_give_nothing(tmp_path, server, path, expected):
         named.download(server + path, tmp_path / "x", 10_000)
 
 
+@pytest.mark.parametrize("name", ["http://[::1", "ftp://there/a.png", "file:///a.png"])
+def test_addresses_that_are_none(tmp_path, name):
+    with pytest.raises(DataError, match=r"only http and https|cannot be downloaded"):
+        named.resolve_media([name], [], tmp_path, allow_url=True)
+
+
+def test_a_redirect_to_what_is_no_address(tmp_path, server):
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        named.download(f"{server}/odd", tmp_path / "x", 500)
+
+
+def test_a_fault_names_what_the_user_named(tmp_path):
+    with pytest.raises(DataError) as fault, named.told_by_name(tmp_path, ["a.png", "-"], []):
+        raise DataError(f"{tmp_path / '1-image'}: no picture")
+    assert str(fault.value) == "the picture on stdin: no picture"
+
+
 def test_a_download_is_bounded(tmp_path, server):
     with pytest.raises(DataError, match="more than 500 bytes"):
         named.download(f"{server}/picture", tmp_path / "x", 500)
@@ -90,17 +111,31 @@ def test_an_address_nobody_answers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("words", "code", "expected"),
     [
-        (["-", "--image", "-"], "stdin cannot be both"),
-        (["-"], "the question is empty"),
-        (["what?", "--chat"], "one by one"),
-        (["--batch", "x", "--image", "a.jpg", "--out", "y"], "takes its media from the input"),
+        (["-", "--image", "-"], 1, "stdin cannot be both"),
+        (["-"], 1, "the question is empty"),
+        ([" ", "--batch", "x", "--out", "y"], 1, "the question is empty"),
+        (["what?", "--chat", "--allow-url"], 2, "--chat does not read QUESTION, --allow-url"),
+        (["--batch", "x", "--image", "a.jpg", "--out", "y"], 2, "--batch does not read --image"),
+        (["--batch", "x"], 2, "--batch needs a file for its answers"),
+        (["what?", "--out", "y", "--batch-size", "2"], 2, "one question does not read --out, --batch-size"),
     ],
 )
-def test_words_that_do_not_go_together(tmp_path, words, expected):
+def test_words_that_do_not_go_together(tmp_path, words, code, expected):
     command = [sys.executable, "-m", "llavanext_cli", "ask", *words, "--checkpoint", "nowhere"]
     done = subprocess.run(command, cwd=tmp_path, input="", capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert expected in done.stderr
+    assert done.returncode == code
+    assert expected in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [(["-"], "the question is empty"), (["what?", "--image", "-"], "no picture on stdin")]
+)
+def test_a_stdin_that_is_closed(tmp_path, tiny_checkpoint, words, expected):
+    command = [sys.executable, "-m", "llavanext_cli", "ask", *words, "--checkpoint", tiny_checkpoint]
+    command = ["sh", "-c", 'exec "$@" <&-', "sh", *map(str, command)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: {expected}")

@@ -4,14 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from llavanext_cli.errors import DataError
-from llavanext_cli.inference.batch import read_answers, run_batch
+from llavanext_cli.errors import DataError, LlavaNextError
+from llavanext_cli.inference.batch import _claim, read_answers, run_batch
 from llavanext_cli.inference.inputs import read_inputs
 from llavanext_cli.processing.geometry import count_tokens
 
@@ -140,7 +141,13 @@ def test_answers_of_an_earlier_run_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("out", "says"), [("questions.jsonl", "the file of the questions"), ("none/a", "no such folder"), (".", "a folder")]
+    ("out", "says"),
+    [
+        ("questions.jsonl", "the file of the questions"),
+        ("none/a", "no such folder"),
+        (".", "a folder"),
+        ("/dev/full", "is no file"),
+    ],
 )
 def test_places_for_answers_that_are_none(tmp_path, tiny_checkpoint, out, says):
     questions = tmp_path / "questions.jsonl"
@@ -148,3 +155,28 @@ def test_places_for_answers_that_are_none(tmp_path, tiny_checkpoint, out, says):
     with pytest.raises(DataError, match=says):
         run_batch(questions, tmp_path / out, tiny_checkpoint)
     assert questions.read_text() == QUESTIONS
+
+
+def test_answers_do_not_go_to_stdout(tmp_path, tiny_checkpoint):
+    (tmp_path / "questions.jsonl").write_text(QUESTIONS)
+    with pytest.raises(DataError, match="not to stdout"):
+        run_batch(tmp_path / "questions.jsonl", Path("-"), tiny_checkpoint)
+
+
+def test_two_runs_do_not_share_a_file(tmp_path, tiny_checkpoint):
+    questions, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    questions.write_text(QUESTIONS)
+    out.write_text("")
+    with _claim(out), pytest.raises(LlavaNextError, match="is in use"):
+        run_batch(questions, out, tiny_checkpoint)
+    assert {path.name for path in tmp_path.iterdir()} == {"questions.jsonl", "answers.jsonl"}
+
+
+def test_inputs_that_all_fail_are_a_failure(run_llavanext, tmp_path, tiny_checkpoint):
+    questions = tmp_path / "questions.jsonl"
+    out = run_llavanext.folder / "answers.jsonl"
+    questions.write_text('{"id": "a", "question": "what?", "image": "gone.png"}\n')
+    out.write_text('{"index": 0, "id": "a", "error": "gone"}\n')  # tried again before a model is loaded
+    done = run_llavanext("ask", "--batch", questions, "--out", out, "--checkpoint", tiny_checkpoint)
+    assert done.returncode == 1
+    assert "Error: none of the inputs could be asked" in done.stderr

@@ -69,7 +69,7 @@ def test_three_turns_equal_the_conversation_from_scratch(chat, media):
 def test_another_picture_is_not_taken_for_the_cached_one(chat, media):
     chat.add("image", str(media / "4.png"))
     first = chat.ask("what is it?")
-    assert chat.undo() == "0 questions are left"
+    assert chat.undo() == "taken back; questions left: 0"
     assert chat.turns == () and chat.loaded == ()
     chat.add("image", str(media / "4.png"))
     loaded = chat.staged[0]
@@ -94,6 +94,14 @@ def test_undo_takes_the_media_of_its_turn_whatever_the_words_are(chat, media):
     assert [Path(one.medium.path).name for one in chat.loaded] == ["4.png"]
     chat.undo()
     assert chat.loaded == chat.turns == chat.before == ()
+
+
+def test_placeholders_give_the_order_of_what_was_staged(chat, media):
+    chat.add("video", str(media / "clip.mp4"))
+    chat.add("image", str(media / "4.png"))
+    chat.ask("is <image> in <video>?")
+    assert chat.turns[0].text == "is <image> in <video>?"
+    assert [one.medium.kind for one in chat.loaded] == ["image", "video"]
 
 
 def test_a_saved_conversation_finds_its_media_from_everywhere(chat, media, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llavanext_cli.errors import DataError
-from llavanext_cli.inference.batch import read_answers
+from llavanext_cli.inference.batch import _pace, read_answers
 from llavanext_cli.inference.inputs import read_inputs
 
 RUN = textwrap.dedent("""
@@ -194,6 +194,30 @@ def test_a_folder_needs_a_question_and_media(tmp_path):
         read_inputs(tmp_path, None)
     with pytest.raises(DataError, match="no pictures or clips"):
         read_inputs(tmp_path, "what?")
+
+
+def test_a_file_begins_with_a_mark_and_holds_no_empty_questions(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"question": "what?"}\n{"question": " "}\n')
+    first, second = read_inputs(path, None).items
+    assert first.sample.turns[0].text == "what?"
+    assert second.fault == "q.jsonl, line 2: the question is empty"
+
+
+def test_a_device_holds_no_questions():
+    with pytest.raises(DataError, match="/dev/zero: is no file"):
+        read_inputs(Path("/dev/zero"), None)
+
+
+def test_placeholders_of_a_line_give_the_order(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "<video> or <image>?", "image": "a.jpg", "video": "c.mp4"}\n')
+    assert [m.kind for m in read_inputs(path, None).items[0].sample.media] == ["video", "image"]
+
+
+@pytest.mark.parametrize(("done", "seconds", "expected"), [(880, 1, "880 a second"), (1, 60, "1 a minute")])
+def test_a_pace_is_a_plain_number(done, seconds, expected):
+    assert _pace(done, 1, seconds).startswith(f"{expected}, ")
 
 
 def test_media_of_a_line_lie_beside_its_file(tmp_path):

@@ -68,3 +68,9 @@ def test_equal_to_the_logits_processors_of_transformers():
     penalty = RepetitionPenaltyLogitsProcessor(1.3)
     best = penalty(torch.tensor([[3, 5]]), torch.tensor(logits)[None]).argmax()
     assert next_token(logits, [3, 5], Sampling(repetition_penalty=1.3), rng) == best
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-30])
+def test_a_temperature_near_zero_takes_the_likeliest(temperature):
+    share = probabilities(np.array([1.0, 3.0, -np.inf, 2.0], np.float32), Sampling(temperature=temperature, top_k=2))
+    assert share.tolist() == [0, 1, 0, 0]
