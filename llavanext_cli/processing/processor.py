@@ -134,21 +134,14 @@ class Processor:
 
     def measure(self, sample: Sample, roots: Roots | None = None) -> SampleSize:
         """Size of the training sample that `encode` would make."""
-        return measure(
-            build_training_prompt(sample, self.arch.conversation),
-            self.plan_media(sample, roots),
-            self.tokenizer,
-            self.arch,
-        )
+        return self._measure(sample, build_training_prompt(sample, self.arch.conversation), roots)
 
     def count_question(self, sample: Sample, roots: Roots | None = None) -> int:
         """Tokens of the prompt that `encode_question` would make."""
-        return measure(
-            build_question_prompt(sample, self.arch.conversation),
-            self.plan_media(sample, roots),
-            self.tokenizer,
-            self.arch,
-        ).tokens
+        return self._measure(sample, build_question_prompt(sample, self.arch.conversation), roots).tokens
+
+    def _measure(self, sample: Sample, segments: list[Segment], roots: Roots | None) -> SampleSize:
+        return measure(segments, self.plan_media(sample, roots), self.tokenizer, self.arch)
 
     def _check_clips(self, sample: Sample) -> None:
         if self.frames < 1 and any(medium.kind == "video" for medium in sample.media):
