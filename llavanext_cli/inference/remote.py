@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 import queue
+import re
 import secrets
 import threading
 import time
@@ -36,6 +37,8 @@ LONGEST_SOCKET = 100
 """Characters of a socket's path; Linux allows a few more."""
 SEEN_SECONDS = 10
 """How long msrun may take to see which of them ended first."""
+TALK = re.compile(r"^\[(INFO|WARNING)\]| - (INFO|WARNING) - ")
+"""Lines of a log that are no reason for an end, as MindSpore and MindFormers begin them."""
 START_SECONDS = 600
 """How long the workers may take until their libraries and weights are loaded."""
 
@@ -195,7 +198,6 @@ def _lines(log: Path) -> list[str]:
 
 
 def _broken(what: str, lines: Sequence[str]) -> LlavaNextError:
-    """The end of a log is all that is left of a worker: its folder goes with the command. What MindSpore says to itself
-    is left out."""
-    lines = [line for line in lines if not line.startswith(("[WARNING]", "[INFO]"))]
+    """The end of a log is all that is left of a worker: its folder goes with the command."""
+    lines = [line for line in lines if not TALK.search(line)]
     return RuntimeMissingError(what, hint="check the devices with `llavanext doctor`", details=lines[-12:])

@@ -111,7 +111,8 @@ def test_a_chat(screen, run_llavanext, media, tiny_checkpoint, tmp_path):
     assert re.search(r"\x1b\[[0-9;]*31[0-9;]*mError:", coloured) or re.search(r"\x1b\[1m\x1b\[31mError:", coloured)
     there.press("Up")  # the terminal's own history
     there.wait(lambda text: text.endswith("> /dance"))
-    there.press("C-u")
+    there.press("C-c")  # drops what was typed, also after MindSpore has computed
+    there.wait(lambda text: text.endswith("> /dance\n>"))
     there.press("C-d")
     there.wait(lambda text: "\ncode 0" in text)
     assert "Traceback" not in there.text()

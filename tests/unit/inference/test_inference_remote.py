@@ -81,7 +81,9 @@ def test_a_fault_keeps_its_hint_and_a_bug_its_traceback(session):
 
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_worker_that_is_gone(session, tmp_path, gone):
-    (tmp_path / "worker_1.log").write_text("a last word\n")
+    (tmp_path / "worker_1.log").write_text(
+        "[WARNING] DEVICE(1,7f,python): it is ended\n2026-01-01 - mindformers[a.py:1] - INFO - built\na last word\n"
+    )
     session.workers.ended = type("Ended", (), {"rank": 1, "__str__": lambda _: "worker 1 ended"})()
     session.theirs[gone].close()
     with pytest.raises(RuntimeMissingError, match="worker 1 ended") as fault:
