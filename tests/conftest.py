@@ -2,11 +2,16 @@
 
 import io
 import json
+import signal
 import string
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# A script that starts the tests in the background lets them, and all that they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _corpus() -> list[str]:
