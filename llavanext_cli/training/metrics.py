@@ -105,7 +105,8 @@ class TrainingMonitor(Callback):
         try:
             self.save(step_folder(self.checkpoints, step), step)
         except CheckpointError as fault:
-            self.warn(f"no checkpoint at step {step}: {fault.what}; training goes on")
+            kept = "the earlier ones are kept, " if any(self.checkpoints.glob("step-*")) else ""
+            self.warn(f"no checkpoint at step {step}: {fault.what}; {kept}training goes on")
             return
         if self.metrics is not None:
             keep_newest(self.checkpoints, self.keep)
