@@ -1,9 +1,14 @@
-"""The threads of one download: each takes a piece of what is missing, and the next one when it is done."""
+"""The threads of one download: each takes a piece of what is missing, and the next one when it is done.
+
+They start one after another, and only while the line is slow: where a single connection brings what a disk can take, a
+second one competes with it and with the digest for processors, and makes the download slower.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -12,6 +17,11 @@ from llavanext_cli.fetching.net import StoppedError
 
 if TYPE_CHECKING:
     from llavanext_cli.fetching.transfer import Transfer
+
+RAMP_SECONDS = 0.25
+"""Between two connections."""
+FAST = 100 << 20
+"""Bytes a second from which on no further connection is opened."""
 
 
 class Crew:
@@ -27,19 +37,26 @@ class Crew:
 
     def work(self, connections: int) -> None:
         """Raises what stopped the last thread, or what no other thread could help with."""
-        self.alive = connections
-        for number in range(connections):
-            # A descriptor for each thread: one that outlives this call must not write to a number used anew.
-            threading.Thread(
-                target=self._run, args=(os.dup(self.descriptor),), name=f"range-{number}", daemon=True
-            ).start()
         with self.changed:
-            while self.alive:
-                self.changed.wait(0.2)
+            started, ramped, before = 0, -RAMP_SECONDS, 0
+            while self.alive or (self.holes and not started):
+                now, received = time.monotonic(), self.transfer.received
+                if self.holes and started < connections and now - ramped >= RAMP_SECONDS:
+                    if not started or received - before < FAST * (now - ramped):
+                        self._start(started)
+                        started += 1
+                    ramped, before = now, received
+                self.changed.wait(RAMP_SECONDS / 2)
                 if self.transfer.net.stop.is_set():
                     raise StoppedError
         if self.fault is not None:
             raise self.fault
+
+    def _start(self, number: int) -> None:
+        self.alive += 1
+        # A descriptor for each thread: one that outlives this call must not write to a number used anew.
+        descriptor = os.dup(self.descriptor)
+        threading.Thread(target=self._run, args=(descriptor,), name=f"range-{number}", daemon=True).start()
 
     def _run(self, descriptor: int) -> None:
         try:

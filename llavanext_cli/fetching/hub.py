@@ -35,11 +35,12 @@ MOST_PAGES = 10_000
 
 
 class Hub:
-    """One endpoint of the Hub. Use inside `hub_backend`."""
+    """One endpoint of the Hub. From the first one on, until `net` is closed, huggingface_hub uses its sessions."""
 
     def __init__(self, net: Net, endpoint: str):
         from huggingface_hub import HfApi
 
+        net.enter_once(hub_backend)
         self.net, self.endpoint = net, endpoint
         # A manifest may name any server; the token goes only to the one that the user chose.
         self.token = hub_token(endpoint) if urlsplit(endpoint).netloc in net.token_hosts else False

@@ -15,7 +15,7 @@ import email.utils
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -92,6 +92,7 @@ class Net:
         note: is told in a line what is being waited for.
         stop: set by whoever wants every transfer to end.
         received: bytes of content that came over the network.
+        entered: what was set up along the way, to be undone at the end of the run.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -100,6 +101,8 @@ class Net:
     note: Callable[[str], None] = lambda line: None
     stop: threading.Event = field(default_factory=threading.Event)
     received: int = 0
+    entered: ExitStack = field(default_factory=ExitStack)
+    _setups: set[Callable[..., Any]] = field(default_factory=set)
     _local: threading.local = field(default_factory=threading.local)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -117,6 +120,13 @@ class Net:
             yield
         finally:
             self._local.watch = None
+
+    def enter_once(self, setup: Callable[[Net], AbstractContextManager[None]]) -> None:
+        """Enter `setup(self)` until the end of the run, unless that was done before."""
+        with self._lock:
+            if setup not in self._setups:
+                self.entered.enter_context(setup(self))
+                self._setups.add(setup)
 
     def report(self, position: int) -> None:
         watch = getattr(self._local, "watch", None)

@@ -1,4 +1,4 @@
-"""The network of one run, set up: whose token goes where, huggingface_hub on our sessions, errors on their way out."""
+"""The network of one run, set up: whose token goes where, and errors on their way out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.fetching.endpoint import hub_endpoint
 from llavanext_cli.fetching.faults import explain_other
-from llavanext_cli.fetching.hub import hub_backend
 from llavanext_cli.fetching.modelscope import modelscope_cookies, modelscope_endpoint
 from llavanext_cli.fetching.net import Limits, Net
 from llavanext_cli.fetching.redaction import no_secrets
@@ -41,7 +40,7 @@ def open_network(
     hub = hub_endpoint(endpoint if source == HUB else None)
     modelscope = modelscope_endpoint(endpoint if source == MODELSCOPE else None)
     net = Net(limits or Limits(), frozenset([urlsplit(hub).netloc]), modelscope_cookies(modelscope), note)
-    with no_secrets(), hub_backend(net):
+    with no_secrets(), net.entered:
         try:
             yield net
         except Exception as fault:

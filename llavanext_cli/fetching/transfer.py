@@ -209,8 +209,10 @@ class Transfer:
                 reason = str(fault)
             finally:
                 self._record(recorded, start)
+            if start >= end:
+                return
             attempt = 0 if self.limits.is_progress(start - before, time.monotonic() - began) else attempt + 1
-            if attempt > self.limits.retries and start < end:
+            if attempt > self.limits.retries:
                 raise FetchError(
                     f"{urlsplit(self.url).hostname} does not deliver {file_label(self.url)}: {reason}",
                     "Run the same command again: what has arrived is kept. A slow line needs a larger --timeout.",

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from llavanext_cli.errors import FetchError
+from llavanext_cli.fetching import crew
 from llavanext_cli.fetching.journal import Journal, merge
 from llavanext_cli.fetching.net import Limits, Net, StoppedError, retry_after
 from llavanext_cli.fetching.transfer import download_url
@@ -17,8 +18,28 @@ SIZE = 3_000_000
 DATA = content(SIZE)
 
 
+@pytest.fixture(autouse=True)
+def all_at_once(monkeypatch):
+    """Loopback would bring these files before a second connection is opened, and several are what can go wrong."""
+    monkeypatch.setattr(crew, "RAMP_SECONDS", 0.001)
+    monkeypatch.setattr(crew, "FAST", 1 << 60)
+
+
 def get(net, site, part, path="/a.bin", **options) -> int:
     return download_url(net, site.url(path), part, **options)
+
+
+@pytest.mark.parametrize(("fast", "most", "least"), [(0, 2, 2), (1 << 60, 4, 4), (100 << 20, 4, 3)])
+def test_a_fast_line_gets_one_connection_and_a_slow_one_several(net, tmp_path, monkeypatch, fast, most, least):
+    monkeypatch.setattr(crew, "RAMP_SECONDS", 0.1)
+    monkeypatch.setattr(crew, "FAST", fast)
+    with FileSite({"/a.bin": DATA}, {"/a.bin": Manners(rate=2_000_000)}) as site:
+        opened = []
+        plain = site.server.get_request
+        site.server.get_request = lambda: opened.append(1) or plain()
+        get(net, site, tmp_path / "a", connections=3)
+    assert (tmp_path / "a").read_bytes() == DATA
+    assert least <= len(opened) <= most  # the probe has one of its own
 
 
 def test_several_connections_bring_every_byte_once(net, tmp_path):
