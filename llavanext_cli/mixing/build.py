@@ -28,6 +28,7 @@ from llavanext_cli.mixing.pipeline import Pipeline, Progress
 from llavanext_cli.mixing.plan import Plan
 from llavanext_cli.mixing.pool import Pool
 from llavanext_cli.mixing.report import MixReport, SourceReport, report_page
+from llavanext_cli.mixing.spool import Spool
 from llavanext_cli.mixing.worker import ChunkJob, ChunkResult, Context, Source, file_state
 
 FORMATS = ("llavanext", "mindformers")
@@ -105,7 +106,6 @@ def run_mix(
     elif rejects or page:
         report.notes.append("a dry run writes neither --rejects nor --report")
     report.max_tokens = lengths.max_tokens if lengths else None
-    context = Context(tuple(_source(d) for d in data_sets), check, format, frames, lengths)
     plan = Plan(data_sets, report.sources, seed)
     if needs_cache and not plan.walk_now():  # what is wrong with a data set must not come out after hours of checks
         raise _no_records()
@@ -115,8 +115,10 @@ def run_mix(
         )
         cache = VerdictCache(_cache_path(out) if needs_cache and out.parent.is_dir() else None)
         stack.callback(cache.close)
-        pool = stack.enter_context(Pool("llavanext_cli.mixing.worker", context, workers))
-        run = Pipeline(context, plan, pool, cache, time_limit, report, progress)
+        spool = stack.enter_context(Spool())
+        context = Context(tuple(_source(d) for d in data_sets), check, format, frames, lengths, spool.fd)
+        pool = stack.enter_context(Pool("llavanext_cli.mixing.worker", context, workers, inherited=[spool.fd]))
+        run = Pipeline(context, plan, pool, spool, cache, time_limit, report, progress)
         problems = _write(run.results(), report, body, listing)
         if needs_cache and not cache.is_kept:
             why = "is no cache of llavanext mix" if cache.is_strange else "could not be used"

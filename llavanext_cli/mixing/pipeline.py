@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import cycle, islice
 
 from llavanext_cli.mixing.cache import VerdictCache
 from llavanext_cli.mixing.media import FileState, Verdict
 from llavanext_cli.mixing.plan import Plan
 from llavanext_cli.mixing.pool import Lost, Pool
 from llavanext_cli.mixing.report import MixReport
+from llavanext_cli.mixing.spool import Spool
 from llavanext_cli.mixing.worker import ChunkJob, ChunkResult, Context
 
 FILES_A_TASK = {"header": 32, "full": 4}
@@ -26,8 +27,7 @@ FILES_A_TASK = {"header": 32, "full": 4}
 ones are shared out evenly."""
 
 CHUNKS_A_TASK = 4
-"""Chunks a worker is handed at once where no files are read: a chunk takes it two milliseconds, about as long as the
-answer of a busy main process."""
+"""Chunks a worker is handed at once where no files are read, so that it need not wait for a busy main process."""
 
 Progress = Callable[[int, int], None]
 
@@ -51,12 +51,13 @@ class Pipeline:
         context: Context,
         plan: Plan,
         pool: Pool,
+        spool: Spool,
         cache: VerdictCache,
         time_limit: float,
         report: MixReport,
         progress: Progress | None,
     ):
-        self.context, self.plan, self.pool, self.cache = context, plan, pool, cache
+        self.context, self.plan, self.pool, self.spool, self.cache = context, plan, pool, spool, cache
         self.jobs = iter(plan)
         self.time_limit, self.report, self.progress = time_limit, report, progress
         self.reads_files = context.check in ("header", "full")
@@ -64,6 +65,7 @@ class Pipeline:
         self.finished = 0
         self.together = 1 if self.reads_files else CHUNKS_A_TASK
         self.window = (2 * pool.count + 2) * self.together
+        self.slots = cycle(range(self.window))  # chunks leave in order, so the oldest slot is the free one
         # Files being checked: (kind, absolute path) → state, and the chunks that wait for it.
         self.states: dict[tuple[str, str], FileState] = {}
         self.waiters: dict[tuple[str, str], list[tuple[_Underway, tuple[str, str]]]] = {}
@@ -82,6 +84,8 @@ class Pipeline:
             while self.line and self.line[0].result is not None:
                 done = self.line.popleft()
                 self.finished += len(done.job.chosen)
+                if done.result.spooled:
+                    done.result.body = self.spool.take(done.job.slot, done.result.spooled)
                 yield done.job, done.result
             self._advance()
             self._tell()
@@ -89,7 +93,7 @@ class Pipeline:
     def _advance(self) -> None:
         stage = "inspect" if self.reads_files else "convert"
         while len(self.line) + self.together <= self.window:
-            chunks = [_Underway(job) for job in islice(self.jobs, self.together)]
+            chunks = [_Underway(job._replace(slot=next(self.slots))) for job in islice(self.jobs, self.together)]
             if not chunks:
                 return
             self.line += chunks

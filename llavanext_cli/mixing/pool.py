@@ -75,10 +75,11 @@ class Pool:
             function as its first argument.
         context: picklable.
         count: workers, at least 1.
+        inherited: descriptors that workers find under the same numbers.
     """
 
-    def __init__(self, module: str, context: Any, count: int):
-        self._module, self._context, self.count = module, context, count
+    def __init__(self, module: str, context: Any, count: int, inherited: Sequence[int] = ()):
+        self._module, self._context, self.count, self._inherited = module, context, count, inherited
         self._workers: list[_Worker] = []
         self._urgent: deque[_Task] = deque()
         self._queue: deque[_Task] = deque()
@@ -178,11 +179,10 @@ class Pool:
 
     def _start(self) -> _Worker:
         ours, theirs = socket.socketpair()
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # a whole result, so that nobody waits to send
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-c", _BOOT, str(theirs.fileno()), *(path or os.getcwd() for path in sys.path)],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *self._inherited],
                 env=_ALLOCATOR | os.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

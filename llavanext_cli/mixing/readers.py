@@ -174,20 +174,22 @@ def read_record(record: Record | BadRecordError, root: str) -> tuple[list[Media]
 def _read_plain(record: Record | BadRecordError) -> tuple[list[Media], list[str]] | None:
     """What `_read_any` returns for a record as almost all are: human and gpt in turn, one picture or none, nothing
     odd. None for any other. The time of a mix is spent here, so each step is one call that loops in C."""
-    if isinstance(record, BadRecordError) or record.video is not None:
+    if type(record) is not Record or record.video is not None:
         return None
     said, image = record.conversations, record.image
     turns = len(said)
     if not 0 < turns < _MOST_TURNS or [*map(_speaker, said)] != _IN_TURN[turns]:
         return None
     texts = [*map(_value, said)]
-    if not all(texts) or True in map(str.isspace, texts):
+    if min(texts) < "!":  # empty, or it begins with a blank
+        return None
+    if max(texts) > "\x7f" and True in map(str.isspace, texts):
         return None
     questions = texts[0] if turns == 2 else "\n".join(texts[::2])
     if image is None:
         return None if "<" in questions else ([], texts)
-    if type(image) is str and _is_plain(image) and questions.count(IMAGE_PLACEHOLDER) == 1:
-        return None if VIDEO_PLACEHOLDER in questions else ([Media("image", image)], texts)
+    if questions.count("<") == 1 and IMAGE_PLACEHOLDER in questions and type(image) is str and _is_plain(image):
+        return [Media("image", image)], texts
     return None
 
 

@@ -35,6 +35,7 @@ from llavanext_cli.mixing.readers import (
     sample_id,
 )
 from llavanext_cli.mixing.splitter import Chunk, split_records
+from llavanext_cli.mixing.spool import put
 
 Verdicts = dict[tuple[str, str], Verdict]
 """What is known of files, by (kind, path below the root)."""
@@ -56,29 +57,35 @@ class Source(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What all chunks share. `frames` of a clip would be used in training; `lengths` None counts no tokens."""
+    """What all chunks share. `frames` of a clip would be used in training; `lengths` None counts no tokens; `spool` is
+    the descriptor of a `spool.Spool`."""
 
     sources: tuple[Source, ...]
     check: str
     format: str
     frames: int
     lengths: LengthRule | None = None
+    spool: int | None = None
 
 
 class ChunkJob(NamedTuple):
-    """One chunk: `chosen` are ascending positions in it; `verdicts` by (kind, path) for "header" and "full"."""
+    """One chunk: `chosen` are ascending positions in it; `verdicts` by (kind, path) for "header" and "full"; `slot` is
+    where in the spool its lines go."""
 
     source: int
     chunk: Chunk
     chosen: Sequence[int]
     verdicts: Verdicts | None = None
+    slot: int = 0
 
 
 @dataclass
 class ChunkResult:
-    """A converted chunk. `body` is its part of the output; every record of the chunk is in `kept` or in `faults`."""
+    """A converted chunk. `body` is its part of the output, or `spooled` bytes of it are in the spool; every record of
+    the chunk is in `kept` or in `faults`."""
 
     body: bytes = b""
+    spooled: int = 0
     kept: int = 0
     faults: list[Fault] = field(default_factory=list)
     contents: Counter = field(default_factory=Counter)
@@ -152,7 +159,10 @@ def check(prepared: Prepared, item: tuple[str, str]) -> Verdict:
 def convert(prepared: Prepared, job: ChunkJob) -> ChunkResult:
     """Write a chunk's records as samples."""
     with _no_collection():
-        return _convert(prepared, job)
+        result = _convert(prepared, job)
+    if prepared.context.spool is not None and put(prepared.context.spool, job.slot, result.body):
+        result.body, result.spooled = b"", len(result.body)
+    return result
 
 
 def _convert(prepared: Prepared, job: ChunkJob) -> ChunkResult:

@@ -169,13 +169,14 @@ def mix_command(mix_file: Path, out: Path, check: str, workers: int) -> list[str
 
 def measure(command: list[str]) -> tuple[Measured, str]:
     """Run a command to its end; returns what it took, and its stdout."""
+    os.sync()  # what the one before wrote is not this one's to wait for
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak, done = 0.0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.02):
+        while not done.wait(0.2):  # seldom: walking through /proc takes time from a side that uses every core
             peak = max(peak, resident(process.pid))
 
     watcher = threading.Thread(target=watch)
