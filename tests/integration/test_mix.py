@@ -176,6 +176,21 @@ def test_a_data_file_that_changes_under_way(tmp_path, monkeypatch, change, check
     assert "Traceback" not in result.stderr and not (tmp_path / "s.jsonl").exists()
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_records_of_any_length_keep_their_order(tmp_path, suffix):
+    """A few lines, megabytes, and more than a slot of the workers' shared memory holds."""
+    lengths = [10, 5_000_000, 20, 700_000, 3_000_000, 30, 9_000_000, 40] * 2
+    records = [record(number) for number in range(len(lengths))]
+    for entry, length in zip(records, lengths, strict=True):
+        entry["conversations"][1]["value"] = "é" * length
+    data = write_data(tmp_path / f"data{suffix}", records)
+    mix_file = write_mix(tmp_path, {"json_path": str(data), "sampling_strategy": "all"})
+    out = tmp_path / "out.jsonl"
+    report = run_mix(mix_file, out, check="exists", workers=2)
+    assert report.kept == len(lengths)
+    assert [len(line["turns"][1]["text"]) for line in lines(out)[1:]] == lengths
+
+
 def test_random_is_repeatable_and_seeded(tmp_path):
     write_data(tmp_path / "a.json", [record(number) for number in range(100)])
     mix_file = write_mix(tmp_path, {"json_path": "a.json", "sampling_strategy": "random:12.5%"})
