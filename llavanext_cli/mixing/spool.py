@@ -3,7 +3,7 @@
     slot   0           1           2                    one for each chunk that is under way
            [####------][##--------][----------] ...     a worker puts the lines of a chunk, the main process takes them
 
-A socket holds a part of a chunk, so that a worker would wait in the middle of sending it for a main process that is busy.
+A socket holds a part of a chunk, so that a worker would wait in the middle of sending it for a busy main process.
 """
 
 from __future__ import annotations
