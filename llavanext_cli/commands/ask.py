@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from llavanext_cli import console, options
-from llavanext_cli.commands.ending import tidied_when_ended
+from llavanext_cli.ending import tidied_when_ended
 from llavanext_cli.errors import LlavaNextError, RuntimeMissingError
 from llavanext_cli.model import interrupts
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llavanext_cli import console, options
-from llavanext_cli.commands.ending import tidied_when_ended
+from llavanext_cli.ending import tidied_when_ended
 from llavanext_cli.errors import CheckpointError
 
 PARTS_PANEL = "From parts"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
@@ -10,15 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llavanext_cli.demo.data import Sizes, make_data
 from llavanext_cli.demo.model import write_model
 from llavanext_cli.demo.report import Row, Scored, build_rows, read_answers, report_to_dict
+from llavanext_cli.ending import tidied_when_ended
 from llavanext_cli.errors import LlavaNextError
 
 BATCH = 16
@@ -129,7 +128,7 @@ def run_command(words: list[str], folder: Path) -> None:
         KeyboardInterrupt: Ctrl-C, or this process was told to end; the command has ended too, and with it its workers.
     """
     command = [sys.executable, "-m", "llavanext_cli", *words]
-    with _ended_like_interrupted():
+    with tidied_when_ended(lambda number: KeyboardInterrupt()):
         # A session of its own: Ctrl-C reaches the command once, through us, and it is given the time to clean up.
         process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
@@ -146,22 +145,3 @@ def run_command(words: list[str], folder: Path) -> None:
     if code:
         hint = f"run it by itself in {folder}"
         raise LlavaNextError(f"`llavanext {shlex.join(words)}` ended with code {code}", hint=hint)
-
-
-@contextlib.contextmanager
-def _ended_like_interrupted() -> Iterator[None]:
-    """SIGTERM, and SIGHUP of a terminal that is closed, raise KeyboardInterrupt: the command must not outlive us."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # whoever runs us there handles signals
-        yield
-        return
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

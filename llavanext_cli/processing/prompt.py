@@ -187,7 +187,8 @@ def _match_media(sample: Sample, turns: Sequence[Turn]) -> list[int]:
         found = [name for text in texts for name in _lone_placeholders(text)]
     if len(found) != len(sample.media):
         raise DataError(
-            f"{_label(sample)}: {len(found)} placeholders ({IMAGE_PLACEHOLDER}, {VIDEO_PLACEHOLDER}) "
+            f"{_label(sample)}: {len(found)} placeholder{'' if len(found) == 1 else 's'} "
+            f"({IMAGE_PLACEHOLDER}, {VIDEO_PLACEHOLDER}) "
             f"for {len(sample.media)} media",
             "give each picture or clip one placeholder in the user's turns",
         )

@@ -24,11 +24,12 @@ from typing import Any
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import TrainingError
+from llavanext_cli.training import memory
 from llavanext_cli.training.stand_in import simulation_environment
 from llavanext_cli.weights.checkpoint import open_checkpoint
 
 WORKER = Path(__file__).with_name("simulate_worker.py")
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "bool": 1}
+BYTES = memory.BYTES | {"int32": 4, "bool": 1}
 MOMENTS = ("adam_m.", "adam_v.")
 """What AdamW calls its two moments of a parameter."""
 SUMS = "accu_grads."

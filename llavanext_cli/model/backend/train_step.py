@@ -1,4 +1,4 @@
-"""The training step on a CPU: MindFormers' own, with what replaced that only an Ascend has, or that is slow here."""
+"""The training step on a CPU: MindFormers' own, without what only an Ascend has or what is slow here."""
 
 from __future__ import annotations
 

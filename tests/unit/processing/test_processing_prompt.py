@@ -134,13 +134,13 @@ def test_placeholders_and_media_must_match(texts, media, has, wants):
     with pytest.raises(DataError) as caught:
         build_training_prompt(broken)
     assert "row-7" in caught.value.what
-    assert f"{has} placeholders" in caught.value.what
+    assert f": {has} placeholder" in caught.value.what
     assert f"{wants} media" in caught.value.what
     assert check_placeholders(broken) == caught.value.what
 
 
 def test_a_question_with_too_few_placeholders():
-    with pytest.raises(DataError, match=r"1 placeholders .* for 2 media"):
+    with pytest.raises(DataError, match=r"1 placeholder .* for 2 media"):
         build_question_prompt(sample(["<image> what?"], [PICTURE, PICTURE], ""))
 
 

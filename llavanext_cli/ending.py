@@ -1,19 +1,25 @@
-"""How commands that write files end when they are told to: nothing half-written is left."""
+"""How commands end when they are told to: nothing half-written is left, and no child outlives its parent."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def tidied_when_ended() -> Iterator[None]:
-    """SIGTERM of a scheduler, and SIGHUP of a terminal that is closed, leave no temporary files; code 143, or 129."""
+def tidied_when_ended(
+    raised: Callable[[int], BaseException] = lambda number: SystemExit(128 + number),
+) -> Iterator[None]:
+    """SIGTERM of a scheduler, and SIGHUP of a terminal that is closed, raise within, so that everything is tidied up.
+
+    Args:
+        raised: makes the exception of the signal's number; by default the command ends with code 143, or 129.
+    """
 
     def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
+        raise raised(number)
 
     if threading.current_thread() is not threading.main_thread():  # whoever runs us there handles signals
         yield
