@@ -174,5 +174,6 @@ def test_help_fits_80_columns_and_names_values_by_what_they_are(path):
     from typer.testing import CliRunner
 
     shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "80"}).stdout
+    print(f"\n$ llavanext {' '.join([*path, '--help'])}\n{shown}")  # with -s, the transcript of every command's help
     assert max(map(len, shown.splitlines())) <= 80
     assert not re.search(r"<(int|float|str|path)\b", shown)
