@@ -26,7 +26,7 @@ from llavanext_cli.errors import DataError, LlavaNextError
 from llavanext_cli.inference.ask import build_sampling, check_media, open_session, prepare
 from llavanext_cli.inference.engines import BATCH_BUCKET
 from llavanext_cli.inference.inputs import Input, Inputs, read_inputs
-from llavanext_cli.inference.session import check_room
+from llavanext_cli.inference.session import check_room, load_ends
 from llavanext_cli.processing.processor import Processor, Roots
 from llavanext_cli.records import EncodedSample
 
@@ -91,7 +91,7 @@ def run_batch(
     sampling = build_sampling(preset, changes or {})
     total = len(inputs.items)
     _check_out(out, questions)
-    made_with = describe_run(opened, preset, sampling)
+    made_with = describe_run(opened, processor, preset, sampling)
     with _claim(out):
         there, faults = read_answers(out, inputs, made_with) if out.exists() and not force else (0, [])
         assert preset.ask is not None, "an ask preset"
@@ -130,9 +130,10 @@ def run_batch(
     return BatchReport(total, total - kept - failed, failed, kept, inputs.skipped, time.monotonic() - started, out)
 
 
-def describe_run(checkpoint: Checkpoint, preset: Preset, sampling: Sampling) -> str:
+def describe_run(checkpoint: Checkpoint, processor: Processor, preset: Preset, sampling: Sampling) -> str:
     """A digest of what an answer depends on beside its question."""
-    parts = (checkpoint.digest, preset.data.frames, preset.runtime.compute_dtype, asdict(sampling))
+    ends = sorted(load_ends(checkpoint.folder, processor.tokenizer.eos_id))
+    parts = (checkpoint.digest, preset.data.frames, preset.runtime.compute_dtype, asdict(sampling), ends)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

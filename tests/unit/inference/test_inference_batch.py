@@ -9,12 +9,14 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from llavanext_cli.errors import DataError
-from llavanext_cli.inference.batch import _pace, read_answers
+from llavanext_cli.inference.batch import _pace, describe_run, read_answers
 from llavanext_cli.inference.inputs import read_inputs
+from llavanext_cli.inference.sampling import Sampling
 
 RUN = textwrap.dedent("""
     import sys, time, zlib
@@ -52,6 +54,17 @@ RUN = textwrap.dedent("""
     report = batch.run_batch(Path(sys.argv[1]), Path(sys.argv[2]), Path("."), batch_size=4)
     print(report.failed)
 """)
+
+
+def test_answers_tell_what_they_were_made_with(tmp_path):
+    def describe(seed: int = 0, ends: object = 2) -> str:
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        checkpoint = SimpleNamespace(digest="d", folder=tmp_path)
+        processor = SimpleNamespace(tokenizer=SimpleNamespace(eos_id=2))
+        preset = SimpleNamespace(data=SimpleNamespace(frames=8), runtime=SimpleNamespace(compute_dtype="float32"))
+        return describe_run(checkpoint, processor, preset, Sampling(seed=seed))
+
+    assert describe() == describe(ends=[2]) and len({describe(), describe(seed=1), describe(ends=[2, 7])}) == 3
 
 
 def start(questions: Path, out: Path, pause: float) -> subprocess.Popen:
