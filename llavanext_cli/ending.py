@@ -1,4 +1,4 @@
-"""How commands end when they are told to: nothing half-written is left, and no child outlives its parent."""
+"""How commands end when they are told to: by an exception, so that whatever they have begun is tidied up."""
 
 from __future__ import annotations
 

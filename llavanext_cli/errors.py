@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-EXIT_USER = 1
-EXIT_USAGE = 2
+EXIT_USER = 1  # and 2 for usage, which is typer's
 EXIT_RUNTIME = 3
 EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
 
 
 class LlavaNextError(Exception):

@@ -69,7 +69,7 @@ Devices = Annotated[
     typer.Option("--devices", "-n", min=1, help="Devices to use (NPUs, or CPU workers).", show_default="the preset's"),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same result.")]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="How many downloads run at once.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="How many downloads run at once.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", "-w", min=1, max=1024, help="Processes to use.", show_default="all cores")
 ]

@@ -12,6 +12,7 @@ import typer
 from llavanext_cli import console, options
 from llavanext_cli.ending import tidied_when_ended
 from llavanext_cli.errors import CheckpointError
+from llavanext_cli.units import format_size
 
 PARTS_PANEL = "From parts"
 FILES_PANEL = "What is written"
@@ -105,7 +106,7 @@ def convert(
 
     Next: llavanext train video-7b-stage2 --checkpoint checkpoints/base --data DATA.jsonl --out runs/stage2
     """
-    from llavanext_cli.weights.folder import format_size, parse_size
+    from llavanext_cli.weights.folder import parse_size
 
     together = vision is not None or language is not None
     if from_vision and from_language:

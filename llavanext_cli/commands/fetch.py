@@ -10,6 +10,7 @@ import typer
 
 from llavanext_cli import console, options
 from llavanext_cli.fetching.paths import files
+from llavanext_cli.units import format_size
 
 
 class Source(str, Enum):
@@ -137,10 +138,10 @@ def fetch(
         return
     for artifact in report.artifacts:
         where = f"{artifact.where} at {artifact.revision[:12]}" if artifact.revision else artifact.where
-        console.say(f"{artifact.name}: {files(artifact.files)}, {_size(artifact.bytes)}, from {where}")
-    free = f"{_size(report.needed)} of disk needed, {_size(report.free)} free"
+        console.say(f"{artifact.name}: {files(artifact.files)}, {format_size(artifact.bytes)}, from {where}")
+    free = f"{format_size(report.needed)} of disk needed, {format_size(report.free)} free"
     if dry_run:
-        console.say(f"To fetch: {files(report.fetched)}, {_size(report.transferred)}; {free}.")
+        console.say(f"To fetch: {files(report.fetched)}, {format_size(report.transferred)}; {free}.")
         if report.needed > report.free:
             console.warn("the disk is too small for that")
         return
@@ -148,7 +149,7 @@ def fetch(
     if report.unverified:
         whose = "its" if report.unverified == 1 else "their"
         console.say(f"{files(report.unverified)} without a published digest: {whose} size alone was checked.")
-    console.say(f"{files(report.fetched)} fetched ({_size(report.transferred)}), {kept}: {report.folder}")
+    console.say(f"{files(report.fetched)} fetched ({format_size(report.transferred)}), {kept}: {report.folder}")
     for command in report.next:
         console.next_step(command)
 
@@ -162,7 +163,7 @@ def _list(json: bool) -> None:
     rows = []
     for artifact in ARTIFACTS.values():
         first = artifact.hub.repo if artifact.hub else artifact.web.url.partition("://")[2]
-        rows.append((artifact.name, _size(artifact.size), first, artifact.licence, artifact.purpose))
+        rows.append((artifact.name, format_size(artifact.size), first, artifact.licence, artifact.purpose))
     console.table(("name", "size", "source", "licence", "what for"), rows)
 
 
@@ -194,17 +195,9 @@ def _check(
     elif report.broken:
         console.say(
             f"{files(report.files)} read, {len(report.broken)} of them broken and now whole again "
-            f"({_size(report.transferred)} fetched)."
+            f"({format_size(report.transferred)} fetched)."
         )
     else:
-        console.say(f"{files(report.files)} read ({_size(report.bytes)}): all are whole.")
+        console.say(f"{files(report.files)} read ({format_size(report.bytes)}): all are whole.")
     for name in report.incomplete:
         console.warn(f"the fetch of {name} has not ended: run it again to go on")
-
-
-def _size(count: int) -> str:
-    size, units = float(count), ["TB", "GB", "MB", "kB", "B"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop()
-    return f"{size:.3g} {units[-1]}"

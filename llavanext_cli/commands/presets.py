@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from llavanext_cli import console
+from llavanext_cli.ending import tidied_when_ended
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.options import Force, Json, Set, complete_preset
 
@@ -184,11 +185,13 @@ def check_command(
     from llavanext_cli.config.presets import check_presets
     from llavanext_cli.training.simulate import simulate
 
+    if layers and not compile_:
+        raise typer.BadParameter("--layers shortens what --compile compiles")
     reports = check_presets(names or [], settings or ())
     wrong = [report for report in reports if not report.ok]
     compiled = []
     for report in (r for r in reports if compile_ and r.ok):
-        with console.progress(f"Compiling {report.name}", "ranks") as on_rank:
+        with tidied_when_ended(), console.progress(f"Compiling {report.name}", "ranks") as on_rank:
             source = str(report.path)
             compiled.append(simulate(source, overrides=settings or (), layers=layers, progress=on_rank))
     if json:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llavanext_cli import console, options
+from llavanext_cli.ending import tidied_when_ended
+from llavanext_cli.units import format_size
 
 if TYPE_CHECKING:
     from llavanext_cli.training.launch import ReadyRun
@@ -145,7 +147,6 @@ def _show_run(run: ReadyRun, json: bool) -> None:
 
 def _show_plan(run: ReadyRun, json: bool) -> None:
     from llavanext_cli.training.preview import preview_run
-    from llavanext_cli.weights.folder import format_size
 
     preview = preview_run(run)
     if json:
@@ -179,11 +180,10 @@ def _gib(size: int) -> str:
 
 
 def _check(run: ReadyRun, json: bool) -> None:
-    from llavanext_cli.training.processes import interrupted_by_sigterm
     from llavanext_cli.training.simulate import simulate
 
     job = run.job
-    with interrupted_by_sigterm(), console.progress("Compiling", "ranks") as on_rank:
+    with tidied_when_ended(), console.progress("Compiling", "ranks") as on_rank:
         report = simulate(
             job.preset,
             overrides=job.overrides,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -19,6 +18,7 @@ from llavanext_cli.demo.model import write_model
 from llavanext_cli.demo.report import Row, Scored, build_rows, read_answers, report_to_dict
 from llavanext_cli.ending import tidied_when_ended
 from llavanext_cli.errors import LlavaNextError
+from llavanext_cli.machine.cores import usable_cores
 
 BATCH = 16
 NOTE = "demo.json"
@@ -51,7 +51,7 @@ def plan_commands(sizes: Sizes) -> list[list[str]]:
 
 def _train(stage: str, checkpoint: str, steps: int) -> list[str]:
     """One worker a core, two at most: together they are nearly twice as fast as one with two threads."""
-    workers = min(2, len(os.sched_getaffinity(0)))
+    workers = min(2, usable_cores())
     words = ["train", f"tiny-{stage}", "--data", f"{stage}.jsonl", "--checkpoint", checkpoint, "--out", f"runs/{stage}"]
     settings = ["--set", f"train.batch_size={BATCH // workers}", "--set", f"train.steps={steps}"]
     return [*words, "--devices", str(workers), *settings]
@@ -125,17 +125,18 @@ def run_command(words: list[str], folder: Path) -> None:
 
     Raises:
         LlavaNextError: it failed; it has said why on stderr.
-        KeyboardInterrupt: Ctrl-C, or this process was told to end; the command has ended too, and with it its workers.
+        KeyboardInterrupt, SystemExit: Ctrl-C, or this process was told to end; the command has ended too, and with it
+            its workers.
     """
     command = [sys.executable, "-m", "llavanext_cli", *words]
-    with tidied_when_ended(lambda number: KeyboardInterrupt()):
+    with tidied_when_ended():
         # A session of its own: Ctrl-C reaches the command once, through us, and it is given the time to clean up.
         process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )
         try:
             code = process.wait()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # in the background of a script, and there too
             process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
             process.wait()

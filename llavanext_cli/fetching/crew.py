@@ -41,7 +41,8 @@ class Crew:
             started, ramped, before = 0, -RAMP_SECONDS, 0
             while self.alive or (self.holes and not started):
                 now, received = time.monotonic(), self.transfer.received
-                if self.holes and started < connections and now - ramped >= RAMP_SECONDS:
+                may_start = self.holes and started < connections and self.fault is None
+                if may_start and now - ramped >= RAMP_SECONDS:
                     if not started or received - before < FAST * (now - ramped):
                         self._start(started)
                         started += 1
@@ -53,10 +54,14 @@ class Crew:
             raise self.fault
 
     def _start(self, number: int) -> None:
-        self.alive += 1
         # A descriptor for each thread: one that outlives this call must not write to a number used anew.
         descriptor = os.dup(self.descriptor)
-        threading.Thread(target=self._run, args=(descriptor,), name=f"range-{number}", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, args=(descriptor,), name=f"range-{number}", daemon=True).start()
+        except RuntimeError:
+            os.close(descriptor)
+            raise
+        self.alive += 1  # the thread itself waits for the lock that is held here
 
     def _run(self, descriptor: int) -> None:
         try:

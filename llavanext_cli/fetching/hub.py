@@ -27,15 +27,13 @@ from llavanext_cli.fetching.faults import UnreachableError, explain_no_answer
 from llavanext_cli.fetching.net import Net, TransferBrokenError
 from llavanext_cli.fetching.redaction import cause_of
 from llavanext_cli.fetching.registry import DATASET, HUB, Place, near_names
-from llavanext_cli.fetching.remote import Listing, Origin, RemoteFile
+from llavanext_cli.fetching.remote import MOST_PAGES, Listing, Origin, RemoteFile
 
 POLL_SECONDS = 0.5
-MOST_PAGES = 10_000
-"""Pages of a listing."""
 
 
 class Hub:
-    """One endpoint of the Hub. From the first one on, until `net` is closed, huggingface_hub uses its sessions."""
+    """One endpoint of the Hub. From the first one to the end of the run huggingface_hub uses the sessions of `net`."""
 
     def __init__(self, net: Net, endpoint: str):
         from huggingface_hub import HfApi
@@ -251,6 +249,13 @@ class Hub:
         return f"It has {', '.join(near)}." if near else "Leave --revision out for the usual one."
 
 
+def uses_xet() -> bool:
+    """Whether huggingface_hub brings files that the Hub keeps in xet by xet; else they come through our sessions."""
+    from huggingface_hub.utils import is_xet_available
+
+    return is_xet_available()
+
+
 _NO_HUB = "Is the --endpoint (or HF_ENDPOINT) right? A login page or a proxy may be answering in its place."
 
 
@@ -290,12 +295,13 @@ def _no_page_twice(session: requests.Session) -> Iterator[None]:
 def hub_backend(net: Net) -> Iterator[None]:
     """Let huggingface_hub use our sessions, and be quiet: we show the progress, and its log lines hold signed URLs."""
     from huggingface_hub import configure_http_backend, constants
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+    ours_to_disable = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
+    if ours_to_disable:
         disable_progress_bars()
     hf_transfer = constants.HF_HUB_ENABLE_HF_TRANSFER
     constants.HF_HUB_ENABLE_HF_TRANSFER = False  # its connections are not ours, and cannot be resumed
@@ -304,6 +310,8 @@ def hub_backend(net: Net) -> Iterator[None]:
         yield
     finally:
         configure_http_backend()
+        if ours_to_disable:
+            enable_progress_bars()
         constants.HF_HUB_ENABLE_HF_TRANSFER = hf_transfer
         logger.setLevel(level)
 

@@ -26,11 +26,10 @@ from llavanext_cli.fetching.faults import explain_no_answer
 from llavanext_cli.fetching.net import Net
 from llavanext_cli.fetching.redaction import cause_of, redact
 from llavanext_cli.fetching.registry import DATASET, MODELSCOPE, Place, near_names
-from llavanext_cli.fetching.remote import Listing, Origin, RemoteFile
+from llavanext_cli.fetching.remote import MOST_PAGES, Listing, Origin, RemoteFile
 
 DEFAULT_ENDPOINT = "https://www.modelscope.cn"
 PAGE = 100
-MOST_PAGES = 10_000
 
 
 def modelscope_endpoint(endpoint: str | None) -> str:

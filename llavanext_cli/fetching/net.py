@@ -122,7 +122,8 @@ class Net:
             self._local.watch = None
 
     def enter_once(self, setup: Callable[[Net], AbstractContextManager[None]]) -> None:
-        """Enter `setup(self)` until the end of the run, unless that was done before."""
+        """Enter `setup(self)` until the end of the run, unless that was done before. Others wait until it is done, and
+        it must not count or enter anything itself."""
         with self._lock:
             if setup not in self._setups:
                 self.entered.enter_context(setup(self))

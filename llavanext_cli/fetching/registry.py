@@ -23,7 +23,6 @@ MODELSCOPE = "modelscope"
 URL = "url"
 SOURCES = (HUB, MODELSCOPE)
 MODEL, DATASET = "model", "dataset"
-DEFAULT_BRANCH = {HUB: "main", MODELSCOPE: "master"}
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "pytorch_model*.bin.index.json")

@@ -12,6 +12,9 @@ from llavanext_cli.fetching.paths import unsafe
 from llavanext_cli.fetching.redaction import public_url
 from llavanext_cli.fetching.registry import DATASET, HUB, MODEL, MODELSCOPE, URL, is_repository
 
+MOST_PAGES = 10_000
+"""Pages of a listing."""
+
 
 @dataclass(frozen=True)
 class Origin:

@@ -41,8 +41,7 @@ from llavanext_cli.fetching.remote import Listing
 from llavanext_cli.fetching.transfer import probe_size
 from llavanext_cli.fetching.unpack import UnpackLimits
 from llavanext_cli.fetching.work import StageOpener, Worker, address_of, silent_stage
-
-MOST_JOBS = 64
+from llavanext_cli.units import format_size
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,6 @@ def run_fetch(
     if revision and len(chosen) > 1:
         raise ConfigError("--revision is of one artifact, and several are named", "Fetch them one by one.")
     numbers = parse_shards(shards)
-    jobs = min(jobs, MOST_JOBS)
     to = absolute(to)
     for text in (*names, *only, revision or "", endpoint or ""):
         if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -255,13 +253,9 @@ def refuse_full(to: Path, space: Space) -> None:
     """Raises `FetchError` when the plan needs more disk than is free."""
     if space.needed > space.free:
         raise FetchError(
-            f"{_size(space.needed)} are needed in {to}, and {_size(space.free)} are free",
+            f"{format_size(space.needed)} are needed in {to}, and {format_size(space.free)} are free",
             "Make room, choose another disk with --to, or fetch less with --only or --shards.",
         )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 # ------------------------------------------------------------------------------------------------------------ recording

@@ -11,6 +11,7 @@ read from the start over one connection. Used for COCO and for ModelScope; the H
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -131,7 +132,8 @@ class Transfer:
             size = self._size_of(response)
             self.validator = _validator(response)
             if response.headers.get("Content-Length") == "1":
-                self.net.count(-len(response.content))  # read to its end, so that the connection can be used again
+                with contextlib.suppress(TransferBrokenError):
+                    self.net.count(-len(response.content))  # read to its end, so that the connection can be used again
             response.close()
             self._receive_ranges(size, connections)
             return
@@ -237,9 +239,9 @@ class Transfer:
 
     def _record(self, start: int, end: int) -> None:
         self.journal.add(start, end)
-        with self._lock:
+        with self._lock:  # told in order: a prefix shorter than one told before means that the file was begun anew
             self.received += max(0, end - start)
-        self._tell()
+            self._tell()
 
     def _tell(self) -> None:
         self.report(self.journal.done, self.journal.prefix)

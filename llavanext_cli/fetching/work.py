@@ -20,7 +20,7 @@ from pathlib import Path
 from llavanext_cli.errors import DataError, FetchError
 from llavanext_cli.fetching.digest import Digests, Expected, Follower, hash_file
 from llavanext_cli.fetching.folder import Folder
-from llavanext_cli.fetching.hub import Hub
+from llavanext_cli.fetching.hub import Hub, uses_xet
 from llavanext_cli.fetching.journal import journal_path
 from llavanext_cli.fetching.manifest import Member
 from llavanext_cli.fetching.modelscope import file_url
@@ -150,8 +150,8 @@ class Worker:
         try:
             if origin.source == HUB:
                 path = Hub(self.net, origin.endpoint).download(origin, stage, follower, told)
-                if wanted.xet:
-                    self.net.count(expected.size or 0)  # xet has its own connections
+                if wanted.xet and uses_xet():
+                    self.net.count(expected.size or 0)  # it has its own connections
             else:
                 stage.mkdir(parents=True, exist_ok=True)
                 path = stage / "whole"

@@ -1,4 +1,4 @@
-"""One of several workers that answer together: `python worker.py JOB`, started by remote.py through msrun.
+"""One of several workers that answer together: `python worker.py FOLDER`, started by remote.py through msrun.
 
 It builds its part of the model, meets the command at a socket, and answers what comes from there until that is closed.
 All workers get the same questions and take the same steps; the first one talks.

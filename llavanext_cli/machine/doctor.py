@@ -25,6 +25,7 @@ from urllib.request import Request, urlopen
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import RuntimeMissingError
 from llavanext_cli.machine.ascend import Ascend, find_ascend
+from llavanext_cli.machine.cores import usable_cores
 
 State = Literal["ok", "warning", "fault"]
 
@@ -317,7 +318,7 @@ def _is_among(version: str, wanted: list[str]) -> bool:
 
 def _check_memory() -> Finding:
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return Finding("cores, memory", "ok", f"{len(os.sched_getaffinity(0))} cores, {gigabytes:.0f} GB")
+    return Finding("cores, memory", "ok", f"{usable_cores()} cores, {gigabytes:.0f} GB")
 
 
 def check_disk(free: int, folder: Path, task: str) -> Finding:

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from llavanext_cli.errors import DataError, LlavaNextError
+from llavanext_cli.machine.cores import usable_cores
 from llavanext_cli.mixing import tagged
 from llavanext_cli.mixing.cache import VerdictCache
 from llavanext_cli.mixing.lengths import plan_lengths
@@ -151,13 +152,6 @@ def _check_targets(targets: Sequence[Path], cache: Path | None, inputs: Sequence
             raise DataError(f"{target} is what this mix is made from", "name another file for the output")
     for target in targets:
         check_output_folder(target, force)
-
-
-def usable_cores() -> int:
-    """Cores this process may use: fewer than there are where a scheduler or `taskset` says so."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _write(

@@ -29,6 +29,9 @@ ones are shared out evenly."""
 CHUNKS_A_TASK = 4
 """Chunks a worker is handed at once where no files are read, so that it need not wait for a busy main process."""
 
+FEW_WORKERS = 16
+"""With more of them they are not kept waiting, and the chunks under way would fill the memory."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -63,7 +66,7 @@ class Pipeline:
         self.reads_files = context.check in ("header", "full")
         self.line: deque[_Underway] = deque()
         self.finished = 0
-        self.together = 1 if self.reads_files else CHUNKS_A_TASK
+        self.together = CHUNKS_A_TASK if not self.reads_files and pool.count <= FEW_WORKERS else 1
         self.window = (2 * pool.count + 2) * self.together
         self.slots = cycle(range(self.window))  # chunks leave in order, so the oldest slot is the free one
         # Files being checked: (kind, absolute path) → state, and the chunks that wait for it.

@@ -142,7 +142,9 @@ def _index_array(path: Path, file: BinaryIO, offset: int, chunk_bytes: int) -> I
     # written over the comma behind a record makes an array of what lies between, without a copy.
     buffer = bytearray(chunk_bytes)
     filled = file.readinto(buffer)
-    opening = buffer.index(b"[")
+    while (opening := buffer.find(b"[", 0, filled)) < 0:  # only blanks so far
+        where.advance(buffer, 0, filled)
+        filled = file.readinto(buffer)
     where.advance(buffer, 0, opening + 1)
     filled -= opening
     buffer[:filled] = buffer[opening : opening + filled]

@@ -12,7 +12,8 @@ import os
 import tempfile
 
 SLOT_BYTES = 4 << 20
-"""Lines of a chunk beyond this go through the socket; most take a megabyte."""
+"""Lines of a chunk beyond this go through the socket; most take a megabyte. A slot keeps its memory to the end, and
+there are `Pipeline.window` of them."""
 
 
 class Spool:
@@ -23,9 +24,9 @@ class Spool:
     """
 
     def __init__(self) -> None:
-        if hasattr(os, "memfd_create"):
+        try:
             self.fd = os.memfd_create("llavanext-mix")
-        else:
+        except (AttributeError, OSError):  # another system, or a sandbox that forbids it
             with tempfile.TemporaryFile() as file:
                 self.fd = os.dup(file.fileno())
 
@@ -37,7 +38,10 @@ class Spool:
 
     def take(self, slot: int, length: int) -> bytes:
         """The `length` bytes that a worker has put into `slot`."""
-        return os.pread(self.fd, length, slot * SLOT_BYTES)
+        data = os.pread(self.fd, length, slot * SLOT_BYTES)
+        if len(data) != length:
+            raise RuntimeError(f"slot {slot} holds {len(data)} bytes, and a worker has put {length} into it")
+        return data
 
 
 def put(fd: int, slot: int, data: bytes) -> bool:

@@ -28,7 +28,6 @@ OPENING = "["
 BETWEEN = ","
 CLOSING = "\n]"
 EMPTY = "[]"
-MIX_FIRST = "make samples of it first: llavanext mix --help"
 
 CLIP_SUFFIXES = (
     ".mp4",

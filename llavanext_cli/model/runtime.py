@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llavanext_cli.errors import RuntimeMissingError
+from llavanext_cli.machine.cores import usable_cores
 from llavanext_cli.model.interrupts import held
 
 
@@ -30,7 +31,7 @@ def library_environment(folder: Path, verbose: bool = False) -> dict[str, str]:
 
 def share_threads(threads: int | None, workers: int) -> int:
     """Threads of one of `workers` processes on this machine: as asked for, or a fair share of the cores."""
-    return threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    return threads or max(1, usable_cores() // workers)
 
 
 _done: set[str] = set()

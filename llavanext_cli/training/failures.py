@@ -10,7 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
-from llavanext_cli.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, LlavaNextError, RunStoppedError, TrainingError
+from llavanext_cli.errors import EXIT_INTERRUPTED, LlavaNextError, RunStoppedError, TrainingError
 from llavanext_cli.training.job import Job
 from llavanext_cli.training.nodes import Nodes
 from llavanext_cli.training.processes import Ended
@@ -47,7 +47,7 @@ def explain_stop(job: Job, number: int) -> RunStoppedError:
     return RunStoppedError(
         f"stopped by {name}; {where}",
         "the same command with --resume goes on from there",
-        EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED,
+        EXIT_INTERRUPTED if number == signal.SIGINT else 128 + number,
     )
 
 

@@ -27,7 +27,7 @@ from llavanext_cli.training.job import Job
 from llavanext_cli.training.nodes import ONE_NODE, Nodes, worker_command, worker_environment
 from llavanext_cli.training.peers import Peers
 from llavanext_cli.training.plan import RunPlan, plan_run
-from llavanext_cli.training.processes import POLL_SECONDS, SAVE_SECONDS, Workers, interrupted_by_sigterm
+from llavanext_cli.training.processes import POLL_SECONDS, SAVE_SECONDS, Workers, interrupted_when_ended
 from llavanext_cli.training.report import write_report
 from llavanext_cli.training.state import find_unfinished
 from llavanext_cli.training.stopping import StopStep
@@ -228,7 +228,7 @@ def _run_workers(run: ReadyRun, job: Job, on_step: StepCallback, say: Callable[[
 
     peers = Peers(job, run.nodes)
     with (
-        interrupted_by_sigterm() as seen,
+        interrupted_when_ended() as seen,
         Workers(
             run.command,
             log=log,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from llavanext_cli.errors import TrainingError
 from llavanext_cli.training.memory import GIB, MemoryPlan, advice, checkpoint_bytes, plan_memory
+from llavanext_cli.units import format_size
 from llavanext_cli.weights.checkpoint import open_checkpoint
-from llavanext_cli.weights.folder import format_size
 
 if TYPE_CHECKING:
     from llavanext_cli.training.launch import ReadyRun

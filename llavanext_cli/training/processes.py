@@ -17,7 +17,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from llavanext_cli.ending import tidied_when_ended
 
 MARK = "LLAVANEXT_RUN"
 POLL_SECONDS = 0.2
@@ -153,23 +154,17 @@ def find_marked(mark: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def interrupted_by_sigterm() -> Iterator[dict[str, int]]:
-    """While workers run, SIGTERM raises KeyboardInterrupt as Ctrl-C does; the yielded mapping tells which it was."""
-    seen = {"signal": signal.SIGINT}
+def interrupted_when_ended() -> Iterator[dict[str, int]]:
+    """While workers run, SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does; the yielded mapping tells which of
+    the three it was."""
+    seen: dict[str, int] = {"signal": signal.SIGINT}
 
-    def interrupt(number: int, frame: Any) -> None:
-        seen["signal"] = signal.Signals(number)
-        raise KeyboardInterrupt
+    def interrupt(number: int) -> KeyboardInterrupt:
+        seen["signal"] = number
+        return KeyboardInterrupt()
 
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: whoever runs us there handles signals
+    with tidied_when_ended(interrupt):
         yield seen
-        return
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _alive(pid: int) -> bool:

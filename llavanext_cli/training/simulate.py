@@ -222,7 +222,7 @@ def simulate(
         "preset": name,
         "overrides": settings,
         "devices": devices,
-        "checkpoint": checkpoint and str(checkpoint),
+        "checkpoint": checkpoint and str(checkpoint.resolve()),
         "batch": batch,
     }
     with _folder(folder) as place:

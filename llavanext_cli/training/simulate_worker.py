@@ -18,9 +18,11 @@ from llavanext_cli.config.presets import load_preset
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.model.network import build_preset_network
 from llavanext_cli.model.runtime import load_libraries
+from llavanext_cli.training.processes import end_with_parent
 
 
 def main() -> None:
+    end_with_parent()
     request = Path(sys.argv[1])
     fields = json.loads(request.read_text(encoding="utf-8"))
     preset = load_preset(fields["preset"], fields["overrides"], fields["devices"], architecture_of(fields))

@@ -15,6 +15,8 @@ from typing import Any
 
 from llavanext_cli.config.hf_config import REFETCH
 from llavanext_cli.errors import CheckpointError
+from llavanext_cli.fetching.registry import TOKENIZER
+from llavanext_cli.units import format_size
 from llavanext_cli.weights.headers import short
 from llavanext_cli.weights.stream import disk_error
 
@@ -26,13 +28,7 @@ SPARE_BYTES = 64 << 20
 COMPANIONS = (
     "config.json",
     "generation_config.json",
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
+    *TOKENIZER,
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
@@ -215,16 +211,6 @@ def copy_companions(source: Path, folder: Path) -> list[str]:
 def write_json(path: Path, value: Any) -> None:
     # A path is no text when it was given in another encoding than the locale's; it is only mentioned here.
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
-
-
-def format_size(nbytes: int) -> str:
-    """`4990000000` → `4.99 GB`."""
-    size = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

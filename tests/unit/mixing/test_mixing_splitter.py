@@ -103,6 +103,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path, name):
     assert peak < 4 * CHUNK_BYTES < path.stat().st_size / 4
 
 
+def test_blanks_longer_than_a_chunk_before_the_list(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("\n" * 150 + " " * 7 + '[{"id": 0}, {"id": 1}]')
+    chunks = list(index_chunks(path, 64))
+    assert read_back(path, 64) == [{"id": 0}, {"id": 1}] and chunks[0].line == 151
+
+
 def test_a_record_longer_than_a_chunk(tmp_path):
     content = [{"id": 0}, {"id": 1, "text": "x" * 5000}, {"id": 2}]
     path = tmp_path / "a.json"

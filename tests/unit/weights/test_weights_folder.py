@@ -18,7 +18,6 @@ from llavanext_cli.weights.folder import (
     check_destination,
     check_space,
     find_leftovers,
-    format_size,
     new_folder,
     parse_size,
 )
@@ -187,10 +186,6 @@ def test_sizes_are_read(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(CheckpointError, match="is no size"):
         parse_size(text)
-
-
-def test_sizes_are_written() -> None:
-    assert [format_size(n) for n in (0, 999, 386_432, 14_126_862_336)] == ["0 B", "999 B", "386 kB", "14.1 GB"]
 
 
 # --------------------------------------------------------------------------------------------------------------- stream

@@ -1,0 +1,8 @@
+"""Sizes as people read them."""
+
+from llavanext_cli.units import format_size
+
+
+def test_sizes_are_written() -> None:
+    assert [format_size(n) for n in (0, 999, 386_432, 14_126_862_336)] == ["0 B", "999 B", "386 kB", "14.1 GB"]
+    assert [format_size(n) for n in (999_700, 999_400, 3 * 10**12)] == ["1 MB", "999 kB", "3 TB"]
