@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# A script that starts the tests in the background lets them, and all that they start, ignore Ctrl-C.
+# A script that starts the tests in the background lets them, and all that they start, ignore Ctrl-C; nohup, SIGHUP.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _corpus() -> list[str]:

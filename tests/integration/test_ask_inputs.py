@@ -25,7 +25,7 @@ def test_placeholders_give_the_order():
 
 @pytest.mark.parametrize(("question", "count"), [("<image> and <image>?", 1), ("<image>?", 2)])
 def test_placeholders_and_media_that_do_not_match(question, count):
-    with pytest.raises(DataError, match="placeholders"):
+    with pytest.raises(DataError, match="placeholder"):
         build_question_prompt(build_question(question, [Path("a")] * count, []))
 
 
