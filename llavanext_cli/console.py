@@ -91,6 +91,15 @@ def is_terminal(stream: IO[str] | None = None) -> bool:
 # ---------------------------------------------------------------------------------------------------------------- data
 
 
+def can_write(text: str) -> bool:
+    """Whether stdout's encoding has all of these characters; those that it lacks are written as question marks."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def out(text: str = "") -> None:
     """Write one line of data to stdout."""
     write(text + "\n")

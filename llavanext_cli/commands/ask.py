@@ -146,10 +146,21 @@ def ask(
     elif question is None:
         raise LlavaNextError("no question", hint='try: llavanext ask "What is it?" --image a.jpg --checkpoint DIR')
     else:
-        if show is not None and show.exists() and not force:
-            raise LlavaNextError(f"{show} exists", hint="name another file, or give --force to replace it")
+        if show is not None:
+            _check_show(show, [*(image or []), *(video or [])], force)
         more = {"time_instruction": time_instruction, "allow_url": allow_url, "show": show}
         _one(question, image or [], video or [], checkpoint, json, common | more)
+
+
+def _check_show(show: Path, media: list[str], force: bool) -> None:
+    """Refuse what would show nothing, or overwrite what is asked about."""
+    if not media:
+        raise LlavaNextError("--show has nothing to show", hint="ask about a picture or a clip: --image, --video")
+    if show.exists():
+        if any(Path(name).exists() and show.samefile(name) for name in media):
+            raise LlavaNextError(f"{show} is what the question is about", hint="name another file for --show")
+        if not force:
+            raise LlavaNextError(f"{show} exists", hint="name another file, or give --force to replace it")
 
 
 @interrupts.caught()

@@ -66,6 +66,8 @@ def demo(
         for line in report.commands:
             console.out(f"  {line}")
         console.say(f"{report.seconds:.0f} s; the figures are in {report.file}")
+        if quick:
+            console.say("With --quick a model learns next to nothing: the figures only show that everything runs.")
     if not quick and (faults := find_shortfalls(report.rows)):
         raise LlavaNextError(
             "the model learned less than it should have", hint="please report this with report.json", details=faults

@@ -10,6 +10,8 @@ from llavanext_cli import console, options
 from llavanext_cli.errors import RuntimeMissingError
 
 MARKS = {"ok": "✓", "warning": "!", "fault": "✗"}
+PLAIN_MARKS = {"ok": "ok", "warning": "!", "fault": "x"}
+"""For a terminal that cannot write the others."""
 
 
 def doctor(
@@ -32,19 +34,20 @@ def doctor(
     from llavanext_cli.machine.doctor import run_doctor
 
     diagnosis = run_doctor(load_preset(preset) if preset else None, offline=offline)
+    marks, arrow = (MARKS, "→") if console.can_write("✓✗→") else (PLAIN_MARKS, "->")
     if json:
         console.out_json(diagnosis.to_dict())
     else:
         width = max(len(finding.name) for finding in diagnosis.findings)
         for finding in diagnosis.findings:
-            console.out(f"{MARKS[finding.state]} {finding.name.ljust(width)}  {finding.found}")
+            console.out(f"{marks[finding.state]} {finding.name.ljust(width)}  {finding.found}")
             if finding.advice:
-                console.out(f"  {' ' * width}  → {finding.advice}")
+                console.out(f"  {' ' * width}  {arrow} {finding.advice}")
     faults = [finding.name for finding in diagnosis.findings if finding.state == "fault"]
     if faults:
         where = "the NPUs" if diagnosis.target == "Ascend" else "the CPU"
         raise RuntimeMissingError(
             f"training on {where} of this machine cannot work yet: {', '.join(faults)}",
-            hint="the lines marked ✗ say what to do; then run `llavanext doctor` again",
+            hint=f"the lines marked {marks['fault']} say what to do; then run `llavanext doctor` again",
         )
     console.next_step("llavanext demo" if diagnosis.target == "CPU" else "llavanext presets list")

@@ -17,6 +17,7 @@ from llavanext_cli.inference.engines import CACHE_STEP, CHAT_STEP, round_up
 from llavanext_cli.inference.named import describe_times, resolve_media, told_by_name
 from llavanext_cli.inference.sampling import Sampling
 from llavanext_cli.inference.scratch import scratch_folder
+from llavanext_cli.machine.doctor import require_cann
 from llavanext_cli.processing.processor import Processor
 from llavanext_cli.processing.tokens import load_tokenizer
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, EncodedSample, Medium, Sample, Turn
@@ -218,12 +219,18 @@ def open_session(
     checkpoint: Checkpoint, preset: Preset, cache_tokens: int, *, verbose: bool = False, **shapes: int
 ) -> Iterator[Session | RemoteSession]:
     """A session, in this process or on several devices, whose libraries write to a temporary folder that goes with it;
-    `shapes` as in `Session`."""
+    `shapes` as in `Session`.
+
+    Raises:
+        RuntimeMissingError: the preset is for NPUs, and CANN is not there.
+    """
     from llavanext_cli.inference.graphs import default_store
     from llavanext_cli.inference.remote import open_remote
     from llavanext_cli.inference.session import Session
 
     assert preset.ask is not None, "an ask preset"
+    if preset.runtime.target == "Ascend":
+        require_cann(advice="; on a CPU, leave --preset out or take video-7b-ask-cpu")
     limit = min(cache_tokens, preset.ask.cache_tokens)
     with scratch_folder() as folder:
         if preset.parallel.devices > 1:

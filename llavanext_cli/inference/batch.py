@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from llavanext_cli.inference.sampling import Sampling
     from llavanext_cli.weights.checkpoint import Checkpoint
 
+FIRST_BYTES = b'{"index": '
+"""What every file of answers begins with."""
+
 WINDOW = 4
 """Batches whose questions are sorted by length together. A kill loses less than this."""
 
@@ -90,7 +93,7 @@ def run_batch(
     opened, preset, processor = prepare(checkpoint, preset_name, overrides, devices, frames, wants_video=wants_video)
     sampling = build_sampling(preset, changes or {})
     total = len(inputs.items)
-    _check_out(out, questions)
+    _check_out(out, questions, force)
     made_with = describe_run(opened, processor, preset, sampling)
     with _claim(out):
         there, faults = read_answers(out, inputs, made_with) if out.exists() and not force else (0, [])
@@ -235,7 +238,7 @@ def _pace(done: int, left: int, seconds: float) -> str:
     return f"{f'{number:.0f}' if number >= 100 else f'{number:.2g}'} a {unit}, {spelled} left"
 
 
-def _check_out(out: Path, questions: Path) -> None:
+def _check_out(out: Path, questions: Path, force: bool) -> None:
     """Refuse what cannot be written, before a model is loaded."""
     if str(out) == "-":
         raise DataError("answers go to a file, not to stdout", "use --out answers.jsonl")
@@ -247,6 +250,11 @@ def _check_out(out: Path, questions: Path) -> None:
         raise DataError(f"{out.parent}: no such folder", f"mkdir -p {out.parent}")
     if out.exists() and questions.exists() and out.samefile(questions):
         raise DataError(f"{out}: the answers would go into the file of the questions", "use another --out")
+    if force and out.exists():
+        with out.open("rb") as file:
+            start = file.read(len(FIRST_BYTES))
+        if not FIRST_BYTES.startswith(start):
+            raise DataError(f"{out}: holds no answers, so --force does not replace it", "use another --out")
 
 
 @contextmanager
@@ -265,6 +273,8 @@ def _claim(out: Path) -> Iterator[None]:
     except Timeout as fault:
         hint = "wait until it has ended, or use another --out"
         raise LlavaNextError(f"{out} is in use by another llavanext ask", hint) from fault
+    except OSError as fault:
+        raise DataError(f"{out} cannot be written: {fault.strerror}", "use --out in another folder") from fault
     try:
         yield
     finally:

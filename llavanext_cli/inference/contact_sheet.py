@@ -43,7 +43,9 @@ def write_contact_sheet(path: Path, media: Media, arch: Architecture, names: Seq
         os.replace(partial, path)
     except (OSError, ValueError) as fault:  # ValueError: an ending that is no format
         reason = fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
-        raise DataError(f"{path} cannot be written: {reason}", "give --show a name such as sheet.png") from fault
+        is_there = path.parent.is_dir()
+        hint = "give --show a name such as sheet.png" if is_there else f"make its folder: mkdir -p {path.parent}"
+        raise DataError(f"{path} cannot be written: {reason}", hint) from fault
     finally:
         partial.unlink(missing_ok=True)
 

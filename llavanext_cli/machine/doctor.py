@@ -140,6 +140,18 @@ def require_versions(
         raise RuntimeMissingError(f"{faults[0].name}: {faults[0].found}", faults[0].advice + advice, lines)
 
 
+def require_cann(*, environ: Mapping[str, str] = os.environ, root: Path = Path("/"), advice: str = "") -> None:
+    """Refuse to use NPUs where CANN is not there or not set up; MindSpore would say so in seventy lines.
+
+    Raises:
+        RuntimeMissingError: doctor's line, and its advice.
+    """
+    ascend = find_ascend(environ, root)
+    if not ascend.is_set_up:
+        finding = _check_cann(ascend, supported(load_version_map(), "ms", _installed("mindspore")))
+        raise RuntimeMissingError(f"{finding.name}: {finding.found}", finding.advice + advice)
+
+
 # -------------------------------------------------------------------------------------------------- Python and packages
 
 

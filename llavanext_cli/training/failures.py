@@ -46,7 +46,7 @@ def explain_stop(job: Job, number: int) -> RunStoppedError:
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     return RunStoppedError(
         f"stopped by {name}; {where}",
-        "the same command with --resume goes on from there",
+        f"the same command with --resume {'goes on from there' if saved else 'begins again'}",
         EXIT_INTERRUPTED if number == signal.SIGINT else 128 + number,
     )
 

@@ -168,6 +168,8 @@ def _prepare(run: ReadyRun, force: bool, resume: bool, say: Callable[[str], None
         job = resume_run(job, run.preset, run.plan, say)
     else:
         make_out(job, force, run.nodes.count)
+        if resume:
+            say(f"{job.out} holds no run to go on with: it begins with the first step")
     for rank in run.nodes.ranks(run.preset.parallel.devices):  # those of other nodes may be new
         for stale in (f"failure_{rank}.json", f"worker_{rank}.pid"):
             (job.logs_folder / stale).unlink(missing_ok=True)

@@ -271,7 +271,7 @@ def save_checkpoint_folder(
     plan = [planned(name) for name in expected]
     carried = [PlannedTensor(n, s.dtype, s.shape, (extent(s),), "carried") for n, s in like.carried.items()]
     check_space(folder, sum(tensor.nbytes for tensor in (*plan, *carried)) + measure_companions(like.folder))
-    with new_folder(folder) as temporary:
+    with new_folder(folder, replace=True) as temporary:
         source = {"kind": "training", "name": like.folder.resolve().name} | _lineage(like)
         write_checkpoint(temporary, plan, carried, source, extra=extra, progress=progress)
         copy_companions(like.folder, temporary)

@@ -139,7 +139,7 @@ def run_convert(
             _compare_copies(plan.copies, copied, next(passes))
         if stored:
             _verify(sources[0], stored, plan.nbytes, next(passes), "its manifest", "Convert or train it again.")
-        with new_folder(destination) as temporary:
+        with new_folder(destination, replace=force) as temporary:
             copy_companions(companions, temporary)
             for name, content in plan.files.items():
                 write_json(temporary / name, content)

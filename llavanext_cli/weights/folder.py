@@ -110,11 +110,15 @@ def check_space(destination: Path, nbytes: int) -> None:
 
 
 @contextmanager
-def new_folder(destination: Path) -> Iterator[Path]:
+def new_folder(destination: Path, replace: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder beside `destination` that takes its name when the block ends well.
 
-    When the block fails, or is interrupted, the temporary folder is removed. What was at `destination` stays until the
-    new one is complete. Where nothing was, what another process put there meanwhile stays: the block's work is lost.
+    When the block fails, or is interrupted, the temporary folder is removed.
+
+    Args:
+        destination: nothing, or an empty folder.
+        replace: it may hold something, which stays until the new folder is complete. Otherwise what another process
+            puts there meanwhile stays, and the block's work is lost.
 
     Raises:
         CheckpointError: the disk is full or refuses; or another process was faster.
@@ -122,14 +126,13 @@ def new_folder(destination: Path) -> Iterator[Path]:
     # Through a link, its aim is replaced and the link stays.
     destination = destination.resolve()
     temporary = destination.parent / f".{destination.name}.tmp-{os.getpid()}"
-    vacant = not destination.exists() or (destination.is_dir() and not any(destination.iterdir()))
     made = [parent for parent in destination.parents if not parent.exists()]
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         retired = None
-        if not vacant and destination.exists():
+        if replace and destination.exists():
             retired = destination.parent / f".{destination.name}.old-{os.getpid()}"
             os.rename(destination, retired)
         try:

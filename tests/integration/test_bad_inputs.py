@@ -239,6 +239,28 @@ def _(folder):
     return ["ask", "What?", "--checkpoint", folder / "cut", "--preset", "tiny-ask", "--image", folder / "a.png"]
 
 
+@case("ask: --show over the picture", "is what the question is about")
+def _(folder):
+    return ask(folder, "--image", folder / "a.png", "--show", folder / "a.png", "--force")
+
+
+@case("ask: --show without a picture", "nothing to show")
+def _(folder):
+    return ask(folder, "--show", folder / "saw.png")
+
+
+@case("ask: answers over a picture", "holds no answers")
+def _(folder):
+    questions = put(folder / "questions.jsonl", '{"question": "What is it?"}\n')
+    words = ["ask", "--batch", questions, "--out", folder / "a.png", "--force", "--checkpoint", folder / "base"]
+    return [*words, "--preset", "tiny-ask"]
+
+
+@case("ask: an NPU without CANN", "CANN: not found", code=3)
+def _(folder):
+    return ask(folder, "--image", folder / "a.png", "--set", "runtime.target=Ascend")
+
+
 # --------------------------------------------------------------------------------------------------------------- train
 
 

@@ -92,6 +92,9 @@ def test_a_cann_that_does_not_match(tmp_path):
     environ = {"ASCEND_HOME_PATH": str(home), "LD_LIBRARY_PATH": f"{home}/lib64", "ASCEND_OPP_PATH": f"{home}/opp"}
     with pytest.raises(doctor.RuntimeMissingError, match=r"CANN: 8\.0\.0 in ") as fault:
         doctor.require_versions("Ascend", environ=environ, root=tmp_path)
+    doctor.require_cann(environ=environ, root=tmp_path)  # whatever its version
+    with pytest.raises(doctor.RuntimeMissingError, match="CANN: not found"):
+        doctor.require_cann(environ={}, root=tmp_path)
     assert "this MindSpore needs CANN 9.0.0" in fault.value.hint
     with pytest.raises(doctor.RuntimeMissingError, match="CANN: not found"):
         doctor.require_versions("Ascend", environ={}, root=tmp_path)

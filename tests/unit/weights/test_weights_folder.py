@@ -58,7 +58,7 @@ def test_a_failure_leaves_nothing_and_keeps_the_old(stop: type[BaseException], t
 
 def test_the_old_folder_is_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "out" / "sub").mkdir(parents=True)
-    with new_folder(tmp_path / "out") as temporary:
+    with new_folder(tmp_path / "out", replace=True) as temporary:
         (temporary / "new").write_text("2")
     assert listing(tmp_path) == ["out", "out/new"]
 
@@ -161,6 +161,16 @@ def test_of_two_that_make_one_folder_the_first_wins(tmp_path: Path, empty: bool)
         with new_folder(tmp_path / "other") as quick:
             (quick / "whose").write_text("quick")
         (tmp_path / "other").rename(out)
+    assert (out / "whose").read_text() == "quick" and list(tmp_path.iterdir()) == [out]
+
+
+def test_what_was_made_before_the_block_began_is_not_replaced(tmp_path: Path) -> None:
+    """Between the first look at the destination and the writing lies all of the planning."""
+    out = tmp_path / "out"
+    with new_folder(out) as quick:
+        (quick / "whose").write_text("quick")
+    with pytest.raises(CheckpointError, match="another command has made it"), new_folder(out) as slow:
+        (slow / "whose").write_text("slow")
     assert (out / "whose").read_text() == "quick" and list(tmp_path.iterdir()) == [out]
 
 
