@@ -57,7 +57,7 @@ def write_report(job: Job, plan: RunPlan, skipped: int = 0) -> Path | None:
                 "changes": " ".join(job.overrides) or "none",
             }
         ),
-        curve("Loss", {"each step": losses, f"mean of {SMOOTHED}": smooth(losses)}),
+        curve("Loss", {"as logged": losses, f"mean of {SMOOTHED}": smooth(losses)}),
         curve("Learning rate", {"rate": _points(lines, "learning_rate")}),
         curve("Throughput (samples a second)", {"samples/s": _points(lines, "samples_per_second")}),
         curve("Norm of the gradient", {"norm": _points(lines, "gradient_norm")}),
