@@ -30,7 +30,8 @@ CHUNKS_A_TASK = 4
 """Chunks a worker is handed at once where no files are read, so that it need not wait for a busy main process."""
 
 FEW_WORKERS = 16
-"""With more of them they are not kept waiting, and the chunks under way would fill the memory."""
+"""Up to so many are started before there is work for each, and handed several chunks at once: of many more, the chunks
+under way would fill the memory."""
 
 Progress = Callable[[int, int], None]
 
@@ -75,6 +76,8 @@ class Pipeline:
 
     def results(self) -> Iterator[tuple[ChunkJob, ChunkResult]]:
         """Yield converted chunks in the order of the plan."""
+        if self.reads_files:
+            self.pool.start(FEW_WORKERS)
         self._advance()
         for key, index, value in self.pool.results():
             stage, subject = key

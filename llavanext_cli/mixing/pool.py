@@ -96,6 +96,11 @@ class Pool:
     def is_idle(self) -> bool:
         return not self._queue and not self._urgent and all(worker.task is None for worker in self._workers)
 
+    def start(self, count: int) -> None:
+        """Start up to `count` workers now, where there will be work for them: loading decoders takes half a second."""
+        while len(self._workers) < min(count, self.count):
+            self._start()
+
     def submit(
         self, key: Any, function: str, items: Sequence[Any], time_limit: float | None = None, urgent: bool = False
     ) -> None:

@@ -176,7 +176,8 @@ def measure(command: list[str]) -> tuple[Measured, str]:
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.2):  # seldom: walking through /proc takes time from a side that uses every core
+        # Seldom after the start: walking through /proc takes time from a side that uses every core.
+        while not done.wait(0.02 if time.monotonic() - started < 1 else 0.2):
             peak = max(peak, resident(process.pid))
 
     watcher = threading.Thread(target=watch)
