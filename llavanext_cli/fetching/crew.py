@@ -37,6 +37,16 @@ class Crew:
 
     def work(self, connections: int) -> None:
         """Raises what stopped the last thread, or what no other thread could help with."""
+        try:
+            self._ramp_up(connections)
+        except BaseException:  # too many open files, or threads; or Ctrl-C
+            self.transfer.cancelled.set()
+            raise
+        if self.fault is not None:
+            raise self.fault
+
+    def _ramp_up(self, connections: int) -> None:
+        """Start threads while there is reason to, and wait for all of them."""
         with self.changed:
             started, ramped, before = 0, -RAMP_SECONDS, 0
             while self.alive or (self.holes and not started):
@@ -50,8 +60,6 @@ class Crew:
                 self.changed.wait(RAMP_SECONDS / 2)
                 if self.transfer.net.stop.is_set():
                     raise StoppedError
-        if self.fault is not None:
-            raise self.fault
 
     def _start(self, number: int) -> None:
         # A descriptor for each thread: one that outlives this call must not write to a number used anew.
