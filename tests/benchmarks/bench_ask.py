@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from turns import Side, tell
 
 TOKENS = 64
 SIZE = (480, 640)
@@ -35,7 +36,6 @@ QUESTION = "what is it? how many birds are there?"
 BATCH = 8
 THREADS = "2"
 SETTINGS = [f"runtime.threads={THREADS}", "model.text.max_position_embeddings=4096", "ask.cache_tokens=4096"]
-MARK = "bench_ask: "
 BOUNDS = {"total": 1.0, "first": 1.0, "batch": 2.0}
 
 CONFIG: dict[str, Any] = {
@@ -218,39 +218,17 @@ def run_cold(folder: Path) -> dict[str, Any]:
     return made
 
 
-class Side:
-    """One side in a process of its own, which goes on by a step when it is told to."""
-
-    def __init__(self, folder: Path, side: str, repeats: int):
-        command = [sys.executable, __file__, "--dir", str(folder), "--side", side, "--repeats", str(repeats)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def said(self) -> dict[str, Any]:
-        """What the step gave; what else the libraries write to stdout is passed over."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(MARK):
-                return json.loads(line.removeprefix(MARK))
-        raise SystemExit(f"one side ended with code {self.process.wait()}")
-
-    def go(self) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self.said()
-
-
 def run_side(folder: Path, side: str, repeats: int) -> None:
     for step in (run_ours if side == "ours" else run_transformers)(folder, repeats):
-        print(MARK + json.dumps(step), flush=True)
-        sys.stdin.readline()
+        tell(step)
 
 
 def compare(folder: Path, repeats: int) -> dict[str, Any]:
     """Both sides in turns."""
     names, sides, tokens = ("ours", "transformers"), [], 0
     for name in names:  # one after the other: compiling would disturb
-        sides.append(Side(folder, name, repeats))
+        command = [sys.executable, __file__, "--dir", str(folder), "--side", name, "--repeats", str(repeats)]
+        sides.append(Side(command))
         tokens = sides[-1].said().get("prompt_tokens", tokens)
     runs = [[side.go() for side in sides] for _ in range(repeats)]
     batches = [side.go() for side in sides]

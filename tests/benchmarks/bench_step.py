@@ -25,7 +25,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from turns import Side, tell
 
 BOUND = 1.0
 THREADS = 2
@@ -148,12 +148,6 @@ def build_samples(folder: Path, size: str, preset: Any) -> list[Any]:
         assert encoded is not None and len(encoded.tiles) == preset.data.tiles
         made.append(encoded)
     return made
-
-
-def wait_for_turn() -> None:
-    """The other side steps until a line comes."""
-    print(json.dumps({"ready": True}), flush=True)
-    sys.stdin.readline()
 
 
 def run_torch(folder: Path, size: str) -> Iterator[float]:
@@ -272,9 +266,9 @@ class Rounds:
             self.times.append(now - self.begun)
         self.done += 1
         if self.done == self.size.total:
-            print(json.dumps({"times": self.times, "losses": self.losses}), flush=True)
+            tell({"times": self.times, "losses": self.losses}, wait=False)
         elif self.done >= WARM and (self.done - WARM) % (self.size.steps + 1) == 0:
-            wait_for_turn()
+            tell({"ready": True})
         self.begun = time.perf_counter()
 
 
@@ -287,28 +281,6 @@ def run_side(folder: Path, size: str, side: str) -> None:
             rounds.step(loss)
 
 
-class Side:
-    """One side in a process of its own."""
-
-    def __init__(self, folder: Path, size: str, side: str):
-        command = [sys.executable, __file__, "--dir", str(folder), "--size", size, "--side", side]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def said(self) -> dict[str, Any]:
-        """Its next line; what else the libraries write to stdout is passed over."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(('{"ready"', '{"times"')):
-                return json.loads(line)
-        raise SystemExit(f"one side ended with code {self.process.wait()}")
-
-    def go(self) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self.said()
-
-
 def compare(folder: Path, size: str) -> dict[str, Any]:
     """Both sides in turns."""
     if not (folder / "model").exists():
@@ -316,7 +288,7 @@ def compare(folder: Path, size: str) -> dict[str, Any]:
     names = ("ours", "torch")
     sides = []
     for name in names:  # one after the other: compiling would disturb
-        sides.append(Side(folder, size, name))
+        sides.append(Side([sys.executable, __file__, "--dir", str(folder), "--size", size, "--side", name]))
         sides[-1].said()
     results = [[side.go() for side in sides] for _ in range(SIZES[size].rounds)][-1]
     for side in sides:

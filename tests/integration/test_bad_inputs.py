@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from llavanext_cli.demo.model import write_model
 from llavanext_cli.weights.convert import run_convert
 
 DRAW = random.Random(0)
+RAN = Path(tempfile.gettempdir()) / "llavanext-was-here"
+"""What a pickle makes, if it is run."""
 PROMPT = "A chat between a curious user and an artificial intelligence assistant. "
 PROMPT += "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: ASSISTANT: "
 SENTENCES = [PROMPT] * 50 + [" ".join("".join(DRAW.choices("aeinorst", k=5)) for _ in range(12)) for _ in range(200)]
@@ -485,7 +488,7 @@ def _(folder):
 def _(folder):
     class Evil:
         def __reduce__(self):
-            return os.system, ("touch /tmp/llavanext-was-here",)
+            return os.system, (f"touch {RAN}",)
 
     def poison(copy: Path) -> None:
         import pickle
@@ -574,4 +577,4 @@ def test_it_is_refused_in_one_line(name, stock, tmp_path, monkeypatch):
 
 
 def test_nothing_that_was_handed_over_has_run():
-    assert not Path("/tmp/llavanext-was-here").exists()
+    assert not RAN.exists()

@@ -163,8 +163,8 @@ def test_a_bug_s_traceback_and_log_lines_hold_no_secret(monkeypatch, caplog):
 @given(st.text(max_size=40))
 def test_a_safe_name_stays_in_its_folder(name):
     if not unsafe(name):
-        path = Path("/root/folder") / normal(name)
-        assert path.is_relative_to("/root/folder") and path != Path("/root/folder")
+        path = Path("/any/folder") / normal(name)
+        assert path.is_relative_to("/any/folder") and path != Path("/any/folder")
         assert ".." not in path.parts and "\0" not in name
 
 
