@@ -79,8 +79,9 @@ class LlavaNext(PreTrainedModel):
         self.cast_mask = P.Cast()
         self.cast_words = P.Cast()
         self.dtype = config.compute_dtype
-        if config.target == "CPU":
-            use_cpu_cells(self.language_model, config)
+        self.on_cpu = config.target == "CPU"
+        if self.on_cpu:
+            use_cpu_cells(self, config)
         if _get_parallel_mode() in (ParallelMode.SEMI_AUTO_PARALLEL, ParallelMode.AUTO_PARALLEL):
             self.shard(config.parallel_config)
 
@@ -98,6 +99,8 @@ class LlavaNext(PreTrainedModel):
         embeddings = None
         if tiles is not None:
             embeddings = self.embed(input_ids, tiles, feature_index, self.frames if frames is None else frames)
+        if self.on_cpu and self.training and labels is not None:
+            return self.supervised_loss(self.language_model.model(input_ids, embeddings), labels)
         loss_mask = None
         if labels is not None:
             loss_mask = self.cast_mask(self.not_equal(labels, IGNORE_INDEX), mstype.float32)

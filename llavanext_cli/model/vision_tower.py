@@ -190,7 +190,7 @@ class VisionAttention(nn.Cell):
         self.reshape = P.Reshape()
         self.split_heads = P.Transpose()
         self.merge_heads = P.Transpose()
-        self.pick = P.StridedSlice()
+        self.split_qkv = P.Split(axis=1, output_num=3)
         self.scores = P.BatchMatMul(transpose_b=True)
         self.mul = P.Mul()
         self.softmax = P.Softmax()
@@ -202,7 +202,7 @@ class VisionAttention(nn.Cell):
         count, length, _ = self.shape(hidden)
         qkv = self.reshape(self.qkv(hidden), (count, length, 3 * self.heads, self.head_dim))
         qkv = self.split_heads(qkv, (0, 2, 1, 3))  # [T, 3*heads, L, head_dim]
-        query, key, value = self._part(qkv, 0), self._part(qkv, 1), self._part(qkv, 2)
+        query, key, value = self.split_qkv(qkv)  # [T, heads, L, head_dim]
         if self.use_flash:
             context = self.flash(query, key, value, None)
         else:
@@ -212,12 +212,6 @@ class VisionAttention(nn.Cell):
         context = self.reshape(self.merge_heads(context, (0, 2, 1, 3)), (count, length, self.width))
         return self.out(context)
 
-    def _part(self, qkv, which):
-        """Queries (0), keys (1) or values (2) of all heads: `[T, heads, L, head_dim]`."""
-        count, _, length, dim = self.shape(qkv)
-        begin = which * self.heads
-        return self.pick(qkv, (0, begin, 0, 0), (count, begin + self.heads, length, dim), (1, 1, 1, 1))
-
     def shard(self, parallel_config):
         dp = parallel_config.data_parallel
         rows = (dp, 1, 1, 1)
@@ -225,7 +219,7 @@ class VisionAttention(nn.Cell):
         self.out.shard(((dp, 1), (1, 1)), ((dp, 1), (1,)))
         self.split_heads.shard((rows,))
         self.merge_heads.shard((rows,))
-        self.pick.shard((rows,))
+        self.split_qkv.shard((rows,))
         self.scores.shard((rows, rows))
         self.mul.shard((rows, ()))
         self.cast.shard((rows,))

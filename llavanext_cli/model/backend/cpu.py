@@ -1,6 +1,6 @@
-"""CPU cells that take the places of Ascend operators inside MindFormers' `LlamaForCausalLM`.
+"""CPU cells that take the places of Ascend operators: of the vision tower and of MindFormers' `LlamaForCausalLM`.
 
-Each keeps the signature of the cell it replaces, so that the Llama code above it is the same on both machines.
+Each keeps the signature of the cell or operator it replaces, so that the code above it is the same on both machines.
 Element-wise operators that broadcast are about twenty times slower than full ones on MindSpore's CPU backend: masks
 and rotary tables are tiled to full size first (identical tiles of different layers become one in the compiled graph).
 Answering with a KV cache has a decoder of its own, decoder.py.
@@ -9,77 +9,128 @@ Answering with a KV cache has a decoder of its own, decoder.py.
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindformers.models.llama.llama_layer import LlamaRMSNorm
+from mindformers.models.llama.llama_transformer import LLamaAttention
+from mindformers.modules.layers import Linear
+from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.ops import operations as P
 
-MASKED = -1e9
-"""Added to the score of a key that may not be seen."""
+from llavanext_cli.model import vision_tower
+from llavanext_cli.model.backend.attention import Attention
+from llavanext_cli.model.backend.norms import BiasAdd, LayerNorm, RMSNorm
+from llavanext_cli.records import IGNORE_INDEX
 
 
-def use_cpu_cells(language_model, config) -> None:
-    """Swap the cells of `language_model` (a `LlamaForCausalLM`) that have no CPU kernel or a slow one."""
-    text = config.architecture.text
-    model = language_model.model
-    model.casual_mask = CausalMask(config, text.num_attention_heads)
-    for layer in model.layers:
-        layer.attention.apply_rotary_emb = Rotary(text.head_dim)
+def use_cpu_cells(network, config) -> None:
+    """Swap the cells of `network` (a `LlavaNext`) that have no CPU kernel or a slow one."""
+    vision, text = config.architecture.vision, config.architecture.text
+    for _, cell in list(network.cells_and_names()):
+        if isinstance(cell, Linear) and cell.has_bias:
+            cell.bias_add = BiasAdd(cell.out_channels)
+        elif isinstance(cell, vision_tower.LayerNorm):
+            cell.norm = LayerNorm(vision.hidden_size, vision.layer_norm_eps)
+        elif isinstance(cell, vision_tower.VisionAttention):
+            cell.use_flash, cell.flash = True, Attention(cell.head_dim)
+        elif isinstance(cell, LlamaRMSNorm):
+            cell.norm, cell.rcast = RMSNorm(text.hidden_size, text.rms_norm_eps), P.Cast()
+            cell.rms_norm = cell._rms_norm  # the way with a fused operator
+        elif isinstance(cell, LLamaAttention):
+            cell.apply_rotary_emb = Rotary()
+            cell.use_flash_attention, cell.flash_attention = True, Attention(text.head_dim, causal=config.seq_length)
+    language_model = network.language_model
+    language_model.model.casual_mask = NoMask()
+    # Not by an assignment, which would give the head's weight a second prefix.
+    network.insert_child_to_cell("supervised_loss", SupervisedLoss(language_model.lm_head, text.vocab_size))
 
 
-class CausalMask(nn.Cell):
-    """In the place of `LowerTriangularMaskWithDynamic`: `[B, heads, S, S]` to be added to scores.
-
-    Padding is on the right, where no token that counts can see it, so causality is all there is to mask.
-    """
-
-    def __init__(self, config, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.row = Tensor(np.arange(config.seq_length, dtype=np.int32))
-        self.expand = P.ExpandDims()
-        self.slice = P.StridedSlice()
-        self.greater = P.Greater()
-        self.mul = P.Mul()
-        self.cast = P.Cast()
-        self.reshape = P.Reshape()
-        self.tile = P.Tile()
-        self.shape = P.Shape()
-        self.dtype = config.compute_dtype
+class NoMask(nn.Cell):
+    """In the place of `LowerTriangularMaskWithDynamic`: attention makes its own mask, for less than the full square."""
 
     def construct(self, tokens):
-        batch, length = self.shape(tokens)
-        row = self.slice(self.row, (0,), (length,), (1,))
-        future = self.greater(self.expand(row, 0), self.expand(row, 1))  # [S, S], key after query
-        mask = self.mul(self.cast(future, self.dtype), MASKED)
-        return self.tile(self.reshape(mask, (1, 1, length, length)), (batch, self.heads, 1, 1))
+        return None
+
+
+class SupervisedLoss(nn.Cell):
+    """The language model's head and its loss, for the positions alone that have a label: seldom more than a quarter.
+
+    Args:
+        head: from hidden states to logits.
+        vocab: V.
+
+    Inputs:
+        - **hidden** - `[B, S, D]`, of the last layer.
+        - **labels** - `int32[B, S]`, `IGNORE_INDEX` where nothing is to be learnt.
+
+    Outputs:
+        `float32[1]` the sum of the losses, and `float32[1]` how many they are.
+    """
+
+    def __init__(self, head, vocab: int):
+        super().__init__(auto_prefix=False)
+        self.head = head
+        self.log_softmax = P.LogSoftmax()
+        self.loss = P.NLLLoss(reduction="sum", ignore_index=IGNORE_INDEX)
+        self.weights = Tensor(np.ones(vocab, np.float32))
+        self.spare = Tensor([0], mstype.int64)
+        self.no_label = Tensor([IGNORE_INDEX], mstype.int32)
+        self.not_equal = P.NotEqual()
+        self.non_zero = P.NonZero()
+        self.gather = P.Gather()
+        self.concat = P.Concat()
+        self.reshape = P.Reshape()
+        self.sum = P.ReduceSum()
+        self.cast = P.Cast()
+
+    def construct(self, hidden, labels):
+        labels = ops.stop_gradient(self.reshape(labels, (-1,)))
+        supervised = self.not_equal(labels, IGNORE_INDEX)
+        place = self.reshape(self.non_zero(supervised), (-1,))  # [K]; one more, so that there never are none
+        labels = self.concat((self.gather(labels, place, 0), self.no_label))
+        rows = self.gather(self.reshape(hidden, (-1, hidden.shape[-1])), self.concat((place, self.spare)), 0)
+        logits = self.cast(self.head(rows), mstype.float32)  # [K + 1, V]
+        total, _ = self.loss(self.log_softmax(logits), labels, self.weights)
+        count = self.sum(self.cast(supervised, mstype.float32))
+        return self.reshape(total, (1,)), self.reshape(count, (1,))
 
 
 class Rotary(nn.Cell):
     """In the place of `RotaryEmbedding`: rotate queries and keys `[B, heads, S, head_dim]` by their positions."""
 
-    def __init__(self, head_dim: int):
+    def __init__(self):
         super().__init__(auto_prefix=False)
-        self.half = head_dim // 2
-        self.neg = P.Neg()
-        self.slice = P.StridedSlice()
-        self.concat = P.Concat(axis=-1)
-        self.mul = P.Mul()
-        self.add = P.Add()
+        self.turn = Turn()
         self.tile = P.Tile()
         self.shape = P.Shape()
-        self.cast = P.Cast()
-        self.dtype = P.DType()
 
     def construct(self, query, key, freqs_cis):
         cos, sin, _ = freqs_cis  # [1 or B, 1, S, head_dim]
         return self.rotate(query, cos, sin), self.rotate(key, cos, sin)
 
     def rotate(self, x, cos, sin):
-        batch, heads, length, dim = self.shape(x)
+        batch, heads = self.shape(x)[:2]
         times = (batch // self.shape(cos)[0], heads, 1, 1)
+        return self.turn(x, self.tile(cos, times), self.tile(sin, times))
+
+
+class Turn(nn.Cell):
+    """`x cos + (-high, low) sin`, in float32; cosines and sines are of the shape of x. Gradients are turned back."""
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.neg = P.Neg()
+        self.split = P.Split(axis=-1, output_num=2)
+        self.concat = P.Concat(axis=-1)
+        self.mul = P.Mul()
+        self.add = P.Add()
+        self.cast = P.Cast()
+        self.dtype = P.DType()
+
+    def construct(self, x, cos, sin):
         wide = self.cast(x, mstype.float32)
-        low = self.slice(wide, (0, 0, 0, 0), (batch, heads, length, self.half), (1, 1, 1, 1))
-        high = self.slice(wide, (0, 0, 0, self.half), (batch, heads, length, dim), (1, 1, 1, 1))
+        low, high = self.split(wide)
         turned = self.concat((self.neg(high), low))
-        out = self.add(self.mul(wide, self.tile(cos, times)), self.mul(turned, self.tile(sin, times)))
-        return self.cast(out, self.dtype(x))
+        return self.cast(self.add(self.mul(wide, cos), self.mul(turned, sin)), self.dtype(x))
+
+    def bprop(self, x, cos, sin, out, gradient):
+        return self.construct(gradient, cos, self.neg(sin)), cos, sin  # the tables are constant

@@ -25,7 +25,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.ops import operations as P
 
-from llavanext_cli.model.backend.cpu import MASKED
+from llavanext_cli.model.backend.attention import MASKED
+from llavanext_cli.model.backend.norms import RMSNorm
 
 CHUNK = 512
 """Rows of one chunk of queries."""
@@ -121,7 +122,7 @@ class Decoder(nn.Cell):
             hidden = self.layers[i](hidden, None, rope, rope, rows, masks, is_prefill)
         end = self.pick(hidden, self.reshape(last, (batch, 1)), 1)  # [B, 1, D]
         end = self.layers[self.count - 1](hidden, end, rope, final_rope, rows, (final_mask,), False)
-        logits = self.lm_head(self.norm(self.reshape(end, (batch, width)), self.norm_out.weight))
+        logits = self.lm_head(self.norm(self.reshape(end, (batch, width)), self.norm_out.weight)[0])
         return self.argmax(logits), logits
 
     def rope(self, position, length):
@@ -208,12 +209,12 @@ class CachedLayer(nn.Cell):
         """`[B, T, D]`: what the layer makes of `residual [B, T, D]`, the rows whose result is wanted (None: all of
         `hidden`); keys and values are of `hidden [B, S, D]`."""
         attention = self.layer.attention
-        normed = self.norm(hidden, self.layer.attention_norm.weight)
+        normed = self.norm(hidden, self.layer.attention_norm.weight)[0]
         query = normed
         if residual is None:
             residual = hidden
         else:
-            query = self.norm(residual, self.layer.attention_norm.weight)
+            query = self.norm(residual, self.layer.attention_norm.weight)[0]
         query = self.rotate(self.split(attention.wq(query), self.heads), residual_rope)
         query = self.mul(query, self.scale)
         key = self.rotate(self.split(attention.wk(normed), self.kv_heads), rope)
@@ -227,7 +228,7 @@ class CachedLayer(nn.Cell):
         if is_prefill:
             context = ops.depend(context, (keys, values))
         residual = self.add(residual, self.all_reduce(attention.wo(context)))
-        normed = self.norm(residual, self.layer.ffn_norm.weight)
+        normed = self.norm(residual, self.layer.ffn_norm.weight)[0]
         return self.add(residual, self.all_reduce(self.layer.feed_forward(normed)))
 
     def all_reduce(self, part):
@@ -266,24 +267,3 @@ class CachedLayer(nn.Cell):
         wide = self.cast(x, mstype.float32)
         turned = self.concat((self.neg(wide[..., self.half :]), wide[..., : self.half]))
         return self.cast(self.add(self.mul(wide, cos), self.mul(turned, sin)), self.dtype)
-
-
-class RMSNorm(nn.Cell):
-    """`x * weight / sqrt(mean(x²) + eps)` in float32; the mean is a product with a column, much faster than a
-    reduction on this backend."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__(auto_prefix=False)
-        self.width, self.eps = width, eps
-        self.column = Tensor(np.full((width, 1), 1 / width, np.float32))
-        self.matmul = P.MatMul()
-        self.mul = P.Mul()
-        self.rsqrt = P.Rsqrt()
-        self.reshape = P.Reshape()
-        self.cast = P.Cast()
-
-    def construct(self, x, weight):
-        wide = self.reshape(self.cast(x, mstype.float32), (-1, self.width))
-        factor = self.rsqrt(self.matmul(self.mul(wide, wide), self.column) + self.eps)  # [B * S, 1]
-        out = self.mul(self.mul(wide, factor), self.cast(weight, mstype.float32))
-        return self.reshape(self.cast(out, x.dtype), x.shape)

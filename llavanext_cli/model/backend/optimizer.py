@@ -1,12 +1,13 @@
-"""AdamW on a CPU: MindFormers' parameters and schedules, and one fused kernel for each weight.
+"""AdamW on a CPU: MindFormers' parameters and schedules, and a fused kernel for each weight.
 
-MindFormers' AdamW is a dozen element-wise operators a weight, each a pass over memory. MindSpore's `AdamWeightDecay`
-is one pass, without the correction of the moments' bias; that correction is the same for every element, and so fits
-into the learning rate, epsilon and decay it is given (t steps done, rate r, decay d):
+MindFormers' AdamW is a dozen element-wise operators a weight, each a pass over memory. MindSpore's `Adam` is one pass,
+with the correction of the moments' bias in its rate and not in its epsilon; and the decay is a pass of its own (its
+`AdamWeightDecay` does both in one, and takes three times as long). With rate r, decay d and t steps done,
 
-    w - r d w - r (m / c1) / (sqrt(v / c2) + eps)  =  w - r' (m / (sqrt(v) + eps') + d' w)
+    w  <-  (1 - r d) w
+    w  <-  w - r' m / (sqrt(v) + eps')        =  w - r (m / c1) / (sqrt(v / c2) + eps)
 
-    c1 = 1 - beta1^t    c2 = 1 - beta2^t    r' = r sqrt(c2) / c1    eps' = eps sqrt(c2)    d' = d c1 / sqrt(c2)
+    c1 = 1 - beta1^t    c2 = 1 - beta2^t    r' = r sqrt(c2) / c1    eps' = eps sqrt(c2)
 
 Source: Loshchilov & Hutter 2019 (AdamW); Kingma & Ba 2015, section 2, for the efficient order.
 """
@@ -23,12 +24,15 @@ _update = C.MultitypeFuncGraph("fused_adamw")
 
 
 @_update.register(
-    "Function", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor",
-    "Tensor", "Bool",
+    "Function", "Function", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor",
+    "Tensor", "Tensor", "Bool",
 )  # fmt: skip
-def _update_one(kernel, beta1, beta2, epsilon, c1, root_c2, rate, decay, weight, gradient, first, second, learns):
+def _update_one(
+    kernel, assign, power1, power2, beta1, beta2, epsilon, rate, decay, weight, gradient, first, second, learns
+):
     if learns:
-        kernel(weight, first, second, rate * root_c2 / c1, beta1, beta2, epsilon, decay * c1 / root_c2, gradient)
+        assign(weight, weight * (1 - rate * decay))
+        kernel(weight, first, second, power1, power2, rate, beta1, beta2, epsilon, gradient)
     return learns
 
 
@@ -38,7 +42,8 @@ class CPUAdamW(AdamW):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.kernel = P.AdamWeightDecay()
+        self.kernel = P.Adam()
+        self.assign = P.Assign()
         self.power = P.Pow()
         self.root = P.Sqrt()
         self.scalar = P.Reshape()
@@ -46,17 +51,16 @@ class CPUAdamW(AdamW):
     def construct(self, gradients):
         decay, rate = self.get_weight_decay(), self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        beta1, beta2 = self.scalar(self.beta1, ()), self.scalar(self.beta2, ())
         step = self.scalar(self.global_step, ())
-        c1 = 1 - self.power(beta1, step)
-        root_c2 = self.root(1 - self.power(beta2, step))
-        eps = self.scalar(self.eps, ()) * root_c2
+        beta1, beta2 = self.scalar(self.beta1, ()), self.scalar(self.beta2, ())
+        power1, power2 = self.power(beta1, step), self.power(beta2, step)
+        eps = self.scalar(self.eps, ()) * self.root(1 - power2)
         weights, moments, learns = self._parameters, (self.exp_avg, self.exp_avg_sq), self.optim_filter
         if self.is_group_lr:
-            update = F.partial(_update, self.kernel, beta1, beta2, eps, c1, root_c2)
+            update = F.partial(_update, self.kernel, self.assign, power1, power2, beta1, beta2, eps)
             return self.hyper_map(update, rate, decay, weights, gradients, moments[0], moments[1], learns)
         if self.is_group:
-            update = F.partial(_update, self.kernel, beta1, beta2, eps, c1, root_c2, rate)
+            update = F.partial(_update, self.kernel, self.assign, power1, power2, beta1, beta2, eps, rate)
             return self.hyper_map(update, decay, weights, gradients, moments[0], moments[1], learns)
-        update = F.partial(_update, self.kernel, beta1, beta2, eps, c1, root_c2, rate, decay)
+        update = F.partial(_update, self.kernel, self.assign, power1, power2, beta1, beta2, eps, rate, decay)
         return self.hyper_map(update, weights, gradients, moments[0], moments[1], learns)
