@@ -45,8 +45,8 @@ class LlavaNext(PreTrainedModel):
 
     Outputs:
         Training: the loss averaged over supervised tokens, or the pair (sum, number of tokens) when
-        `calculate_per_token_loss`. Otherwise logits: `float32[B, V]` of the last position of each sequence with a KV
-        cache, `float32[B, S, V]` without.
+        `calculate_per_token_loss` and on a CPU. Otherwise logits: `float32[B, V]` of the last position of each sequence
+        with a KV cache, `float32[B, S, V]` without.
     """
 
     config_class = LlavaNextConfig

@@ -144,19 +144,19 @@ def activation_bytes(preset: Preset, model: Architecture) -> int:
                 activation, up and their product: 4c F
         tower   the same with (16 + 8c) D, and fc1, its activation's two parts and the result: 4c F
 
-    without flash attention also heads x length scores, of which 16 + 6c bytes each were measured on a CPU (scaled,
-    masked, their softmax, casts, gradients); a layer that is computed again keeps its
-    input, c D. To this come the logits (float32, their softmax and gradient: 12 + c bytes each). Tensor parallelism
-    cuts all of Llama's, as sequence parallelism is on with it. Gradient accumulation changes nothing.
+    without flash attention also heads x length scores: 16 + 6c bytes each (scaled, masked, their softmax, casts,
+    gradients); on a CPU 2c (weights and their gradient), of which causality spares up to half. A layer that is
+    computed again keeps its input, c D. To this come the logits (float32, their softmax and gradient: 12 + c bytes
+    each), on a CPU only those of positions with a label: how many is not known here, and all are counted. Tensor
+    parallelism cuts all of Llama's, as sequence parallelism is on with it. Gradient accumulation changes nothing.
     """
     train, text, vision = preset.train, model.text, model.vision
     c = BYTES[preset.runtime.compute_dtype]
-    flash = preset.runtime.flash_attention
+    score = 2 * c if preset.runtime.target == "CPU" else 0 if preset.runtime.flash_attention else 16 + 6 * c
     tokens = train.batch_size * preset.data.seq_length
 
     def layer(width: int, inner: int, heads: int, length: int) -> int:
-        scores = 0 if flash else heads * length * (16 + 6 * c)
-        return (16 + 8 * c) * width + 4 * c * inner + scores
+        return (16 + 8 * c) * width + 4 * c * inner + heads * length * score
 
     full = layer(text.hidden_size, text.intermediate_size, text.num_attention_heads, preset.data.seq_length)
     again = min(train.recompute, text.num_hidden_layers)

@@ -65,7 +65,7 @@ def start_nodes(machines, data, checkpoint, out, *more) -> list[subprocess.Popen
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_nodes_of_one_worker_equal_one_node_of_two(machines, data, tiny_checkpoint, tmp_path):
     nodes = start_nodes(machines, data, tiny_checkpoint, tmp_path / "two")
     talk = [node.communicate(timeout=400) for node in nodes]

@@ -139,19 +139,24 @@ def test_supervised_loss(mindspore_cpu, supervised):
 
 
 def test_adamw(mindspore_cpu):
-    """Fifty steps of a matrix that decays and a vector that does not, the rate going down."""
+    """Fifty steps of matrices that decay, a small and a large one, and a vector that does not; the rate goes down."""
     import mindspore as ms
 
-    from llavanext_cli.model.backend.optimizer import CPUAdamW
+    from llavanext_cli.model.backend.optimizer import LARGE, CPUAdamW
 
-    values = {"matrix": random(20, 30), "vector": random(30, seed=1)}
+    values = {"small": random(20, 30), "large": random(LARGE // 64, 64), "vector": random(30, seed=1)}
     ours = {name: ms.Parameter(ms.Tensor(value), name=name) for name, value in values.items()}
     theirs = {name: torch.tensor(value, requires_grad=True) for name, value in values.items()}
-    groups = [{"params": [ours["matrix"]], "weight_decay": 0.1}, {"params": [ours["vector"]], "weight_decay": 0.0}]
+    decays = {"small": 0.1, "large": 0.1, "vector": 0.0}
     rates = np.linspace(1e-2, 1e-3, 50).astype(np.float32)
-    optimizer = CPUAdamW(groups, learning_rate=rates.tolist(), betas=(0.9, 0.95), eps=1e-6)
+    optimizer = CPUAdamW(
+        [{"params": [ours[name]], "weight_decay": decay} for name, decay in decays.items()],
+        learning_rate=rates.tolist(),
+        betas=(0.9, 0.95),
+        eps=1e-6,
+    )
     peer = torch.optim.AdamW(
-        [{"params": [theirs["matrix"]], "weight_decay": 0.1}, {"params": [theirs["vector"]], "weight_decay": 0.0}],
+        [{"params": [theirs[name]], "weight_decay": decay} for name, decay in decays.items()],
         betas=(0.9, 0.95),
         eps=1e-6,
     )

@@ -1,5 +1,5 @@
-"""The model on a CPU: cells for what MindFormers' Llama lacks there, a decoder with a cache, layers that workers
-share, and the training step."""
+"""The model on a CPU: cells for operators that have no kernel there or a slow one, a decoder with a cache, layers that
+workers share, and the training step with its optimizer."""
 
 from llavanext_cli.model.backend.cpu import use_cpu_cells
 

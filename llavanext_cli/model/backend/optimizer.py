@@ -1,13 +1,14 @@
-"""AdamW on a CPU: MindFormers' parameters and schedules, and a fused kernel for each weight.
+"""AdamW on a CPU: MindFormers' parameters and schedules, and fused kernels.
 
-MindFormers' AdamW is a dozen element-wise operators a weight, each a pass over memory. MindSpore's `Adam` is one pass,
-with the correction of the moments' bias in its rate and not in its epsilon; and the decay is a pass of its own (its
-`AdamWeightDecay` does both in one, and takes three times as long). With rate r, decay d and t steps done,
+MindFormers' AdamW is a dozen element-wise operators a weight, each a pass over memory. MindSpore has two fused kernels,
+neither of which is AdamW; with rate r, decay d and t steps done,
 
-    w  <-  (1 - r d) w
-    w  <-  w - r' m / (sqrt(v) + eps')        =  w - r (m / c1) / (sqrt(v / c2) + eps)
+    AdamWeightDecay   w - r' (m / (sqrt(v) + eps') + d' w)    all in one, but a slow one: for small weights
+    Adam              w' - r' m / (sqrt(v) + eps')            fast; w' = (1 - r d) w before it: for large weights
 
-    c1 = 1 - beta1^t    c2 = 1 - beta2^t    r' = r sqrt(c2) / c1    eps' = eps sqrt(c2)
+    both              w - r d w - r (m / c1) / (sqrt(v / c2) + eps)
+
+    c1 = 1 - beta1^t    c2 = 1 - beta2^t    r' = r sqrt(c2) / c1    eps' = eps sqrt(c2)    d' = d c1 / sqrt(c2)
 
 Source: Loshchilov & Hutter 2019 (AdamW); Kingma & Ba 2015, section 2, for the efficient order.
 """
@@ -20,19 +21,25 @@ from mindspore.ops import composite as C
 from mindspore.ops import functional as F
 from mindspore.ops import operations as P
 
+LARGE = 1 << 16
+"""Elements from which two more kernels cost less than a slow one."""
+
 _update = C.MultitypeFuncGraph("fused_adamw")
+_small, _large, _assign = P.AdamWeightDecay(), P.Adam(), P.Assign()
 
 
 @_update.register(
-    "Function", "Function", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor",
-    "Tensor", "Tensor", "Bool",
+    "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor",
+    "Bool",
 )  # fmt: skip
-def _update_one(
-    kernel, assign, power1, power2, beta1, beta2, epsilon, rate, decay, weight, gradient, first, second, learns
-):
+def _update_one(power1, power2, beta1, beta2, epsilon, rate, decay, weight, gradient, first, second, learns):
     if learns:
-        assign(weight, weight * (1 - rate * decay))
-        kernel(weight, first, second, power1, power2, rate, beta1, beta2, epsilon, gradient)
+        if weight.size < LARGE:
+            ratio = F.sqrt(1 - power2) / (1 - power1)
+            _small(weight, first, second, rate * ratio, beta1, beta2, epsilon, decay / ratio, gradient)
+        else:
+            _assign(weight, weight * (1 - rate * decay))
+            _large(weight, first, second, power1, power2, rate, beta1, beta2, epsilon, gradient)
     return learns
 
 
@@ -42,8 +49,6 @@ class CPUAdamW(AdamW):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.kernel = P.Adam()
-        self.assign = P.Assign()
         self.power = P.Pow()
         self.root = P.Sqrt()
         self.scalar = P.Reshape()
@@ -57,10 +62,10 @@ class CPUAdamW(AdamW):
         eps = self.scalar(self.eps, ()) * self.root(1 - power2)
         weights, moments, learns = self._parameters, (self.exp_avg, self.exp_avg_sq), self.optim_filter
         if self.is_group_lr:
-            update = F.partial(_update, self.kernel, self.assign, power1, power2, beta1, beta2, eps)
+            update = F.partial(_update, power1, power2, beta1, beta2, eps)
             return self.hyper_map(update, rate, decay, weights, gradients, moments[0], moments[1], learns)
         if self.is_group:
-            update = F.partial(_update, self.kernel, self.assign, power1, power2, beta1, beta2, eps, rate)
+            update = F.partial(_update, power1, power2, beta1, beta2, eps, rate)
             return self.hyper_map(update, decay, weights, gradients, moments[0], moments[1], learns)
-        update = F.partial(_update, self.kernel, self.assign, power1, power2, beta1, beta2, eps, rate, decay)
+        update = F.partial(_update, power1, power2, beta1, beta2, eps, rate, decay)
         return self.hyper_map(update, weights, gradients, moments[0], moments[1], learns)
