@@ -19,6 +19,16 @@ def complete_preset(incomplete: str) -> list[str]:
     return [name for name in preset_files() if name.startswith(incomplete)]
 
 
+def complete_ask_preset(incomplete: str) -> list[str]:
+    """Those for `ask`, which have it in their names."""
+    return [name for name in complete_preset(incomplete) if "-ask" in name]
+
+
+def complete_train_preset(incomplete: str) -> list[str]:
+    """Those for `train`: all others."""
+    return [name for name in complete_preset(incomplete) if "-ask" not in name]
+
+
 def complete_setting(incomplete: str) -> list[str]:
     """Keys of a preset, each with its equals sign."""
     from llavanext_cli.config.schema import schema_keys
@@ -62,6 +72,15 @@ Preset = Annotated[
         "-p",
         help="Name or file of a preset: see `llavanext presets list`.",
         autocompletion=complete_preset,
+    ),
+]
+AskPreset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        help="Name or file of an ask preset: see `llavanext presets list`.",
+        autocompletion=complete_ask_preset,
     ),
 ]
 Devices = Annotated[

@@ -35,7 +35,7 @@ def ask(
     video: Annotated[
         list[str] | None, typer.Option("--video", "-V", metavar="FILE", help="A clip; may be repeated.")
     ] = None,
-    preset: options.Preset = None,
+    preset: options.AskPreset = None,
     devices: options.Devices = None,
     set_: options.Set = None,
     chat: Annotated[bool, typer.Option("--chat", help="Hold a conversation; /help lists what it understands.")] = False,
@@ -210,9 +210,9 @@ def _batch(
         raise LlavaNextError("none of the inputs could be asked", f"each line of {report.out} says why")
     if json:
         return
-    before = f", {report.kept} were answered before" if report.kept else ""
-    other = f", {report.skipped} other files" if report.skipped else ""
-    console.say(f"{report.answered} answers, {report.failed} failed{before}{other}: {report.out}")
+    before = f", {report.kept} answered before" if report.kept else ""
+    other = f", {report.skipped} left out (no picture, no clip)" if report.skipped else ""
+    console.say(f"{report.answered} answered, {report.failed} failed{before}{other}: {report.out}")
 
 
 @interrupts.caught()

@@ -29,7 +29,8 @@ def train(
     preset: Annotated[
         str,
         typer.Argument(
-            help="Name or file of a train preset: see `llavanext presets list`.", autocompletion=options.complete_preset
+            help="Name or file of a train preset: see `llavanext presets list`.",
+            autocompletion=options.complete_train_preset,
         ),
     ],
     data: options.Data,

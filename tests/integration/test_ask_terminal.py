@@ -131,7 +131,7 @@ def test_a_batch(screen, media, tiny_checkpoint, tmp_path):
     counts = {found[1] for text in seen if (found := re.search(r"^Asking (\d+)/12 questions \S", text, re.MULTILINE))}
     assert len(counts) >= 3, "progress did not move"
     assert [line.split()[:3] for line in last.splitlines() if "sking" in line] == [["Asking", "12/12", "questions"]]
-    assert "12 answers, 0 failed" in joined(last)
+    assert "12 answered, 0 failed" in joined(last)
     assert (tmp_path / "answers.jsonl").read_text().count("\n") == 12
 
 

@@ -16,10 +16,10 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "completions"
 SHELLS = ("bash", "zsh", "fish")
 TRIES = {
-    "llavanext train video-7b-s": ["video-7b-stage2", "video-7b-stage3"],
+    "llavanext train video-7b-": ["video-7b-stage2", "video-7b-stage3"],
     "llavanext presets show tiny-a": ["tiny-ask"],
     "llavanext fetch v1.6": ["v1.6-vicuna-7b"],
-    "llavanext ask --preset video-7b-ask-i": ["video-7b-ask-image"],
+    "llavanext ask --preset t": ["tiny-ask"],
     "llavanext train tiny-stage2 --set train.weight": ["train.weight_decay="],
     "llavanext pre": ["presets"],
     "llavanext convert --veri": ["--verify"],

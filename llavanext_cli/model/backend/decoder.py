@@ -26,6 +26,7 @@ from mindspore import dtype as mstype
 from mindspore.ops import operations as P
 
 from llavanext_cli.model.backend.attention import MASKED
+from llavanext_cli.model.backend.cpu import Turn
 from llavanext_cli.model.backend.norms import RMSNorm
 
 CHUNK = 512
@@ -103,10 +104,8 @@ class Decoder(nn.Cell):
         self.pick = P.Gather(batch_dims=1)
         self.tile = P.Tile()
         self.reshape = P.Reshape()
-        self.slice = P.StridedSlice()
         self.cast = P.Cast()
         self.mul = P.Mul()
-        self.add = P.Add()
         self.greater = P.Greater()
         self.argmax = P.Argmax(axis=-1, output_type=mstype.int32)
 
@@ -189,20 +188,17 @@ class CachedLayer(nn.Cell):
         )
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
         self.scale = 1 / math.sqrt(self.head_dim)
-        self.half = self.head_dim // 2
         self.dtype = config.compute_dtype
         self.reshape = P.Reshape()
         self.transpose = P.Transpose()
+        self.turn = Turn()
         self.scores = P.BatchMatMul(transpose_b=True)
         self.mix = P.BatchMatMul()
         self.mul = P.Mul()
         self.add = P.Add()
-        self.neg = P.Neg()
         self.softmax = P.Softmax()
         self.update = P.ScatterUpdate()
-        self.concat = P.Concat(axis=-1)
         self.join = P.Concat(axis=2)
-        self.slice = P.StridedSlice()
         self.cast = P.Cast()
 
     def construct(self, hidden, residual, rope, residual_rope, rows, masks, is_prefill):
@@ -259,11 +255,9 @@ class CachedLayer(nn.Cell):
         return self.transpose(self.reshape(x, (batch, length, heads, self.head_dim)), (0, 2, 1, 3))
 
     def rotate(self, x, rope):
-        """Rotary embedding of `[B, heads, S, head_dim]`, in float32."""
+        """Rotary embedding of `[B, heads, S, head_dim]`."""
         heads = x.shape[1]
         cos, sin = rope
         if heads < self.heads:
             cos, sin = cos[:, :heads], sin[:, :heads]
-        wide = self.cast(x, mstype.float32)
-        turned = self.concat((self.neg(wide[..., self.half :]), wide[..., : self.half]))
-        return self.cast(self.add(self.mul(wide, cos), self.mul(turned, sin)), self.dtype)
+        return self.turn(x, cos, sin)

@@ -30,6 +30,7 @@ def test_it_opens_with_its_command_its_hardware_and_its_outcome(name):
     command = {"train": "llavanext train ", "ask": "llavanext ask "}[load_preset(name).task]
     assert lines[0].startswith(f"# {command}")
     assert f" {name}" in lines[0]
+    assert ("-ask" in name) == (load_preset(name).task == "ask"), "shells tell them apart by their names"
     assert lines[2].startswith("# Hardware: ")
     assert lines[3].startswith("# Outcome:  ")
     assert len(lines) < 60, "a person reads it in a minute"

@@ -25,11 +25,14 @@ def test_a_checkpoint_is_opened(hf_folder: Path, tmp_path: Path, tiny: Architect
 
 
 def test_what_is_no_checkpoint_says_what_to_do(hf_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_convert(hf_folder, run / "model")
     for path, message, hint in (
         (hf_folder, "not yet converted", f"llavanext convert {hf_folder} hf-ms"),
         (tmp_path / "none", "no such folder", "llavanext convert"),
         (hf_folder / "config.json", "is a file", "llavanext convert"),
         (tmp_path, "no checkpoint folder", "llavanext train"),
+        (run, "no checkpoint folder", f"is in {run / 'model'}"),
     ):
         with pytest.raises(CheckpointError, match=message) as caught:
             open_checkpoint(path)
