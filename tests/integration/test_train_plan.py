@@ -74,7 +74,7 @@ def test_a_run_that_cannot_fit_is_not_started(run_llavanext, data, tiny_checkpoi
     assert "does not fit" in planned.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_check_compiles_the_checkpoints_own_model(run_llavanext, data, tiny_checkpoint):
     small = ("tiny-stage2", *SMALL)
     done = run_llavanext(*words(small, data, tiny_checkpoint, "--check", "--json"))

@@ -75,6 +75,7 @@ def test_full_strategy_is_beyond_transformers(both_sides):
             untouched(**reference.inputs(case))
 
 
+@pytest.mark.full
 def test_greedy_tokens_with_the_cache(both_sides, mindspore_cpu, monkeypatch):
     """Grouped queries and scaled positions, in the cell that has a cache."""
     from llavanext_cli.config.presets import load_preset
