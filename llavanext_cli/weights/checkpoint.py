@@ -125,10 +125,10 @@ def _not_ours(folder: Path) -> CheckpointError:
         return CheckpointError(
             f"{folder}: a Hugging Face folder, not yet converted", f"llavanext convert {folder} {folder.name}-ms"
         )
-    made = "Name a folder that `llavanext convert` or `llavanext train` made."
+    hint = "Name a folder that `llavanext convert` or `llavanext train` made."
     if (folder / "model" / MANIFEST).is_file():
-        made = f"The trained model is in {folder / 'model'}."
-    return CheckpointError(f"{folder}: no checkpoint folder (no {MANIFEST})", made)
+        hint = f"The trained model is in {folder / 'model'}."
+    return CheckpointError(f"{folder}: no checkpoint folder (no {MANIFEST})", hint)
 
 
 def read_listed(folder: Path, manifest: dict[str, Any], section: str) -> dict[str, TensorSpec]:

@@ -1,4 +1,4 @@
-"""Attention while training on a CPU: the causal half of the scores alone, and a gradient of its own.
+"""Attention on a CPU, in the tower and while training: the causal half of the scores alone, and a gradient of its own.
 
     chunk 1  ████            Each chunk of query rows attends only to keys up to its own last row: of many chunks,
     chunk 2  ████████        little more than half of the full square.

@@ -32,7 +32,6 @@ class Rows(nn.Cell):
         self.matmul = P.MatMul()
         self.matmul_tn = P.MatMul(transpose_a=True)
         self.ones = P.Ones()
-        self.add = P.Add()
         self.sub = P.Sub()
         self.mul = P.Mul()
         self.rsqrt = P.Rsqrt()
