@@ -13,6 +13,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
@@ -163,27 +164,41 @@ class Llavanext(TyperGroup):
             with formatter.section(panel):
                 formatter.write_dl(rows)
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _told_in_a_line():  # `--help` and `--version` write while the context is made
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _told_in_a_line():
             return super().invoke(ctx)
-        except LlavaNextError as fault:
-            raise _told(fault) from fault
-        except KeyboardInterrupt as interrupt:
-            console.say("Interrupted.")
-            raise typer.Exit(EXIT_INTERRUPTED) from interrupt
-        except console.ReaderGoneError as gone:
+
+
+@contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    """Errors of users and of their machines become a message and an exit code."""
+    try:
+        yield
+    except LlavaNextError as fault:
+        raise _told(fault) from fault
+    except KeyboardInterrupt as interrupt:
+        console.say("Interrupted.")
+        raise typer.Exit(EXIT_INTERRUPTED) from interrupt
+    except console.ReaderGoneError as gone:
+        _discard_stdout()
+        raise typer.Exit(0) from gone
+    except BrokenPipeError as broken:
+        if _is_reader_gone():  # in the middle of `--help`, which is not written by us
             _discard_stdout()
-            raise typer.Exit(0) from gone
-        except BrokenPipeError as bug:
-            # Not our stdout but a pipe to some worker. typer would end with 1 and say nothing.
-            raise RuntimeError("a pipe to another process broke") from bug
-        except OSError as fault:
-            if fault.errno not in OF_THE_MACHINE:
-                raise
-            place = f"{fault.filename2 or fault.filename}: " if fault.filename else ""
-            told = LlavaNextError(f"{place}{os.strerror(fault.errno)}", OF_THE_MACHINE[fault.errno])
-            told.__cause__ = fault
-            raise _told(told) from fault
+            raise typer.Exit(0) from broken
+        # A pipe to some worker. typer would end with 1 and say nothing.
+        raise RuntimeError("a pipe to another process broke") from broken
+    except OSError as fault:
+        if fault.errno not in OF_THE_MACHINE:
+            raise
+        place = f"{fault.filename2 or fault.filename}: " if fault.filename else ""
+        told = LlavaNextError(f"{place}{os.strerror(fault.errno)}", OF_THE_MACHINE[fault.errno])
+        told.__cause__ = fault
+        raise _told(told) from fault
 
 
 def _told(fault: LlavaNextError) -> typer.Exit:
@@ -194,6 +209,15 @@ def _told(fault: LlavaNextError) -> typer.Exit:
 
         console.say("".join(traceback.format_exception(fault.__cause__)).rstrip())
     return typer.Exit(fault.exit_code)
+
+
+def _is_reader_gone() -> bool:
+    """Whether stdout is a pipe or a socket that nobody reads any more."""
+    import select
+
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors are reported without being asked for
+    return bool(poll.poll(0))
 
 
 def _discard_stdout() -> None:

@@ -5,9 +5,10 @@
     write(text)         a piece of a streamed answer      error(fault)   an error with its details and hint
     table(header, rows) aligned columns                   progress(label) a bar on a terminal, lines elsewhere
 
-Nothing is coloured unless it goes to a terminal, and never under NO_COLOR or `--no-color`. Text is written as it is: no
-markup, no wrapping, so that square brackets in a path or an answer survive. Only control characters are spelt out, as
-`\\x1b`, in talk and tables: names and ids come from data. rich is imported only for a terminal.
+Nothing is coloured unless it goes to a terminal, and never under NO_COLOR or `--no-color`. Text is written as it is:
+no markup, no wrapping (but for the last column of a table on a terminal), so that square brackets in a path or an
+answer survive. Only control characters are spelt out, as `\\x1b`, in talk and tables: names and ids come from data.
+rich is imported only for a terminal.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +28,7 @@ from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any
 
 from llavanext_cli.errors import LlavaNextError
+from llavanext_cli.units import format_seconds, format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +41,9 @@ PLAIN_SECONDS = 10.0
 """... or each ten seconds, whichever comes first, but ..."""
 PLAIN_LEAST_SECONDS = 1.0
 """... never more than one line a second."""
+
+LEAST_COLUMN = 20
+"""Characters that must be left for the last column of a table, or its text is not wrapped."""
 
 WIDE = 80
 """Columns of a terminal from which on progress has a bar; below, only its words and numbers."""
@@ -131,16 +138,24 @@ def out_json(value: Any) -> None:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows as aligned columns to stdout; columns in which every value is a number are set to the right."""
+    """Write rows as aligned columns to stdout; columns in which every value is a number are set to the right.
+
+    On a terminal the last column is wrapped to what is left of its width.
+    """
     rows = list(rows)
     cells = [[_cell(value) for value in row] for row in rows]
     right = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(header))]
     widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
 
+    indent = sum(width + 2 for width in widths[:-1])
+    room = shutil.get_terminal_size().columns - indent
+    wraps = is_terminal(sys.stdout) and room >= LEAST_COLUMN and not right[-1]
+
     def join(line: Sequence[str]) -> str:
+        last = f"\n{' ' * indent}".join(textwrap.wrap(line[-1], room) or [""]) if wraps else line[-1]
         padded = (
             text.rjust(width) if to_right else text.ljust(width)
-            for text, width, to_right in zip(line, widths, right, strict=True)
+            for text, width, to_right in zip([*line[:-1], last], widths, right, strict=True)
         )
         return "  ".join(padded).rstrip()
 
@@ -215,7 +230,7 @@ class Progress:
 
     def _count(self) -> str:
         if self.unit == "bytes":
-            return f"{_amount(self._done, self.unit)}/{_amount(self._total, self.unit) if self._total else '?'}"
+            return f"{format_size(self._done)}/{format_size(self._total) if self._total else '?'}"
         return f"{self._done}/{self._total or '?'} {self.unit}".rstrip()
 
     def _plain_line(self, last: bool = False) -> None:
@@ -229,7 +244,7 @@ class Progress:
         self._last_line, self._last_tenth = now, tenth
         percent = f"{100 * self._done / self._total:.0f} %, " if self._total else ""
         note = f"  {self._note}" if self._note else ""
-        say(f"{self.label}: {percent}{self._count()}, {_seconds(now - self._started)}{note}")
+        say(f"{self.label}: {percent}{self._count()}, {format_seconds(now - self._started)}{note}")
 
 
 @contextmanager
@@ -349,22 +364,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value).translate(ESCAPES)
-
-
-def _amount(count: int, unit: str) -> str:
-    """`_amount(4_990_000_000, "bytes")` is "4.99 GB"; any other unit is written behind the number."""
-    if unit != "bytes":
-        return f"{count} {unit}".rstrip()
-    size, units = float(count), ["TB", "GB", "MB", "kB", "B"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop()
-    return f"{size:.3g} {units[-1]}"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,4 +1,4 @@
-"""Sizes as people read them, in every command alike."""
+"""Sizes and times as people read them, in every command alike."""
 
 
 def format_size(nbytes: int) -> str:
@@ -9,3 +9,12 @@ def format_size(nbytes: int) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    """`83.2` → `1 min 23 s`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -29,6 +29,7 @@ from llavanext_cli.inference.inputs import Input, Inputs, read_inputs
 from llavanext_cli.inference.session import check_room, load_ends
 from llavanext_cli.processing.processor import Processor, Roots
 from llavanext_cli.records import EncodedSample
+from llavanext_cli.units import format_seconds
 
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset
@@ -229,13 +230,12 @@ def _length(item: Input, processor: Processor, roots: Roots) -> int:
 
 
 def _pace(done: int, left: int, seconds: float) -> str:
-    """ "0.8 a second, 2 min left"."""
+    """ "0.8 a second, 2 min 05 s left"."""
     if not done or not seconds:
         return ""
-    rate, rest = done / seconds, left * seconds / done
-    spelled = f"{rest:.0f} s" if rest < 90 else f"{rest / 60:.0f} min" if rest < 5400 else f"{rest / 3600:.1f} h"
+    rate = done / seconds
     number, unit = (rate, "second") if rate >= 0.1 else (60 * rate, "minute")
-    return f"{f'{number:.0f}' if number >= 100 else f'{number:.2g}'} a {unit}, {spelled} left"
+    return f"{f'{number:.0f}' if number >= 100 else f'{number:.2g}'} a {unit}, {format_seconds(left / rate)} left"
 
 
 def _check_out(out: Path, questions: Path, force: bool) -> None:

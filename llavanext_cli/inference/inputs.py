@@ -3,7 +3,8 @@
     {"id": "1", "question": "What is it?", "image": "a.jpg"}             image, images, video or videos; or none
     {"id": ..., "media": [...], "turns": [...]}                          a sample, as mix writes it, header and all
 
-A line that cannot be used is an input with a fault: it becomes one error record and does not end the batch.
+A line that cannot be used is an input with a fault: it becomes one error record and does not end the batch. A file
+without a single line of JSON is no file of questions.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ def _kind(file: Path) -> str | None:
 def _read_lines(path: Path, text: str) -> Inputs:
     header: tuple[str, int] | None = None
     items = []
+    is_json = False
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -113,6 +115,7 @@ def _read_lines(path: Path, text: str) -> Inputs:
         data: Any = None
         try:
             data = json.loads(line)
+            is_json = True
             if isinstance(data, dict) and HEADER_KEY in data and not items:
                 header = (line, number)
                 continue
@@ -122,8 +125,9 @@ def _read_lines(path: Path, text: str) -> Inputs:
         except LlavaNextError as error:
             name = str(data.get("id", "")) if isinstance(data, dict) else ""
             items.append(Input(name, None, fault=error.what))
-    if not items:
-        raise DataError(f"{path}: no questions", 'a line is like {"question": "What is it?", "image": "a.jpg"}')
+    if not items or not is_json:
+        what = "no line of it is valid JSON" if items else "no questions"
+        raise DataError(f"{path}: {what}", 'a line is like {"question": "What is it?", "image": "a.jpg"}')
     roots: dict[str, Any] = header_roots(path, read_header(path, header[0].encode(), header[1])) if header else {}
     for item in items:
         if item.sample and item.sample.source not in roots:

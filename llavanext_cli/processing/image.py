@@ -134,7 +134,7 @@ def _open(source: str | Path | bytes) -> PILImage.Image:
         if path.is_dir():
             raise DataError(f"{name}: is a folder, not a picture", "name the picture file")
         if not path.is_file():
-            raise DataError(f"{name}: no such picture", "check the path and the data root it is relative to")
+            raise DataError(f"{name}: no such picture", "check the path; in a data file it counts from the data root")
         if path.stat().st_size == 0:
             raise DataError(f"{name}: the picture file is empty (0 bytes)", "download it again or drop the sample")
     elif not source:

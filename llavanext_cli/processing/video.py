@@ -137,7 +137,7 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path}: is a folder, not a clip", "name the video file")
     if not path.is_file():
-        raise DataError(f"{path}: no such clip", "check the path and the data root it is relative to")
+        raise DataError(f"{path}: no such clip", "check the path; in a data file it counts from the data root")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the clip is empty (0 bytes)", "download it again or drop the sample")
 

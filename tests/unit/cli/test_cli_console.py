@@ -171,28 +171,6 @@ def test_progress_that_never_began_says_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    ("count", "unit", "text"),
-    [
-        (0, "bytes", "0 B"),
-        (999, "bytes", "999 B"),
-        (1000, "bytes", "1 kB"),
-        (4_990_000_000, "bytes", "4.99 GB"),
-        (19_336_861_798, "bytes", "19.3 GB"),
-        (5_000_000_000_000_000, "bytes", "5e+03 TB"),
-        (12, "", "12"),
-        (12, "clips", "12 clips"),
-    ],
-)
-def test_amounts(count, unit, text):
-    assert console._amount(count, unit) == text
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (7265, "2 h 01 min")])
-def test_durations(seconds, text):
-    assert console._seconds(seconds) == text
-
-
 def test_a_closed_stdout_is_reported(monkeypatch):
     class Closed(io.StringIO):
         def write(self, text):
@@ -241,6 +219,14 @@ def test_a_terminal_gets_colours_unless_told_otherwise():
         plain = on_terminal(SHOW, **environment)
         assert not COLOUR.search(plain)
         assert "bad [x]" in plain
+
+
+def test_a_terminal_gets_the_last_column_of_a_table_in_lines_that_fit():
+    code = 'from llavanext_cli import console; console.table(["name", "what for"], [["a", "three words here " * 4]])'
+    lines = on_terminal(code, COLUMNS="40", NO_COLOR="1").split("\r\n")
+    assert max(map(len, lines)) <= 40
+    assert lines[1] == "a     three words here three words here"
+    assert lines[2].startswith("      three words")
 
 
 def test_a_terminal_gets_a_bar_with_the_talk_and_data_above_it():

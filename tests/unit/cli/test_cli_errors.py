@@ -145,6 +145,25 @@ def test_a_reader_that_goes_away_is_no_error():
     assert program.wait(timeout=60) == 0
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["ask", "--help"]])
+def test_help_and_version_of_which_nobody_reads_anything(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "llavanext_cli", *words], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["ask", "--help"]])
+def test_help_and_version_on_a_full_disk(words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "llavanext_cli", *words], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: No space left on device\nHint: make room")
+
+
 def test_a_broken_pipe_to_a_worker_is_a_bug_and_not_silence():
     done = run_alone('raise BrokenPipeError(32, "Broken pipe")')
     assert done.returncode == 1
