@@ -8,10 +8,8 @@ Each part is a piece of HTML; every text is escaped.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 
 WIDTH, HEIGHT = 720, 260
 """Of a curve, in the SVG's own units; the page scales it."""
@@ -37,20 +35,6 @@ def page(title: str, *parts: str) -> str:
     """A whole HTML document."""
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     return f"<!doctype html>\n<html><head>{head}</head><body><h1>{escape(title)}</h1>\n{''.join(parts)}</body></html>\n"
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write a page whole or not at all.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def facts(values: Mapping[str, object]) -> str:

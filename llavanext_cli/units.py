@@ -1,4 +1,4 @@
-"""Sizes and times as people read them, in every command alike."""
+"""Sizes, memory and times as people read them, in every command alike."""
 
 
 def format_size(nbytes: int) -> str:
@@ -9,6 +9,11 @@ def format_size(nbytes: int) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def format_memory(nbytes: int) -> str:
+    """Memory of a device; 1 GB is 2**30 bytes, as MindSpore and npu-smi have it: `3533000000` → `3.29 GB`."""
+    return f"{nbytes / 2**30:.2f} GB" if nbytes > 2**28 else f"{nbytes / 2**20:.2f} MB"
 
 
 def format_seconds(seconds: float) -> str:

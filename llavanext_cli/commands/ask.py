@@ -8,10 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from llavanext_cli import console, options
-from llavanext_cli.ending import tidied_when_ended
+from llavanext_cli import console, options, signals
 from llavanext_cli.errors import LlavaNextError, RuntimeMissingError
-from llavanext_cli.model import interrupts
 
 BATCH_SIZE = 8
 UNREAD = {
@@ -163,8 +161,8 @@ def _check_show(show: Path, media: list[str], force: bool) -> None:
             raise LlavaNextError(f"{show} exists", hint="name another file, or give --force to replace it")
 
 
-@interrupts.caught()
-@tidied_when_ended()
+@signals.caught()
+@signals.tidied_when_ended()
 def _one(question: str, images: list[str], videos: list[str], checkpoint: Path, json: bool, common: dict) -> None:
     from llavanext_cli.inference.ask import run_ask
 
@@ -186,8 +184,8 @@ def describe(answer: Any) -> str:
     )
 
 
-@interrupts.caught()
-@tidied_when_ended()
+@signals.caught()
+@signals.tidied_when_ended()
 def _batch(
     batch: Path,
     out: Path,
@@ -215,8 +213,8 @@ def _batch(
     console.say(f"{report.answered} answered, {report.failed} failed{before}{other}: {report.out}")
 
 
-@interrupts.caught()
-@tidied_when_ended()
+@signals.caught()
+@signals.tidied_when_ended()
 def _chat(checkpoint: Path, images: list[str], videos: list[str], common: dict) -> None:
     from llavanext_cli.inference.ask import open_chat
 

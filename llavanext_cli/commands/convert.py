@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from llavanext_cli import console, options
-from llavanext_cli.ending import tidied_when_ended
 from llavanext_cli.errors import CheckpointError
+from llavanext_cli.signals import tidied_when_ended
 from llavanext_cli.units import format_size
 
 PARTS_PANEL = "From parts"

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from llavanext_cli import console
-from llavanext_cli.ending import tidied_when_ended
 from llavanext_cli.options import Force, Json, Out, Preset, Seed, Workers
+from llavanext_cli.signals import tidied_when_ended
 
 
 class Check(str, Enum):

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from llavanext_cli import console
-from llavanext_cli.ending import tidied_when_ended
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.options import Force, Json, Set, complete_preset
+from llavanext_cli.signals import tidied_when_ended
 
 presets = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -189,22 +189,23 @@ def check_command(
         raise typer.BadParameter("--layers shortens what --compile compiles")
     reports = check_presets(names or [], settings or ())
     wrong = [report for report in reports if not report.ok]
-    compiled = []
+    compiled = {}
     for report in (r for r in reports if compile_ and r.ok):
         with tidied_when_ended(), console.progress(f"Compiling {report.name}", "ranks") as on_rank:
             source = str(report.path)
-            compiled.append(simulate(source, overrides=settings or (), layers=layers, progress=on_rank))
+            compiled[report.name] = simulate(source, overrides=settings or (), layers=layers, progress=on_rank)
     if json:
-        console.out_json({"presets": reports, **({"compiled": [c.summary() for c in compiled]} if compile_ else {})})
+        summaries = {"compiled": [result.summary() for result in compiled.values()]} if compile_ else {}
+        console.out_json({"presets": reports, **summaries})
     else:
-        lines = {result.name: result.describe() for result in compiled}
         for report in reports:
-            console.out(f"{report.name}: {lines.get(report.name, 'ok') if report.ok else 'wrong'}")
+            found = compiled[report.name].describe() if report.name in compiled else "ok" if report.ok else "wrong"
+            console.out(f"{report.name}: {found}")
     if wrong:
         raise ConfigError(
             f"{len(wrong)} of {len(reports)} presets {'is' if len(wrong) == 1 else 'are'} wrong",
             "`llavanext presets show NAME --full` lists every key and what it means.",
             [line for report in wrong for line in report.problems],
         )
-    for result in compiled:
+    for result in compiled.values():
         result.raise_fault()

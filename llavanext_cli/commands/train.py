@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llavanext_cli import console, options
-from llavanext_cli.ending import tidied_when_ended
-from llavanext_cli.units import format_size
+from llavanext_cli.signals import tidied_when_ended
+from llavanext_cli.units import format_memory, format_size
 
 if TYPE_CHECKING:
     from llavanext_cli.training.launch import ReadyRun
@@ -131,7 +131,8 @@ def train(
     loss = f", loss {report.loss:.4f}" if report.loss is not None else ""
     curves = report.model.with_name("train_report.html")
     console.say(f"Trained {report.steps} steps in {report.seconds:.0f} s{loss}. Curves: {curves}")
-    console.say(f'Next: llavanext ask "What is it?" --image PICTURE --checkpoint {report.model}')
+    checkpoint = shlex.quote(str(report.model))
+    console.next_step(f'llavanext ask "What is it?" --image PICTURE --checkpoint {checkpoint}')
 
 
 def _show_run(run: ReadyRun, json: bool) -> None:
@@ -155,9 +156,9 @@ def _show_plan(run: ReadyRun, json: bool) -> None:
         return
     memory = preview.memory
     kinds = {"gathered": "estimate", "activations": "estimate"}
-    rows = [(name, _gib(size), kinds.get(name, "exact")) for name, size in memory.parts.items()]
-    pool = f"{memory.pool / (1 << 30):g} GB" if memory.pool else "none set"
-    rows += [("together", _gib(memory.total), ""), ("pool", pool, "runtime.memory")]
+    rows = [(name, format_memory(size), kinds.get(name, "exact")) for name, size in memory.parts.items()]
+    pool = format_memory(memory.pool) if memory.pool else "none set"
+    rows += [("together", format_memory(memory.total), ""), ("pool", pool, "runtime.memory")]
     console.table(("memory of a device", "size", ""), rows)
     steps = preview.steps_per_epoch or "less than one"
     console.fields(
@@ -173,11 +174,6 @@ def _show_plan(run: ReadyRun, json: bool) -> None:
     )
     if preview.advice:
         console.warn(f"it does not fit. {preview.advice}")
-
-
-def _gib(size: int) -> str:
-    """Bytes as NPUs count them; a tiny model's memory in full."""
-    return f"{size / (1 << 30):.2f} GB" if size > 1 << 28 else f"{size / (1 << 20):.2f} MB"
 
 
 def _check(run: ReadyRun, json: bool) -> None:

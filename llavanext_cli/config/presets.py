@@ -245,6 +245,14 @@ def _read_overrides(overrides: Sequence[str], known: Mapping[str, Any], builder:
     return result
 
 
+def _keys_set(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each setting with the keys that it gives a value: those of the mapping `model={vision: {...}}`, not `model`."""
+    for override in overrides:
+        key, _, text = override.partition("=")
+        keys = [key.strip(), *_keys_below(parse_yaml(text, f"--set {override}"), key.strip())]
+        yield from ((override, k) for k in keys if not any(other.startswith(f"{k}.") for other in keys))
+
+
 def _keys_below(value: Any, key: str) -> Iterator[str]:
     """Dotted keys inside a value that is a mapping."""
     for name, inner in value.items() if isinstance(value, dict) else ():
@@ -349,8 +357,7 @@ def check_model_settings(preset: Preset, overrides: Sequence[str], architecture:
     Raises:
         ConfigError: with both values.
     """
-    for override in overrides:
-        key = override.partition("=")[0].strip()
+    for override, key in _keys_set(overrides):
         if not key.startswith("model."):
             continue
         wanted: Any = preset.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -110,7 +111,7 @@ def text_rules(preset: Preset) -> Findings:
     scaling = text.rope_scaling
     if scaling is not None:
         factor = scaling.get("factor")
-        stretches = isinstance(factor, (int, float)) and not isinstance(factor, bool) and factor >= 1
+        stretches = isinstance(factor, (int, float)) and not isinstance(factor, bool) and 1 <= factor < math.inf
         if set(scaling) != {"type", "factor"} or scaling["type"] != "linear" or not stretches:
             yield (
                 ("model.text.rope_scaling",),
@@ -250,6 +251,7 @@ def _measurable(model: Architecture) -> bool:
         min(vision.image_size, vision.patch_size, model.spatial_pool_stride) > 0
         and bool(model.image_grid_pinpoints)
         and isinstance(factor, (int, float))
+        and math.isfinite(factor)
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from llavanext_cli.config.presets import find_preset
 from llavanext_cli.config.reading import hints, is_section
 from llavanext_cli.config.schema import SECTIONS, Preset
 from llavanext_cli.errors import ConfigError
+from llavanext_cli.files import write_whole
 
 
 def preset_to_dict(preset: Preset) -> dict[str, Any]:
@@ -95,12 +95,8 @@ def copy_preset(name: str, target: Path, force: bool = False) -> Path:
     first, newline, rest = source.read_text(encoding="utf-8").partition("\n")
     # The command in the header named the preset; now it must name the copy.
     first = re.sub(rf"(?<=\s){re.escape(name)}(?=\s|$)", lambda _: str(target), first, count=1)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(first + newline + rest, encoding="utf-8")
-        os.replace(partial, target)
+        write_whole(target, (first + newline + rest).encode("utf-8"))
     except OSError as fault:
         raise ConfigError(f"{target} cannot be written: {fault.strerror}", "Choose another file.") from fault
-    finally:
-        partial.unlink(missing_ok=True)
     return target

@@ -16,9 +16,9 @@ from pathlib import Path
 from llavanext_cli.demo.data import Sizes, make_data
 from llavanext_cli.demo.model import write_model
 from llavanext_cli.demo.report import Row, Scored, build_rows, read_answers, report_to_dict
-from llavanext_cli.ending import tidied_when_ended
 from llavanext_cli.errors import LlavaNextError
 from llavanext_cli.machine.cores import usable_cores
+from llavanext_cli.signals import tidied_when_ended
 
 BATCH = 16
 NOTE = "demo.json"

@@ -18,8 +18,8 @@ import numpy as np
 from llavanext_cli.config.rules import greatest_tiles
 from llavanext_cli.inference.engines import BUCKET, Step, round_up
 from llavanext_cli.inference.paging import block_tables, next_slots, prompt_slots
-from llavanext_cli.model.interrupts import held
 from llavanext_cli.processing.packing import collate
+from llavanext_cli.signals import held
 
 if TYPE_CHECKING:
     from llavanext_cli.config.architecture import Architecture

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.errors import DataError, LlavaNextError
+from llavanext_cli.files import write_whole
 from llavanext_cli.inference.ask import build_sampling, check_media, open_session, prepare
 from llavanext_cli.inference.engines import BATCH_BUCKET
 from llavanext_cli.inference.inputs import Input, Inputs, read_inputs
@@ -321,12 +321,7 @@ def replace_lines(out: Path, lines: dict[int, dict[str, Any]]) -> None:
     kept = target.read_bytes().splitlines(keepends=True)
     for index, line in lines.items():
         kept[index] = _spell(line)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(b"".join(kept))
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(target, b"".join(kept))
 
 
 def _spell(line: dict[str, Any]) -> bytes:

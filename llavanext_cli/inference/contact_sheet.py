@@ -8,12 +8,12 @@ The pixels are those that are normalised and go into the vision tower, black bor
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llavanext_cli.errors import DataError
+from llavanext_cli.files import replacing
 from llavanext_cli.processing.packing import ClipPlan
 
 if TYPE_CHECKING:
@@ -37,17 +37,14 @@ def write_contact_sheet(path: Path, media: Media, arch: Architecture, names: Seq
     Raises:
         DataError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
-        draw_contact_sheet(media, arch, names).save(partial)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            draw_contact_sheet(media, arch, names).save(partial)
     except (OSError, ValueError) as fault:  # ValueError: an ending that is no format
         reason = fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
         is_there = path.parent.is_dir()
         hint = "give --show a name such as sheet.png" if is_there else f"make its folder: mkdir -p {path.parent}"
         raise DataError(f"{path} cannot be written: {reason}", hint) from fault
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def draw_contact_sheet(media: Media, arch: Architecture, names: Sequence[str]) -> Image.Image:

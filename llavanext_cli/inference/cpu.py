@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llavanext_cli.inference.engines import Step, round_up
-from llavanext_cli.model.interrupts import held
 from llavanext_cli.processing.packing import collate
+from llavanext_cli.signals import held
 
 if TYPE_CHECKING:
     from llavanext_cli.config.architecture import Architecture

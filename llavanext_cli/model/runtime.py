@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llavanext_cli.errors import RuntimeMissingError
 from llavanext_cli.machine.cores import usable_cores
-from llavanext_cli.model.interrupts import held
+from llavanext_cli.signals import held
 
 
 def library_environment(folder: Path, verbose: bool = False) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import LlavaNextError
+from llavanext_cli.files import write_whole
 from llavanext_cli.training.job import JOB_FILE, Job
 from llavanext_cli.training.plan import RunPlan, digest_file, run_settings
 from llavanext_cli.training.state import check_settings, find_run_state, remove_leftovers
@@ -134,9 +135,7 @@ def resume_run(job: Job, preset: Preset, plan: RunPlan, say: Callable[[str], Non
     say(f"going on after step {state.step} of {plan.steps}")
     lines = job.metrics_file.read_text(encoding="utf-8").splitlines() if job.metrics_file.is_file() else []
     kept = [line for line in lines if _step_of(line) <= state.step]
-    shorter = job.metrics_file.with_suffix(".tmp")
-    shorter.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    shorter.replace(job.metrics_file)
+    write_whole(job.metrics_file, "".join(line + "\n" for line in kept).encode("utf-8"))
     return replace(job, resume=state.model.folder)
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from llavanext_cli.files import write_whole
 from llavanext_cli.training.processes import POLL_SECONDS
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ class Peers:
     def tell(self, what: str) -> None:
         """This node ends."""
         if self.others:
-            temporary = self.folder / f".ended_{self.rank}.tmp"
-            temporary.write_text(what, encoding="utf-8")
-            temporary.replace(self.folder / f"ended_{self.rank}.txt")
+            write_whole(self.folder / f"ended_{self.rank}.txt", what.encode("utf-8"))
 
     def heard(self) -> str | None:
         """The end of another node in words, or None."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llavanext_cli.errors import TrainingError
-from llavanext_cli.training.memory import GIB, MemoryPlan, advice, checkpoint_bytes, plan_memory
-from llavanext_cli.units import format_size
+from llavanext_cli.training.memory import MemoryPlan, advice, checkpoint_bytes, plan_memory
+from llavanext_cli.units import format_memory, format_size
 from llavanext_cli.weights.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
@@ -80,10 +80,10 @@ def refuse_unfit(run: ReadyRun) -> None:
     memory = preview.memory
     if not memory.fits:
         raise TrainingError(
-            f"each device would need {memory.total / GIB:.1f} GB, and its pool has {memory.pool / GIB:.0f} GB "
+            f"each device would need {format_memory(memory.total)}, and its pool has {format_memory(memory.pool)} "
             "(runtime.memory)",
             hint=f"{preview.advice}; or start it all the same with --force",
-            details=[f"{name} {size / GIB:.1f} GB" for name, size in memory.parts.items()],
+            details=[f"{name} {format_memory(size)}" for name, size in memory.parts.items()],
         )
     there = sum(file.stat().st_size for file in run.job.checkpoints_folder.rglob("*") if file.is_file())
     disk = next(place for place in (out, *out.parents) if place.exists())

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llavanext_cli.ending import tidied_when_ended
+from llavanext_cli.signals import tidied_when_ended
 
 MARK = "LLAVANEXT_RUN"
 POLL_SECONDS = 0.2

@@ -8,7 +8,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llavanext_cli.plots import curve, facts, page, write_page
+from llavanext_cli.files import write_whole
+from llavanext_cli.plots import curve, facts, page
 
 if TYPE_CHECKING:
     from llavanext_cli.training.job import Job
@@ -63,7 +64,7 @@ def write_report(job: Job, plan: RunPlan, skipped: int = 0) -> Path | None:
         curve("Norm of the gradient", {"norm": _points(lines, "gradient_norm")}),
     )
     file = job.report_file
-    write_page(file, text)
+    write_whole(file, text.encode())
     return file
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llavanext_cli.errors import CheckpointError
+from llavanext_cli.files import write_whole
 from llavanext_cli.training.state import save_run_state
 from llavanext_cli.weights.adapter import merge_adapter
 from llavanext_cli.weights.checkpoint import Checkpoint, save_checkpoint_folder
@@ -154,9 +155,7 @@ def write_slices(
     with Stream(sum(tensor.nbytes for tensor in plan)) as stream:
         write_safetensors(parts / f"rank_{rank}.safetensors", plan, stream)
     entries = {name: {"shape": list(whole[name]), "box": box} for name, (box, _) in mine.items()}
-    temporary = parts / f"rank_{rank}.tmp"
-    temporary.write_text(json.dumps(entries), encoding="utf-8")
-    temporary.rename(parts / f"rank_{rank}.json")  # last: it says that the slices are there
+    write_whole(parts / f"rank_{rank}.json", json.dumps(entries).encode("utf-8"))  # last: it says that they are there
 
 
 def wait_for_ranks(parts: Path, ranks: int, seconds: float = WAIT_SECONDS) -> None:

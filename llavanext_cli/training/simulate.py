@@ -26,7 +26,9 @@ from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import TrainingError
 from llavanext_cli.training import memory
 from llavanext_cli.training.stand_in import simulation_environment
+from llavanext_cli.units import format_memory
 from llavanext_cli.weights.checkpoint import open_checkpoint
+from llavanext_cli.weights.keymap import is_cache
 
 WORKER = Path(__file__).with_name("simulate_worker.py")
 BYTES = memory.BYTES | {"int32": 4, "bool": 1}
@@ -86,7 +88,7 @@ class RankReport:
     @property
     def cache_bytes(self) -> int:
         """Of keys and values, when it answers."""
-        return sum(part.bytes for name, part in self.slices.items() if _is_cache(name))
+        return sum(part.bytes for name, part in self.slices.items() if is_cache(name))
 
     def _weights(self) -> Iterator[tuple[str, Slice]]:
         return (pair for pair in self.slices.items() if is_weight(pair[0]))
@@ -143,7 +145,7 @@ class SimulationReport:
             "optimizer": first.optimizer_bytes,
             "cache": first.cache_bytes,
         }
-        held = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in sizes.items() if size)
+        held = ", ".join(f"{name} {format_memory(size)}" for name, size in sizes.items() if size)
         seconds = sum(sum(rank.seconds.values()) for rank in self.ranks)
         return f"{how} for {self.place} in {seconds:.0f} s; a device holds {held}"
 
@@ -263,11 +265,7 @@ def shortened(preset: Preset, layers: int) -> tuple[str, ...]:
 
 def is_weight(name: str) -> bool:
     """Whether a parameter of the compiled cell is one of the network's, not the optimizer's or the cache's."""
-    return ("." in name and not name.startswith((*MOMENTS, SUMS)) and not _is_cache(name)) or name == "image_newline"
-
-
-def _is_cache(name: str) -> bool:
-    return name.endswith(("key_cache", "value_cache"))
+    return ("." in name and not name.startswith((*MOMENTS, SUMS)) and not is_cache(name)) or name == "image_newline"
 
 
 def _environment(preset: Preset) -> tuple[dict[str, str], bool]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from llavanext_cli.files import write_whole
+
 
 class StopStep:
     """Asked after every step by every worker.
@@ -40,6 +42,4 @@ class StopStep:
         return int(self.file.read_text(encoding="ascii"))
 
     def _write(self, step: int) -> None:
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text(str(step), encoding="ascii")
-        temporary.replace(self.file)
+        write_whole(self.file, str(step).encode("ascii"))

@@ -13,7 +13,7 @@ import llavanext_cli
 PACKAGE = Path(llavanext_cli.__file__).parent
 LAYERS = (
     ("errors",),
-    ("config", "ending", "machine", "plots", "records", "units"),
+    ("config", "files", "machine", "plots", "records", "signals", "units"),
     ("processing", "mixing", "fetching"),
     ("model", "weights"),
     ("training", "inference"),

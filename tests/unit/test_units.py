@@ -1,6 +1,6 @@
 """Sizes and times as people read them."""
 
-from llavanext_cli.units import format_seconds, format_size
+from llavanext_cli.units import format_memory, format_seconds, format_size
 
 
 def test_sizes_are_written() -> None:
@@ -10,3 +10,7 @@ def test_sizes_are_written() -> None:
 
 def test_times_are_written() -> None:
     assert [format_seconds(s) for s in (0.4, 59, 61, 7265)] == ["0 s", "59 s", "1 min 01 s", "2 h 01 min"]
+
+
+def test_memory_of_a_device_is_written_as_mindspore_counts_it() -> None:
+    assert [format_memory(n) for n in (57 << 30, 3_533_000_000, 3 << 20)] == ["57.00 GB", "3.29 GB", "3.00 MB"]

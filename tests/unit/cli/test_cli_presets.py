@@ -87,6 +87,12 @@ def test_copy_then_change_then_check(run, tmp_path):
     assert len(reports[0]["problems"]) == 2
 
 
+def test_compiling_a_preset_in_a_file_says_what_became_of_it(run):
+    run("copy", "tiny-ask", "mine.yaml")
+    result = run("check", "mine.yaml", "--compile")
+    assert result.stdout == "mine.yaml: ok: it answers on a CPU, there is nothing to compile for NPUs\n"
+
+
 def test_check_without_names_checks_all(run):
     result = run("check")
     assert result.exit_code == 0

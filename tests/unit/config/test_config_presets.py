@@ -176,6 +176,7 @@ def test_set_reaches_into_a_mapping_and_replaces_null():
         ("train=5", "--set train=5: train: expected a mapping of keys to values, not 5"),
         ("train.learning_rate=nan", "expected a number, not 'nan'"),
         ("train.learning_rate=1e999", "expected a number, not inf"),
+        ("model.text.rope_scaling.factor=1e400", "must be null or {type: linear, factor: 1 or more}"),
         ("train.learning_rate=0", "must be more than 0, got 0"),
     ],
 )

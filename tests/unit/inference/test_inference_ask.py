@@ -66,6 +66,13 @@ def test_training_ends_where_the_checkpoints_positions_do():
     assert "--set data.seq_length=4096" in fault.value.hint
 
 
+@pytest.mark.parametrize("setting", ["model.vision.hidden_size=512", "model={vision: {hidden_size: 512}}"])
+def test_a_model_of_another_shape_than_the_checkpoints_is_refused(setting):
+    preset = load_preset("video-7b-stage3", (setting,))
+    with pytest.raises(ConfigError, match=r"the checkpoint's model\.vision\.hidden_size is 1024"):
+        check_model_settings(preset, (setting,), SCALED)
+
+
 def question(tokens: int, frames: int = 0) -> SimpleNamespace:
     return SimpleNamespace(length=tokens, frames=range(frames))
 
