@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.fetching.digest import Digests, Expected, hash_file
-from llavanext_cli.fetching.endpoint import checked_endpoint
+from llavanext_cli.fetching.endpoint import chosen_endpoint
 from llavanext_cli.fetching.folder import Folder, locked_folder
 from llavanext_cli.fetching.manifest import ArchiveRecord, FileRecord, Member
 from llavanext_cli.fetching.net import Limits, Net
@@ -19,7 +19,7 @@ from llavanext_cli.fetching.network import open_network
 from llavanext_cli.fetching.paths import STATE, absolute
 from llavanext_cli.fetching.plan import FETCH, REPAIR, Step, Wanted, plan_space
 from llavanext_cli.fetching.pool import run_all
-from llavanext_cli.fetching.registry import HUB, Unpacking
+from llavanext_cli.fetching.registry import HUB, SOURCES, Unpacking
 from llavanext_cli.fetching.run import refuse_full
 from llavanext_cli.fetching.work import StageOpener, Tally, Worker, silent_stage
 
@@ -94,9 +94,8 @@ def check_folder(
 
 def _mirror(source: str, endpoint: str | None) -> dict[str, str]:
     """Source → the server that the user asks for now, in place of the one that the manifest names."""
-    if endpoint is None and source == HUB:
-        endpoint = os.environ.get("HF_ENDPOINT")
-    return {source: checked_endpoint(endpoint)} if endpoint else {}
+    found = {name: chosen_endpoint(name, endpoint if name == source else None) for name in SOURCES}
+    return {name: server for name, server in found.items() if server}
 
 
 def _find_broken(

@@ -7,7 +7,11 @@ from urllib.parse import urlsplit
 
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.fetching import guard
+from llavanext_cli.fetching.registry import HUB, MODELSCOPE
 
+MODELSCOPE_ENDPOINT = "https://www.modelscope.cn"
+VARIABLES = {HUB: "HF_ENDPOINT", MODELSCOPE: "MODELSCOPE_DOMAIN"}
+"""Source → the environment variable that names its server."""
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
@@ -23,7 +27,25 @@ def hub_endpoint(endpoint: str | None) -> str:
             raise ConfigError(f"{variable} is no number of seconds", f"Unset {variable}, or write {variable}=30.")
     from huggingface_hub import constants
 
-    return checked_endpoint(endpoint or os.environ.get("HF_ENDPOINT") or constants._HF_DEFAULT_ENDPOINT)
+    return chosen_endpoint(HUB, endpoint) or checked_endpoint(constants._HF_DEFAULT_ENDPOINT)
+
+
+def modelscope_endpoint(endpoint: str | None) -> str:
+    """The server to ask: the option, MODELSCOPE_DOMAIN, or ModelScope itself. Raises `ConfigError`."""
+    return chosen_endpoint(MODELSCOPE, endpoint) or MODELSCOPE_ENDPOINT
+
+
+def chosen_endpoint(source: str, endpoint: str | None) -> str | None:
+    """The server that the user wants in place of the usual one: the option, or else the environment's; None for none.
+
+    Raises:
+        ConfigError: it is no http(s) address.
+    """
+    address = os.environ.get(VARIABLES[source], "").strip()
+    if source == MODELSCOPE and address and "://" not in address:
+        address = f"https://{address}"  # the variable holds a domain
+    address = endpoint or address
+    return checked_endpoint(address) if address else None
 
 
 def checked_endpoint(endpoint: str) -> str:
@@ -34,7 +56,9 @@ def checked_endpoint(endpoint: str) -> str:
     except ValueError:
         good = False
     if not good:
-        raise ConfigError("an endpoint is an address such as https://host", "See --endpoint and HF_ENDPOINT.")
+        raise ConfigError(
+            "an endpoint is an address such as https://host", "See --endpoint, HF_ENDPOINT and MODELSCOPE_DOMAIN."
+        )
     if "@" in parts.netloc:
         raise ConfigError("an endpoint must not hold a user or password", "Put the token into HF_TOKEN.")
     return endpoint.strip().rstrip("/")

@@ -17,6 +17,13 @@ PUBLIC, PRIVATE, UNKNOWN = "public", "private", "unknown"
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
 
 
+def is_proxied(url: str) -> bool:
+    """Whether the environment names a proxy for an address."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    return bool(select_proxy(url, get_environ_proxies(url)))
+
+
 def check_redirect(origin: str, location: str, *, is_proxied: Callable[[str], bool]) -> None:
     """Refuse a redirect that leads where it must not.
 

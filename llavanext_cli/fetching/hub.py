@@ -220,7 +220,8 @@ class Hub:
         kind = "dataset" if place.kind == DATASET else "model"
         other = "" if place.kind == DATASET else f" A data set is written dataset:{place.repo}."
         return FetchError(
-            f"{urlsplit(self.endpoint).hostname} has no {kind} {place.repo}, or it is private", hint + other
+            f"{urlsplit(self.endpoint).hostname} has no {kind} {place.repo}, or it is private",
+            f"{hint}{other}".strip() or f"Look its name up at {self.endpoint}.",
         )
 
     def _near_repositories(self, place: Place) -> list[str]:

@@ -37,7 +37,7 @@ class Journal:
         self._lock = threading.Lock()
         self._head = {"journal": 1, "size": size, "validator": validator}
         # Without a validator nobody can tell whether the file changed meanwhile, so nothing is resumed.
-        self.spans = self._read() if validator and part.is_file() else []
+        self.spans = self._read() if validator and part.is_file() and part.stat().st_size == size else []
         if not self.spans:
             self._start(part)
         self._file = open(self.path, "a", encoding="ascii")  # noqa: SIM115 - closed in close()
@@ -80,6 +80,7 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
     def _start(self, part: Path) -> None:
+        self.path.unlink(missing_ok=True)  # first, so that it never speaks of bytes that are gone
         with open(part, "wb") as file:
             os.ftruncate(file.fileno(), self.size)
         self.path.write_text(json.dumps(self._head) + "\n", encoding="ascii")

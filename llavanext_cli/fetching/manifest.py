@@ -11,7 +11,6 @@ A manifest may come from somebody else, with the folder, so it is checked like a
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 from llavanext_cli.errors import DataError
 from llavanext_cli.fetching.paths import STATE, unsafe
 from llavanext_cli.fetching.remote import Origin
+from llavanext_cli.files import write_whole
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -141,26 +141,15 @@ class Manifest:
             "files": {name: record.to_dict() for name, record in sorted(self.files.items())},
             "archives": {name: record.to_dict() for name, record in sorted(self.archives.items())},
         }
-        write_whole(folder / STATE / MANIFEST, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write to a temporary name beside `path`, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+        write_whole(folder / STATE / MANIFEST, text.encode("utf-8"))
 
 
 def write_members(path: Path, members: list[Member]) -> None:
     """Write the list of what an archive held, whole or not at all."""
-    write_whole(path, "".join(json.dumps(member.to_dict(), ensure_ascii=False) + "\n" for member in members))
+    text = "".join(json.dumps(member.to_dict(), ensure_ascii=False) + "\n" for member in members)
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, text.encode("utf-8"))
 
 
 def read_members(path: Path, count: int) -> Iterator[Member]:

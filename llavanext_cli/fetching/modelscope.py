@@ -21,23 +21,14 @@ import requests
 from llavanext_cli.errors import FetchError
 from llavanext_cli.fetching import guard
 from llavanext_cli.fetching.digest import Expected
-from llavanext_cli.fetching.endpoint import checked_endpoint, checked_token
+from llavanext_cli.fetching.endpoint import checked_token
 from llavanext_cli.fetching.faults import explain_no_answer
 from llavanext_cli.fetching.net import Net
 from llavanext_cli.fetching.redaction import cause_of, redact
 from llavanext_cli.fetching.registry import DATASET, MODELSCOPE, Place, near_names
 from llavanext_cli.fetching.remote import MOST_PAGES, Listing, Origin, RemoteFile
 
-DEFAULT_ENDPOINT = "https://www.modelscope.cn"
 PAGE = 100
-
-
-def modelscope_endpoint(endpoint: str | None) -> str:
-    """The server to ask: the option, MODELSCOPE_DOMAIN, or ModelScope itself. Raises `ConfigError`."""
-    domain = os.environ.get("MODELSCOPE_DOMAIN", "").strip()
-    if domain and "://" not in domain:
-        domain = f"https://{domain}"
-    return checked_endpoint(endpoint or domain or DEFAULT_ENDPOINT)
 
 
 def file_url(origin: Origin) -> str:

@@ -1,4 +1,4 @@
-"""The one way to the network: a requests session that waits, retries, counts, guards and can be stopped.
+"""The one way of `fetch` to the network: a requests session that waits, retries, counts, guards and can be stopped.
 
 huggingface_hub, the ModelScope listing and our own downloads all use it, so that a policy is written once:
 
@@ -168,7 +168,7 @@ class GuardedSession(requests.Session):
         return location
 
     def _is_proxied(self, url: str) -> bool:
-        return bool(self.proxies or select_proxy(url, requests.utils.get_environ_proxies(url)))
+        return bool(self.proxies) or guard.is_proxied(url)
 
 
 class GuardedAdapter(HTTPAdapter):
@@ -285,7 +285,7 @@ class GuardedAdapter(HTTPAdapter):
         limits, raw = self.net.limits, response.raw
         packed = bool(response.headers.get("Content-Encoding"))
         bodiless = response.request.method == "HEAD" or response.status_code in (204, 304)
-        announced = None if packed or bodiless else _integer(response.headers.get("Content-Length"))
+        announced = None if packed or bodiless else content_length(response)
         read = getattr(raw, "read1", None) or (lambda amount, **named: raw.read(min(amount, 1 << 16), **named))
         received, window_start, window_bytes = 0, time.monotonic(), 0
         while announced is None or received < announced:
@@ -313,6 +313,11 @@ class GuardedAdapter(HTTPAdapter):
                 window_start, window_bytes = now, 0
         if announced is not None:
             raw.read()  # nothing is left, and this says so to urllib3, which then keeps the connection for the next
+
+
+def content_length(response: requests.Response) -> int | None:
+    """Bytes that the Content-Length header announces; None when it says none, or not a number."""
+    return _integer(response.headers.get("Content-Length"))
 
 
 def content_range(response: requests.Response) -> tuple[int | None, int | None]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from llavanext_cli.errors import ConfigError
-from llavanext_cli.fetching.endpoint import hub_endpoint
+from llavanext_cli.fetching.endpoint import hub_endpoint, modelscope_endpoint
 from llavanext_cli.fetching.faults import explain_other
-from llavanext_cli.fetching.modelscope import modelscope_cookies, modelscope_endpoint
+from llavanext_cli.fetching.modelscope import modelscope_cookies
 from llavanext_cli.fetching.net import Limits, Net
 from llavanext_cli.fetching.redaction import no_secrets
 from llavanext_cli.fetching.registry import HUB, MODELSCOPE, SOURCES

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from llavanext_cli.errors import ConfigError, DataError, FetchError, LlavaNextError
 from llavanext_cli.fetching.digest import Expected, hash_file
-from llavanext_cli.fetching.endpoint import hub_endpoint
+from llavanext_cli.fetching.endpoint import hub_endpoint, modelscope_endpoint
 from llavanext_cli.fetching.folder import Folder
 from llavanext_cli.fetching.hub import Hub
 from llavanext_cli.fetching.manifest import Manifest
-from llavanext_cli.fetching.modelscope import ModelScope, modelscope_endpoint
+from llavanext_cli.fetching.modelscope import ModelScope
 from llavanext_cli.fetching.net import Net
 from llavanext_cli.fetching.paths import matches, matches_loosely, normal, unsafe
 from llavanext_cli.fetching.redaction import public_url

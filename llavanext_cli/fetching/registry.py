@@ -1,7 +1,8 @@
 """The artifacts that `fetch` knows by name: where each lies, at which revision, and where its files go.
 
-This is the only place that spells a repository, a URL or a revision. A revision is a commit where one is known from
-public records; where none is, it is a branch ("main"), and the manifest records the commit it stood for.
+This is the only place that spells where an artifact lies: its repository or address, and its revision. A revision is a
+commit where one is known from public records; where none is, it is a branch ("main"), and the manifest records the
+commit it stood for.
 
     ARTIFACTS["video178k-academic"] ── hub:        lmms-lab/LLaVA-Video-178K @ 6d8c562…
                                        folder:     0_30_s_academic_v0_1/      (taken off the paths)
@@ -12,7 +13,7 @@ public records; where none is, it is a branch ("main"), and the manifest records
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from urllib.parse import unquote, urlsplit
 
@@ -114,7 +115,7 @@ class Artifact:
     under: str = ""
     include: tuple[str, ...] = ("**",)
     shards: str = ""
-    unpacking: Unpacking | None = field(default=None)
+    unpacking: Unpacking | None = None
 
     def place(self, source: str) -> Place | None:
         return self.hub if source == HUB else self.modelscope

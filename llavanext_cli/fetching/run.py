@@ -115,7 +115,8 @@ def run_fetch(
         keep_archives: leave archives beside what was unpacked from them.
         dry_run: plan, and touch nothing.
         force: replace files that are there and differ.
-        artifacts: further artifacts, of no registry.
+        unpack_limits: what an archive may become; only tests set other limits than the usual ones.
+        artifacts: further artifacts, of no registry; only tests have some.
         stage: opens a named stage of the work, for progress.
         note: is told what is being waited for.
 

@@ -27,7 +27,7 @@ from llavanext_cli.errors import FetchError
 from llavanext_cli.fetching.crew import Crew
 from llavanext_cli.fetching.faults import explain_no_answer, explain_status, file_label
 from llavanext_cli.fetching.journal import Journal, journal_path
-from llavanext_cli.fetching.net import Limits, Net, StoppedError, TransferBrokenError, content_range
+from llavanext_cli.fetching.net import Limits, Net, StoppedError, TransferBrokenError, content_length, content_range
 from llavanext_cli.fetching.redaction import cause_of
 
 SMALLEST_PIECE = 1 << 20
@@ -89,8 +89,7 @@ def probe_size(net: Net, url: str) -> int | None:
     with transfer.ask({"Range": "bytes=0-0"}) as response:
         _, total = content_range(response)
         if response.status_code == 200:
-            length = response.headers.get("Content-Length", "")
-            return int(length) if length.isdigit() and len(length) < 19 else None
+            return content_length(response)
         if response.status_code not in (206, 416) or total is None:
             raise explain_status(response, url)
         return total
@@ -250,9 +249,10 @@ class Transfer:
 
     def _receive_whole(self, response: requests.Response, last: bool) -> bool:
         """The whole file in one answer; False when it broke off and may be tried again."""
-        announced = response.headers.get("Content-Length", "")
-        if announced.isdigit():
-            self._checked(int(announced))
+        announced = response.headers.get("Content-Length")
+        length = content_length(response)
+        if length is not None:
+            self._checked(length)
         elif announced:  # never waited for: such an answer has no end
             response.close()
             raise FetchError(
@@ -260,6 +260,7 @@ class Transfer:
                 "The server, or a proxy on the way, is misbehaving: use another source.",
             )
         position = 0
+        journal_path(self.part).unlink(missing_ok=True)  # of an earlier attempt by ranges, whose bytes go now
         try:
             with open(self.part, "wb") as file:
                 for chunk in response.iter_content(None):

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 from llavanext_cli.errors import DataError, LlavaNextError
-from llavanext_cli.fetching.guard import check_redirect
+from llavanext_cli.fetching.guard import check_redirect, is_proxied
 from llavanext_cli.processing.video import open_clip
 
 MOST_BYTES = {"image": 64_000_000, "video": 2_000_000_000}
@@ -88,7 +88,7 @@ def download(url: str, target: Path, most: int) -> Path:
                 with session.get(url, stream=True, timeout=CONNECT_SECONDS, allow_redirects=False) as response:
                     if response.is_redirect:
                         location = response.headers["location"]
-                        check_redirect(url, location, is_proxied=_is_proxied)
+                        check_redirect(url, location, is_proxied=is_proxied)
                         url = urljoin(url, location)
                         continue
                     if response.status_code != 200:
@@ -108,12 +108,6 @@ def download(url: str, target: Path, most: int) -> Path:
             f"{asked}: cannot be downloaded ({type(error).__name__})", "check address and network"
         ) from error
     raise DataError(f"{asked}: more than {REDIRECTS} redirects", "name the final address")
-
-
-def _is_proxied(url: str) -> bool:
-    from requests.utils import get_environ_proxies, select_proxy
-
-    return bool(select_proxy(url, get_environ_proxies(url)))
 
 
 def describe_times(path: Path, times: Sequence[float]) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ from llavanext_cli.weights.headers import (
     short,
 )
 from llavanext_cli.weights.plan import check_parameters, compare_shapes, extent
-from llavanext_cli.weights.stream import Made, PlannedTensor, Progress, Stream, plan_shards, write_safetensors
+from llavanext_cli.weights.stream import PlannedTensor, Progress, Stream, plan_shards, write_safetensors
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -186,7 +186,6 @@ def read_array(spec: TensorSpec, dtype: str = "float32") -> AnyArray:
 def load_into(
     network: nn.Cell,
     checkpoint: Checkpoint | str | Path,
-    progress: Progress | None = None,
     only: Collection[str] | None = None,
 ) -> None:
     """Fill a network's parameters, one at a time, each cast to the type that the network gave it.
@@ -211,12 +210,10 @@ def load_into(
         f"{checkpoint.folder} and the network built for it",
         "The checkpoint was made for another model.",
     )
-    for done, (name, spec) in enumerate(checkpoint.parameters.items(), start=1):
+    for name, spec in checkpoint.parameters.items():
         if only is None or name in only:
             dtype = str(wanted[name].dtype).lower()
             wanted[name].set_data(ms.Tensor.from_numpy(read_array(spec, dtype)))
-        if progress is not None:
-            progress(done, len(checkpoint.parameters))
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -224,21 +221,17 @@ def load_into(
 
 def save_checkpoint_folder(
     folder: str | Path,
-    tensors: Mapping[str, AnyArray | PlannedTensor],
+    tensors: Mapping[str, PlannedTensor],
     like: Checkpoint,
     extra: dict[str, Any] | None = None,
-    force: bool = False,
-    progress: Progress | None = None,
     also: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write a complete checkpoint folder from arrays, such as those of a training run.
+    """Write a complete checkpoint folder of planned tensors, such as those of a training run.
 
     Args:
-        tensors: our name → array of float32, float16 or bfloat16, or where its bytes come from. Arrays are taken one at
-            a time, so a lazy mapping saves memory. KV caches are skipped.
+        tensors: our name → the tensor's type, shape, and where its bytes come from.
         like: the checkpoint the run began with: its config.json, tokenizer and carried tensors are copied.
         extra: kept in the manifest under "extra" (steps, loss, preset …); must be JSON.
-        force: replace a checkpoint that is there.
         also: writes further files into the folder, before it gets its name.
 
     Returns:
@@ -247,33 +240,16 @@ def save_checkpoint_folder(
     Raises:
         CheckpointError: weights are missing, extra or mis-shaped, or the folder cannot be written. Nothing is left.
     """
-    from llavanext_cli.weights.layout import dtype_of, to_bytes
-
     folder = Path(folder)
-    names = [name for name in tensors if not keymap.is_cache(name)]
-    expected = keymap.expected_parameters(like.architecture)
-    shapes = {name: tuple(tensors[name].shape) for name in names}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     check_parameters(shapes, like.architecture, str(folder), "This is a fault of the training run, not of its data.")
-    check_destination(folder, (like.folder,), force)
-
-    def planned(name: str) -> PlannedTensor:
-        value = tensors[name]
-        if isinstance(value, PlannedTensor):
-            return value
-
-        def chunks() -> Iterator[memoryview]:
-            array = tensors[name]  # asked for again, so that none is held until it is written
-            assert not isinstance(array, PlannedTensor)
-            yield to_bytes(array)
-
-        return PlannedTensor(name, dtype_of(value), expected[name], (Made(value.nbytes, chunks),), "training")
-
-    plan = [planned(name) for name in expected]
+    check_destination(folder, (like.folder,), force=False)
+    plan = [tensors[name] for name in keymap.expected_parameters(like.architecture)]
     carried = [PlannedTensor(n, s.dtype, s.shape, (extent(s),), "carried") for n, s in like.carried.items()]
     check_space(folder, sum(tensor.nbytes for tensor in (*plan, *carried)) + measure_companions(like.folder))
-    with new_folder(folder, replace=True) as temporary:
+    with new_folder(folder) as temporary:
         source = {"kind": "training", "name": like.folder.resolve().name} | _lineage(like)
-        write_checkpoint(temporary, plan, carried, source, extra=extra, progress=progress)
+        write_checkpoint(temporary, plan, carried, source, extra=extra)
         copy_companions(like.folder, temporary)
         if also is not None:
             also(temporary)

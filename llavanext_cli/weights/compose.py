@@ -45,7 +45,6 @@ from llavanext_cli.weights.stream import PlannedTensor
 
 VOCABULARY_STEP = 64
 """Rows are added up to a multiple of this: 32000 → 32064 as in the published models, and every device gets the same."""
-WORD_TABLES = ("language_model.model.tok_embeddings.embedding_weight", "language_model.lm_head.weight")
 PART_NAMES = {"vision": "a CLIP vision tower", "language": "a Llama language model"}
 
 
@@ -143,7 +142,7 @@ def plan_base(vision_folder: Path, language_folder: Path, seed: int) -> tuple[Pl
             image_grid_pinpoints=tuple((h // unit * size, w // unit * size) for h, w in grid),
         )
     )
-    dtype = next(t.dtype for t in language.tensors if t.name == WORD_TABLES[0])
+    dtype = next(t.dtype for t in language.tensors if t.name == keymap.WORD_EMBEDDING)
     by_name = {t.name: t for t in (*vision.tensors, *grow_vocabulary(language.tensors, architecture))}
     expected = keymap.expected_parameters(architecture)
     for number, name in enumerate(n for n in expected if n not in by_name):
@@ -177,7 +176,8 @@ def with_media_tokens(architecture: Architecture) -> Architecture:
 
 def grow_vocabulary(tensors: tuple[PlannedTensor, ...], architecture: Architecture) -> tuple[PlannedTensor, ...]:
     rows = architecture.text.vocab_size
-    return tuple(grow_rows(t, rows) if t.name in WORD_TABLES and t.shape[0] < rows else t for t in tensors)
+    tables = (keymap.WORD_EMBEDDING, keymap.WORD_HEAD)
+    return tuple(grow_rows(t, rows) if t.name in tables and t.shape[0] < rows else t for t in tensors)
 
 
 def companion_files(source: Path, architecture: Architecture, dtype: str) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def plan_original(source: Path, config: Mapping[str, Any]) -> tuple[Plan, Archit
     architecture = parse_architecture(hf, where)
     before = replace(architecture, text=_with_vocabulary(architecture.text, old.vocab_size))
     plan = plan_folder(source, before)
-    dtype = next(t.dtype for t in plan.tensors if t.name == WORD_TABLES[0])
+    dtype = next(t.dtype for t in plan.tensors if t.name == keymap.WORD_EMBEDDING)
     return (
         replace(
             plan,

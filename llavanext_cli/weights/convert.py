@@ -27,13 +27,13 @@ from llavanext_cli.weights.folder import (
     write_json,
 )
 from llavanext_cli.weights.headers import read_object, read_safetensors_header, short
-from llavanext_cli.weights.plan import Plan, extent
+from llavanext_cli.weights.plan import PARTS, Plan, extent
 from llavanext_cli.weights.sources import build_plan, check_vocabulary
 from llavanext_cli.weights.stream import Extent, Made, Progress, Stream, digest_pieces, plan_shards, write_safetensors
 
 DIRECTIONS = ("mindspore", "hf")
 FORMATS = ("safetensors", "ckpt")
-PARTS = ("vision", "language")
+DTYPES = ("keep", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ def run_convert(
     Args:
         source: a Hugging Face folder, or with `to="hf"` one of ours; None with `vision` and `language`.
         destination: the folder to make.
-        to: "mindspore" or "hf".
+        to: one of `DIRECTIONS`.
         part: "vision" or "language" when the source is CLIP or Llama alone.
         vision, language: both parts of a base model to put together.
         like: when the source holds the slices of several ranks, the checkpoint that their run began with.
         seed: of the weights that such a base model begins with.
         weight_format: "safetensors", or "ckpt" for MindSpore's own (one file).
-        dtype: "keep", "float32", "float16" or "bfloat16".
+        dtype: one of `DTYPES`.
         shard_bytes: greatest size of one file of safetensors.
         force: replace a checkpoint that is at the destination.
         dry_run: plan and check, write nothing.
@@ -112,6 +112,14 @@ def run_convert(
         CheckpointError: nothing is left at the destination, and what was there before is still there.
     """
     started = time.monotonic()
+    for name, value, known in (
+        ("to", to, DIRECTIONS),
+        ("part", part, (None, *PARTS)),
+        ("weight_format", weight_format, FORMATS),
+        ("dtype", dtype, DTYPES),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} is one of {known}, not {value!r}")
     destination = Path(destination)
     sources = tuple(Path(path) for path in (source, vision, language) if path is not None)
     base = (Path(like),) if like is not None else ()

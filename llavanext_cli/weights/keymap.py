@@ -19,6 +19,8 @@ from llavanext_cli.weights.headers import LISTED, short
 from llavanext_cli.weights.hf_names import LLAMA, RESAMPLER, TOWER
 
 TIED_HEAD = "language_model.lm_head.weight"
+WORD_EMBEDDING, WORD_HEAD = "language_model.model.tok_embeddings.embedding_weight", "language_model.lm_head.weight"
+"""Our parameters with one row for each word of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,10 @@ PROJECTOR_RULES = (
 NEWLINE_RULES = (Rule(("image_newline",), "image_newline", ("D",)),)
 POOLER_RULES = _pair(f"{RESAMPLER}pool", "pooler.conv", ("Dv", "Dv", "s", "s"), ("Dv",))
 TEXT_RULES = (
-    Rule((f"{LLAMA}embed_tokens.weight",), "language_model.model.tok_embeddings.embedding_weight", ("V", "D")),
+    Rule((f"{LLAMA}embed_tokens.weight",), WORD_EMBEDDING, ("V", "D")),
     Rule((f"{LLAMA}norm.weight",), "language_model.model.norm_out.weight", ("D",)),
 )
-HEAD_RULES = (Rule((TIED_HEAD,), "language_model.lm_head.weight", ("V", "D")),)
+HEAD_RULES = (Rule((TIED_HEAD,), WORD_HEAD, ("V", "D")),)
 _TEXT_LAYER = (
     ("input_layernorm", "attention_norm", ("D",)),
     ("self_attn.q_proj", "attention.wq", ("D", "D")),
@@ -231,7 +233,7 @@ def is_cache(name: str) -> bool:
 _LAYER = re.compile(r"\.(0|[1-9][0-9]{0,5})\.")
 
 
-def fold_names(names: Iterable[str], limit: int = LISTED) -> list[str]:
+def fold_names(names: Iterable[str]) -> list[str]:
     """Names with consecutive layers folded into one line each: `model.layers.{0..31}.attention.wq.weight (32)`."""
     groups: dict[str, list[int]] = {}
     for name in sorted(names):
@@ -250,4 +252,4 @@ def fold_names(names: Iterable[str], limit: int = LISTED) -> list[str]:
         whole = layers == list(range(layers[0], layers[-1] + 1))
         span = f"{layers[0]}..{layers[-1]}" if whole else short(",".join(map(str, layers)))
         lines.append(f"{key.replace('{}', '{' + span + '}', 1)} ({len(layers)})")
-    return lines if len(lines) <= limit else [*lines[:limit], f"… and {len(lines) - limit} more"]
+    return lines if len(lines) <= LISTED else [*lines[:LISTED], f"… and {len(lines) - LISTED} more"]

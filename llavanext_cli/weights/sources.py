@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llavanext_cli.config.architecture import Architecture, load_architecture
+from llavanext_cli.config.architecture import TEXT_MODEL_TYPES, Architecture, load_architecture
 from llavanext_cli.config.defaults import name_defaults
 from llavanext_cli.config.hf_config import read_config
 from llavanext_cli.config.sections import is_int
@@ -109,8 +109,8 @@ def _hint_at_ranks(source: Path) -> None:
 
 
 def _hint_at_parts(source: Path, config: Mapping[str, Any]) -> None:
-    part = {"clip": "vision", "clip_vision_model": "vision", "llama": "language"}.get(str(config.get("model_type")))
-    if part:
+    kinds = {"clip": "vision", "clip_vision_model": "vision", **dict.fromkeys(TEXT_MODEL_TYPES, "language")}
+    if part := kinds.get(str(config.get("model_type"))):
         raise CheckpointError(
             f"{source}: holds only a {part} model, no LLaVA-NeXT",
             f"Add --from-{part} to convert it alone, or use --vision DIR --language DIR to make a base model of two.",

@@ -10,6 +10,7 @@ import pytest
 
 from llavanext_cli.errors import ConfigError, DataError, FetchError, LlavaNextError
 from llavanext_cli.fetching import endpoint as endpoint_module
+from llavanext_cli.fetching.check import check_folder
 from llavanext_cli.fetching.net import Limits
 from llavanext_cli.fetching.run import run_fetch
 from tests.unit.fetching.loopback import FileSite, HubSite, Manners, ModelScopeSite, content
@@ -240,10 +241,16 @@ def test_private(hub, tmp_path, monkeypatch):
     assert files(tmp_path) == FILES
 
 
+def test_a_data_set_that_is_not_there_although_a_token_is(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_rightrightright")
+    assert "has no dataset none/like-it" in failure(hub, tmp_path, "dataset:none/like-it").what
+
+
 def test_the_token_goes_to_the_hub_and_nowhere_else(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_rightrightright")
     fetch(hub, tmp_path)
-    assert all(headers.get("authorization") == "Bearer hf_rightrightright" for _, headers in hub.headers_seen)
+    sent = {headers.get("authorization") for _, headers in hub.headers_seen}
+    assert sent == {"Bearer hf_rightrightright"}
     assert hub.cdn.headers_seen and not any("authorization" in headers for _, headers in hub.cdn.headers_seen)
     written = b"".join(path.read_bytes() for path in (tmp_path / ".llavanext").rglob("*") if path.is_file())
     assert b"hf_right" not in written and b"secretsignature" not in written
@@ -460,6 +467,26 @@ def test_modelscope_models_and_data_sets(scope, tmp_path):
     assert fetch(scope, tmp_path / "a", source="modelscope").ready == 4 and scope.sent.total() == before
 
 
+@pytest.mark.parametrize(
+    ("source", "variable", "server"),
+    [("hf", "HF_ENDPOINT", HubSite), ("modelscope", "MODELSCOPE_DOMAIN", ModelScopeSite)],
+)
+@pytest.mark.parametrize("option", ["hf", "modelscope"])
+def test_a_check_repairs_from_the_mirror_that_the_environment_names(
+    tmp_path, monkeypatch, source, variable, server, option
+):
+    with server() as first, server() as mirror:
+        first.add("org/model", FILES)
+        mirror.add("org/model", FILES)
+        fetch(first, tmp_path, source=source)
+        (tmp_path / "sub/notes.txt").unlink()
+        asked = len(first.log)
+        monkeypatch.setenv(variable, mirror.endpoint)
+        check_folder(tmp_path, source=option, limits=LIMITS)
+        assert files(tmp_path) == FILES
+        assert mirror.log and len(first.log) == asked
+
+
 def test_modelscope_without_digests(scope, tmp_path):
     scope.digests = False
     fetch(scope, tmp_path, source="modelscope")
@@ -477,7 +504,7 @@ def test_modelscope_token(scope, tmp_path, monkeypatch):
     with FileSite({"/elsewhere": BIG}) as cdn:
         scope.manners = {"model.safetensors": Manners(redirect=cdn.url("/elsewhere"))}
         fetch(scope, tmp_path, source="modelscope")
-        assert all(headers.get("cookie") == "m_session_id=ms-secretsecret" for _, headers in scope.headers_seen)
+        assert {headers.get("cookie") for _, headers in scope.headers_seen} == {"m_session_id=ms-secretsecret"}
         assert cdn.headers_seen and not any("cookie" in headers for _, headers in cdn.headers_seen)
     written = b"".join(path.read_bytes() for path in (tmp_path / ".llavanext").rglob("*") if path.is_file())
     assert files(tmp_path) == FILES and b"ms-secret" not in written

@@ -11,7 +11,7 @@ from llavanext_cli.errors import FetchError
 from llavanext_cli.fetching import crew
 from llavanext_cli.fetching.journal import Journal, merge
 from llavanext_cli.fetching.net import Limits, Net, StoppedError, retry_after
-from llavanext_cli.fetching.transfer import download_url
+from llavanext_cli.fetching.transfer import download_url, probe_size
 from tests.unit.fetching.loopback import FileSite, Manners, ProxySite, content
 
 SIZE = 3_000_000
@@ -124,6 +124,22 @@ def test_a_length_below_nothing_is_not_waited_for(net, tmp_path):
         pytest.raises(FetchError, match=r"announces a length that is none: '-5'"),
     ):
         get(net, site, tmp_path / "a")
+
+
+def test_a_length_of_digits_that_are_no_number(net, tmp_path):
+    def announce(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "²")  # str.isdigit says yes, int says no
+        handler.end_headers()
+        handler.close_connection = True
+        return True
+
+    with FileSite({"/a.bin": DATA}) as site:
+        site.hook = announce
+        with pytest.raises(FetchError, match=r"announces a length that is none: '²'"):
+            get(net, site, tmp_path / "a")
+        assert probe_size(net, site.url("/a.bin")) is None
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_total_that_is_not_true(net, tmp_path):
@@ -255,7 +271,7 @@ def test_compressed_although_asked_not_to(net, tmp_path):
         pytest.raises(FetchError, match=r"compressed, though asked not to"),
     ):
         get(net, site, tmp_path / "a")
-    assert all(headers["accept-encoding"] == "identity" for _, headers in site.headers_seen)
+    assert [headers["accept-encoding"] for _, headers in site.headers_seen] == ["identity"]
 
 
 # -------------------------------------------------------------------------------------------- resuming
@@ -304,6 +320,18 @@ def test_a_known_digest_allows_to_resume_from_another_server(net, tmp_path):
     assert (tmp_path / "a").read_bytes() == DATA
 
 
+def test_nothing_is_resumed_after_a_server_stopped_serving_ranges_for_a_while(net, tmp_path):
+    with FileSite({"/a.bin": DATA}, {"/a.bin": Manners(rate=4_000_000)}) as site:
+        interrupt(net, site, tmp_path / "a", SIZE // 2, connections=1)
+        site.manners["/a.bin"] = Manners(ranges=False, cut_every=100_000)
+        with pytest.raises(FetchError, match=r"does not deliver a.bin whole"):
+            get(net, site, tmp_path / "a")
+        assert not (tmp_path / "a.journal").exists()  # its bytes were overwritten
+        site.manners.clear()
+        assert get(net, site, tmp_path / "a", connections=1) == SIZE
+    assert (tmp_path / "a").read_bytes() == DATA
+
+
 def test_journal_survives_a_line_that_was_cut_off_and_nonsense(tmp_path):
     part = tmp_path / "a"
     journal = Journal(part, 1000, "v")
@@ -326,6 +354,15 @@ def test_journal_of_another_version_or_size_counts_for_nothing(tmp_path):
     journal.close()
     assert Journal(part, 1000, "other").missing() == [(0, 1000)]
     assert Journal(part, 999, "other").missing() == [(0, 999)] and part.stat().st_size == 999
+
+
+def test_journal_of_a_part_that_lost_bytes_counts_for_nothing(tmp_path):
+    part = tmp_path / "a"
+    journal = Journal(part, 1000, "v")
+    journal.add(0, 600)
+    journal.close()
+    part.write_bytes(bytes(100))
+    assert Journal(part, 1000, "v").missing() == [(0, 1000)] and part.stat().st_size == 1000
 
 
 def test_merge_joins_what_touches():

@@ -172,6 +172,26 @@ def fails(source: Path, tmp_path: Path, match: str, leftovers: Leftovers, **opti
     return caught.value
 
 
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [("clip", "vision"), ("clip_vision_model", "vision"), ("llama", "language"), ("mistral", "language")],
+)
+def test_a_part_alone_says_how_it_is_converted(
+    kind: str, part: str, hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    (hf_folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert f"--from-{part}" in fails(hf_folder, tmp_path, f"holds only a {part} model", no_leftovers).hint
+
+
+@pytest.mark.parametrize("word", ["to", "part", "weight_format", "dtype"])
+def test_words_that_run_convert_does_not_know(
+    word: str, hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers
+) -> None:
+    with pytest.raises(ValueError, match=f"{word} is one of .*, not 'other'"):
+        run_convert(hf_folder, tmp_path / "out", **{word: "other"})
+    assert no_leftovers() == []
+
+
 def test_missing_unknown_and_wrong_tensors_are_all_listed(
     make_hf: MakeHf, hub_tensors: dict, tmp_path: Path, no_leftovers: Leftovers
 ) -> None:

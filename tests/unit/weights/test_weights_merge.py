@@ -256,11 +256,12 @@ def test_carried_tensors_come_from_the_base(run: Path, base: Path, tmp_path: Pat
 @given(st.binary(max_size=80))
 def test_any_message_is_read_or_refused(data: bytes) -> None:
     try:
-        for _, value in read_fields(data):
-            if not isinstance(value, int):
-                read_numbers(value, 1)
+        values = [value for _, value in read_fields(data)]
+        numbers = [n for value in values for n in ([value] if isinstance(value, int) else read_numbers(value, 1))]
     except ValueError:
-        pass
+        return
+    assert len(values) + sum(len(value) for value in values if not isinstance(value, int)) <= len(data)
+    assert len(numbers) <= len(data) and all(-(1 << 63) <= number < 1 << 63 for number in numbers)
 
 
 @pytest.mark.parametrize("damage", [b"\x0a\xff", b"\x1a\x02\x0a\x00", b"\x18\x05", b"\xff" * 12, b"PK\x03\x04"])
