@@ -166,7 +166,7 @@ UNITS = ("tokens", "picture tiles", "frames")
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples padded to one static shape; the arguments of the model, in its order.
+    """Samples padded to one static shape: what the model takes, and the true lengths.
 
     Attributes:
         input_ids: `int32[B, S]`, padded with the pad id on the right.

@@ -140,15 +140,12 @@ def mix(
 
 def show_report(report) -> None:  # MixReport, which is imported only when there is one
     """Print a report as tables: what came of each source, why records were dropped, how large the media are."""
-    from llavanext_cli.mixing.report import REASONS, size_histogram, token_histogram
+    from llavanext_cli.mixing.report import REASONS, SOURCE_COLUMNS, bar_label, size_histogram, token_histogram
 
-    rows = [
-        (s.data_set.name, s.data_set.strategy_text, s.records, s.sampled, s.kept, s.dropped.total())
-        for s in report.sources
-    ]
+    rows = [source.row for source in report.sources]
     if len(rows) > 1:
         rows.append(("total", "", sum(row[2] for row in rows), report.sampled, report.kept, report.dropped.total()))
-    console.table(("source", "strategy", "records", "sampled", "kept", "dropped"), rows)
+    console.table(SOURCE_COLUMNS, rows)
     if report.dropped:
         console.out()
         dropped = [
@@ -159,13 +156,11 @@ def show_report(report) -> None:  # MixReport, which is imported only when there
         console.table(("source", "dropped for", "records"), dropped)
     if report.sizes:
         console.out()
-        bars = [
-            (kind, f"{low}-{low + 255}", count) for (kind, low), count in sorted(size_histogram(report.sizes).items())
-        ]
+        bars = [(kind, bar_label(low), count) for (kind, low), count in sorted(size_histogram(report.sizes).items())]
         console.table(("media", "longer side", "samples"), bars)
     if report.tokens:
         console.out()
-        bars = [(f"{low}-{low + 255}", count) for low, count in sorted(token_histogram(report.tokens).items())]
+        bars = [(bar_label(low), count) for low, count in sorted(token_histogram(report.tokens).items())]
         console.table(("tokens", "samples"), bars)
         fit = f", and {report.max_tokens} fit: {report.dropped['too_long']} are too long" if report.max_tokens else ""
         console.say(f"The longest sample has {max(report.tokens)} tokens{fit}")

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from llavanext_cli.config.architecture import load_architecture
+from llavanext_cli.config.hf_config import read_config
 from llavanext_cli.errors import CheckpointError
 
 MARKS = {"vicuna_v1": "ASSISTANT", "mistral_instruct": "[INST]"}
@@ -37,10 +38,11 @@ def _read_template(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             continue
-        template: object = path.read_text(encoding="utf-8")
+        template: object
         if path.suffix == ".json":
-            content = json.loads(str(template))
-            template = content.get("chat_template") if isinstance(content, dict) else None
+            template = read_config(folder, name).get("chat_template")
+        else:
+            template = path.read_text(encoding="utf-8")
         if isinstance(template, list):  # several, by name: [{"name": "default", "template": "..."}]
             template = json.dumps(template)
         if isinstance(template, str):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.config.rules import greatest_positions, has_room
 from llavanext_cli.errors import ConfigError, DataError
+from llavanext_cli.files import cache_folder
 from llavanext_cli.inference.contact_sheet import write_contact_sheet
 from llavanext_cli.inference.engines import CACHE_STEP, CHAT_STEP, round_up
 from llavanext_cli.inference.named import describe_times, resolve_media, told_by_name
@@ -224,7 +225,6 @@ def open_session(
     Raises:
         RuntimeMissingError: the preset is for NPUs, and CANN is not there.
     """
-    from llavanext_cli.inference.graphs import default_store
     from llavanext_cli.inference.remote import open_remote
     from llavanext_cli.inference.session import Session
 
@@ -237,4 +237,5 @@ def open_session(
             with open_remote(checkpoint.folder, preset, folder, limit, shapes) as session:
                 yield session
             return
-        yield Session(checkpoint, preset, folder, cache_tokens=limit, graphs=default_store(), verbose=verbose, **shapes)
+        graphs = cache_folder() / "graphs"
+        yield Session(checkpoint, preset, folder, cache_tokens=limit, graphs=graphs, verbose=verbose, **shapes)

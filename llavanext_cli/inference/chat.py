@@ -144,7 +144,7 @@ class Chat:
             self.staged = self.staged[:-1]
             return "the last medium is taken back"
         if not self.turns:
-            raise DataError("nothing was asked yet")
+            raise DataError("nothing was asked yet", "type a question; /help lists the commands")
         self.turns, self.loaded, self.before = self.turns[:-2], self.loaded[: self.before[-1]], self.before[:-1]
         return f"taken back; questions left: {len(self.turns) // 2}"
 

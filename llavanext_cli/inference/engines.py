@@ -114,7 +114,6 @@ def _build_for_cpu(preset: Preset, checkpoint: Checkpoint, folder: Path, batch_s
         target="CPU",
         batch_size=batch_size,
         seq_length=preset.ask.cache_tokens,
-        tiles=preset.data.tiles,
         frames=preset.data.frame_budget,
         compute_dtype=preset.runtime.compute_dtype,
         param_init_type=preset.runtime.parameter_dtype,

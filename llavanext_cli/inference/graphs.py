@@ -25,11 +25,6 @@ MOST_GRAPHS = 200
 """Graphs that are kept; the oldest make room."""
 
 
-def default_store() -> Path:
-    """Where graphs are kept: `$XDG_CACHE_HOME/llavanext/graphs`, or under `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llavanext" / "graphs"
-
-
 class GraphStore:
     """Brings graphs from the store to MindSpore and back.
 

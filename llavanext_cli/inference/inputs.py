@@ -18,11 +18,13 @@ from typing import Any
 from llavanext_cli.errors import DataError, LlavaNextError
 from llavanext_cli.inference.ask import build_question
 from llavanext_cli.mixing.samples import HEADER_KEY, header_roots, read_header, read_samples
+from llavanext_cli.processing.formats import CLIP_FORMATS, PICTURE_FORMATS, guess_kind
 from llavanext_cli.processing.processor import Roots
 from llavanext_cli.records import Medium, Sample, Turn
 
-IMAGE_ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"])
-VIDEO_ENDINGS = frozenset([".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv"])
+KEYS = ("id", "image", "images", "question", "video", "videos")
+"""Of a line with a question."""
+AS_LINE = 'a line is like {"question": "What is it?", "image": "a.jpg"}'
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _read_folder(path: Path, question: str) -> Inputs:
         for file in path.rglob("*")
         if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
-    kinds = [(file, _kind(file)) for file in files]
+    kinds = [(file, guess_kind(file)) for file in files]
     items = tuple(
         Input(
             str(file.relative_to(path)),
@@ -95,13 +97,10 @@ def _read_folder(path: Path, question: str) -> Inputs:
         if kind
     )
     if not items:
-        raise DataError(f"{path}: no pictures or clips", f"known endings: {' '.join(sorted(IMAGE_ENDINGS))}, .mp4 ...")
+        formats = (*PICTURE_FORMATS.values(), *CLIP_FORMATS.values())
+        endings = " ".join(endings[0] for endings in formats if endings)
+        raise DataError(f"{path}: no pictures or clips", f"known endings: {endings} ...")
     return Inputs(items, {}, len(files) - len(items))
-
-
-def _kind(file: Path) -> str | None:
-    ending = file.suffix.lower()
-    return "image" if ending in IMAGE_ENDINGS else "video" if ending in VIDEO_ENDINGS else None
 
 
 def _read_lines(path: Path, text: str) -> Inputs:
@@ -127,7 +126,7 @@ def _read_lines(path: Path, text: str) -> Inputs:
             items.append(Input(name, None, fault=error.what))
     if not items or not is_json:
         what = "no line of it is valid JSON" if items else "no questions"
-        raise DataError(f"{path}: {what}", 'a line is like {"question": "What is it?", "image": "a.jpg"}')
+        raise DataError(f"{path}: {what}", AS_LINE)
     roots: dict[str, Any] = header_roots(path, read_header(path, header[0].encode(), header[1])) if header else {}
     for item in items:
         if item.sample and item.sample.source not in roots:
@@ -138,13 +137,12 @@ def _read_lines(path: Path, text: str) -> Inputs:
 def _to_sample(data: Any, where: str, folder: Path) -> Sample:
     if not isinstance(data, dict) or "question" not in data or "turns" in data:
         return Sample.from_dict(data, where)
-    known = {"id", "question", "image", "images", "video", "videos"}
     if not isinstance(data["question"], str):
-        raise DataError(f"{where}: question must be text")
+        raise DataError(f"{where}: question must be text", AS_LINE)
     if not data["question"].strip():
-        raise DataError(f"{where}: the question is empty")
-    if unknown := sorted(set(data) - known):
-        raise DataError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise DataError(f"{where}: the question is empty", AS_LINE)
+    if unknown := sorted(set(data) - set(KEYS)):
+        raise DataError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(KEYS)}", AS_LINE)
     images, videos = (
         [folder / name for key in (kind, f"{kind}s") for name in _paths(data, key, where)]
         for kind in ("image", "video")
@@ -156,7 +154,7 @@ def _paths(data: dict[str, Any], key: str, where: str) -> Sequence[str]:
     value = data.get(key, [])
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{where}: {key} must be a path or a list of paths")
+        raise DataError(f"{where}: {key} must be a path or a list of paths", AS_LINE)
     return names
 
 

@@ -43,7 +43,8 @@ class Sampling:
             ("stop", all(self.stop), "a string with something in it"),
         ):
             if not good:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, and must be {allowed}")
+                hint = f"give another --{name.replace('_', '-')}"
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, and must be {allowed}", hint)
 
     @property
     def is_greedy(self) -> bool:

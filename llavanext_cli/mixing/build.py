@@ -29,6 +29,7 @@ from llavanext_cli.mixing.pipeline import Pipeline, Progress
 from llavanext_cli.mixing.plan import Plan
 from llavanext_cli.mixing.pool import Pool
 from llavanext_cli.mixing.report import MixReport, SourceReport, report_page
+from llavanext_cli.mixing.samples import HEADER_KEY, HEADER_VERSION
 from llavanext_cli.mixing.spool import Spool
 from llavanext_cli.mixing.worker import ChunkJob, ChunkResult, Context, Source, file_state
 
@@ -199,7 +200,7 @@ def _header(report: MixReport) -> str:
         root = source.data_set.media_root
         inside = root.is_relative_to(report.out.parent)
         roots[source.data_set.name] = str(root.relative_to(report.out.parent)) if inside else str(root)
-    head: dict[str, Any] = {"llavanext_mix": 1, "roots": roots, "seed": report.seed, "check": report.check}
+    head: dict[str, Any] = {HEADER_KEY: HEADER_VERSION, "roots": roots, "seed": report.seed, "check": report.check}
     head["strategies"] = {source.data_set.name: source.data_set.strategy_text for source in report.sources}
     return msgspec.json.encode(head).decode()
 

@@ -29,6 +29,9 @@ OF_CONTENT = ("", "corrupt", "too_large", "no_frames", "false_count")
 """Reasons that lie in a file's content. Other verdicts, such as those of a disk that fails or a worker that was ended
 for want of memory, may be different tomorrow."""
 
+SAVE_EVERY = 2000
+"""Verdicts that an interrupt may cost."""
+
 _SCHEMA = """CREATE TABLE IF NOT EXISTS media (
     path TEXT, kind TEXT, size INTEGER, mtime_ns INTEGER, level INTEGER, frames_wanted INTEGER,
     reason TEXT, detail TEXT, height INTEGER, width INTEGER, frames INTEGER, seconds REAL,
@@ -106,9 +109,7 @@ class VerdictCache:
             found[path] = Verdict(reason, detail, (height, width) if height else None, count, seconds)
         return found
 
-    def add(
-        self, entries: Iterable[tuple[str, str, FileState, Verdict]], level: str, frames: int, save_every: int = 2000
-    ) -> None:
+    def add(self, entries: Iterable[tuple[str, str, FileState, Verdict]], level: str, frames: int) -> None:
         """Remember verdicts: (kind, path, state before the check, verdict); those that are not `OF_CONTENT` pass by."""
         rows: Sequence[tuple] = [
             (
@@ -129,7 +130,7 @@ class VerdictCache:
         try:
             self._database.executemany(f"INSERT OR REPLACE INTO media VALUES ({', '.join('?' * 12)})", rows)
             self._unsaved += len(rows)
-            if self._unsaved >= save_every:
+            if self._unsaved >= SAVE_EVERY:
                 self.save()
         except sqlite3.DatabaseError as fault:  # a full disk: what was found so far is not worth stopping for
             self._recover(fault)

@@ -21,7 +21,8 @@ import numpy as np
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing.media import Verdict
-from llavanext_cli.processing.video import frame_problem, open_clip, read_frames, sample_positions
+from llavanext_cli.processing.image import TooLargeError
+from llavanext_cli.processing.video import NoFramesError, frame_problem, open_clip, read_frames, sample_positions
 
 if TYPE_CHECKING:
     from av import Packet
@@ -58,9 +59,12 @@ def check_clip(path: str, level: str, frames: int, size_bytes: int) -> Verdict:
         if isinstance(error, (av.error.FileNotFoundError, av.error.PermissionError, av.error.MemoryError)):
             raise  # the file went away or is not ours, or the machine has no room
         return Verdict("corrupt", f"{path}: cannot be read as a clip ({error.strerror or error})")
+    except NoFramesError as error:
+        return Verdict("no_frames", error.what)
+    except TooLargeError as error:
+        return Verdict("too_large", error.what)
     except DataError as error:
-        is_empty = "no readable frame" in error.what or "no video stream" in error.what
-        return Verdict("no_frames" if is_empty else "corrupt", error.what)
+        return Verdict("corrupt", error.what)
 
 
 def _check_stream(

@@ -94,7 +94,7 @@ def check_file(kind: str, path: str, level: str, frames: int) -> Verdict:
 
 def check_picture(path: str, level: str) -> Verdict:
     """Read a picture's size, and decode it as training would when `level` is "full"."""
-    from llavanext_cli.processing.image import MAX_PIXELS, load_image, read_image_size
+    from llavanext_cli.processing.image import TooLargeError, load_image, read_image_size
 
     try:
         size = read_image_size(path)
@@ -104,5 +104,5 @@ def check_picture(path: str, level: str) -> Verdict:
         cause = error.__cause__
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
             raise cause from None  # the machine's fault, not the picture's: PIL's own errors have no number
-        return Verdict("too_large" if str(MAX_PIXELS) in error.what else "corrupt", error.what)
+        return Verdict("too_large" if isinstance(error, TooLargeError) else "corrupt", error.what)
     return Verdict(size=size)

@@ -37,6 +37,10 @@ REASONS = {
 }
 """Every reason for which a record can be dropped, in words."""
 
+SOURCE_COLUMNS = ("source", "strategy", "records", "sampled", "kept", "dropped")
+BAR = 256
+"""Numbers that one bar of a histogram covers: tokens, or pixels of the longer side."""
+
 
 @dataclass
 class SourceReport:
@@ -47,6 +51,12 @@ class SourceReport:
     sampled: int = 0
     kept: int = 0
     dropped: Counter = field(default_factory=Counter)
+
+    @property
+    def row(self) -> tuple[str, str, int, int, int, int]:
+        """Its cells under `SOURCE_COLUMNS`."""
+        data_set = self.data_set
+        return data_set.name, data_set.strategy_text, self.records, self.sampled, self.kept, self.dropped.total()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -145,37 +155,38 @@ class MixReport:
 
 def report_page(report: MixReport) -> str:
     """The report as one HTML page: what was kept, why the rest was dropped, sizes and tokens as bars."""
-    by_source = [
-        (s.data_set.name, s.data_set.strategy_text, s.records, s.sampled, s.kept, s.dropped.total())
-        for s in report.sources
-    ]
     parts = [
         plots.facts({"output": report.out, "samples": report.kept, "seed": report.seed, "check": report.check}),
-        plots.table("Sources", ("source", "strategy", "records", "sampled", "kept", "dropped"), by_source),
+        plots.table("Sources", SOURCE_COLUMNS, [source.row for source in report.sources]),
         plots.bars("Contents", report.contents.most_common()),
     ]
     if report.dropped:
         parts.append(plots.bars("Dropped", [(REASONS[name], count) for name, count in report.dropped.most_common()]))
     for kind in sorted({kind for kind, _ in report.sizes}):
         sizes = sorted((low, n) for (of, low), n in size_histogram(report.sizes).items() if of == kind)
-        parts.append(plots.bars(f"Longer side, {kind}, pixels", [(f"{low}-{low + 255}", n) for low, n in sizes]))
+        parts.append(plots.bars(f"Longer side, {kind}, pixels", [(bar_label(low), n) for low, n in sizes]))
     if report.tokens:
         tokens = sorted(token_histogram(report.tokens).items())
-        parts.append(plots.bars("Tokens of a sample", [(f"{low}-{low + 255}", n) for low, n in tokens]))
+        parts.append(plots.bars("Tokens of a sample", [(bar_label(low), n) for low, n in tokens]))
     return plots.page("Mix", *parts)
 
 
-def token_histogram(tokens: Counter, step: int = 256) -> Counter:
-    """Counts by number of tokens rounded down to a multiple of `step`."""
+def token_histogram(tokens: Counter) -> Counter:
+    """Counts by number of tokens rounded down to a multiple of `BAR`."""
     histogram: Counter = Counter()
     for length, count in tokens.items():
-        histogram[length // step * step] += count
+        histogram[length // BAR * BAR] += count
     return histogram
 
 
-def size_histogram(sizes: Counter, step: int = 256) -> Counter:
-    """Counts by (kind, longer side rounded down to a multiple of `step` pixels)."""
+def size_histogram(sizes: Counter) -> Counter:
+    """Counts by (kind, longer side in pixels rounded down to a multiple of `BAR`)."""
     histogram: Counter = Counter()
     for (kind, side), count in sizes.items():
-        histogram[kind, side // step * step] += count
+        histogram[kind, side // BAR * BAR] += count
     return histogram
+
+
+def bar_label(low: int) -> str:
+    """The numbers of one bar of a histogram: "256-511"."""
+    return f"{low}-{low + BAR - 1}"

@@ -176,11 +176,6 @@ class SampleFile(Sequence):
         self._is_tagged, self._index = is_tagged, index
         self._descriptor: int | None = None
 
-    @property
-    def samples(self) -> SampleFile:
-        """The samples: this object itself."""
-        return self
-
     def __len__(self) -> int:
         return len(self._index.lines)
 

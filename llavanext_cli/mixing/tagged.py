@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing.readers import SPEAKERS, Media
+from llavanext_cli.processing.formats import guess_kind
 from llavanext_cli.processing.prompt import check_placeholders
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Medium, Sample
 
@@ -28,23 +28,6 @@ OPENING = "["
 BETWEEN = ","
 CLOSING = "\n]"
 EMPTY = "[]"
-
-CLIP_SUFFIXES = (
-    ".mp4",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mov",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".flv",
-    ".wmv",
-    ".ts",
-    ".3gp",
-    ".ogv",
-)
-"""The tags do not say what a file is; its name must."""
 
 _MARKS = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER)
 _TAGGED = re.compile(f"{re.escape(MEDIA_TAGS[0])}(.*?){re.escape(MEDIA_TAGS[1])}", re.DOTALL)
@@ -92,9 +75,13 @@ def decode(data: Any, where: str, number: int) -> Sample:
     for position, turn in enumerate(said):
         speaker, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
         if speaker not in SPEAKERS or not isinstance(text, str):
-            raise DataError(f"{where}: turn {position + 1} needs from (human or gpt) and value")
+            raise DataError(
+                f"{where}: turn {position + 1} needs from (human or gpt) and value",
+                "drop the record, or make the file again: llavanext mix --help",
+            )
         if position == 0:
-            media = [Medium(_kind(path), path) for path in _TAGGED.findall(text) if path]
+            # the tags do not say what a file is; its name must
+            media = [Medium(guess_kind(path) or "image", path) for path in _TAGGED.findall(text) if path]
             text = _TAGGED.sub("", text)
         turns.append({"role": SPEAKERS[speaker], "text": text.removeprefix(TEXT_TAG)})
     if turns[0]["role"] == "assistant":
@@ -112,7 +99,3 @@ def decode(data: Any, where: str, number: int) -> Sample:
     if problem:
         raise DataError(f"{where}: {problem.partition(': ')[2]}", "drop the record, or make the file again")
     return sample
-
-
-def _kind(path: str) -> str:
-    return "video" if PurePosixPath(path).suffix.lower() in CLIP_SUFFIXES else "image"

@@ -185,11 +185,6 @@ def _resized(size: Size, grid: Size) -> Size:
     return grid[0], min(math.ceil(width * scale_height), grid[1])
 
 
-def count_tokens(size: Size, arch: Architecture) -> int:
-    """Positions that a picture of (height, width) pixels takes in the sequence."""
-    return plan_tiles(size, arch).tokens
-
-
 def count_video_tokens(frames: int, arch: Architecture) -> int:
     """Positions that a clip of so many sampled frames takes in the sequence."""
     return frames * arch.frame_features

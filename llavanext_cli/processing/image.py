@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.config.preprocessor import CLIP_MEAN, CLIP_STD
 from llavanext_cli.errors import DataError
+from llavanext_cli.processing.formats import PICTURE_FORMATS
 from llavanext_cli.processing.geometry import Size, TilePlan
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 178_956_970
 """Greatest picture that is decoded (PIL's own limit against decompression bombs): 0.7 GB, as PIL holds RGB."""
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What is read, by PIL's names. PIL knows more, and some of them run a program: Ghostscript for EPS, whatever the name
-of the file is."""
 
 ORIENTATION_TAG = 0x0112
 QUARTER_TURNS = (5, 6, 7, 8)
@@ -43,29 +41,30 @@ PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 """Chunks that may stand anywhere and may note an orientation (as EXIF or XMP)."""
 
 
-def load_image(source: str | Path | bytes) -> PILImage.Image:
-    """Read a picture as upright RGB.
+class TooLargeError(DataError):
+    """A picture, or a clip's frames, of a size that is not read."""
 
-    Args:
-        source: a path, or the bytes of an encoded picture. Of an animation the first frame is taken.
+
+def load_image(path: str | Path) -> PILImage.Image:
+    """Read a picture as upright RGB. Of an animation the first frame is taken.
 
     Returns:
         A PIL picture of mode RGB, EXIF orientation applied.
 
     Raises:
-        DataError: missing, empty, truncated, corrupt, not a picture, or more than `MAX_PIXELS` pixels.
+        TooLargeError: more than `MAX_PIXELS` pixels.
+        DataError: missing, empty, truncated, corrupt, or not a picture.
     """
     from PIL import ImageOps
 
-    name = _name(source)
-    image = _open(source)
+    image = _open(path)
     with image:
-        _check_pixels(image, name)
+        _check_pixels(image, path)
         try:
             image.load()
         except Exception as error:  # decoders raise what they like (struct.error, SyntaxError, IndexError, ...)
             raise DataError(
-                f"{name}: the picture is corrupt or truncated ({_one_line(error)})",
+                f"{path}: the picture is corrupt or truncated ({_one_line(error)})",
                 "replace the file or drop the sample",
             ) from error
         with contextlib.suppress(Exception):  # a broken EXIF block says nothing about the pixels
@@ -73,13 +72,13 @@ def load_image(source: str | Path | bytes) -> PILImage.Image:
         return _to_rgb(image)
 
 
-def read_image_size(source: str | Path | bytes) -> Size:
+def read_image_size(path: str | Path) -> Size:
     """(height, width) of a picture as displayed, from its header. Errors as `load_image`.
 
     No pixel is decoded, unless a PNG has metadata behind its pixels, which only Pillow's decoding reads.
     """
-    with _open(source) as image:
-        _check_pixels(image, _name(source))
+    with _open(path) as image:
+        _check_pixels(image, path)
         width, height = image.size
         try:
             if image.format == "TIFF":  # some versions of Pillow have turned the size already, the tags never are
@@ -117,42 +116,38 @@ def _has_late_metadata(image: PILImage.Image) -> bool:
         file.seek(place)
 
 
-def _name(source: str | Path | bytes) -> str:
-    return "the picture" if isinstance(source, bytes) else str(source)
-
-
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _open(source: str | Path | bytes) -> PILImage.Image:
+def _open(path: str | Path) -> PILImage.Image:
     from PIL import Image, UnidentifiedImageError
 
-    name = _name(source)
-    if not isinstance(source, bytes):
-        path = Path(source)
-        if path.is_dir():
-            raise DataError(f"{name}: is a folder, not a picture", "name the picture file")
-        if not path.is_file():
-            raise DataError(f"{name}: no such picture", "check the path; in a data file it counts from the data root")
-        if path.stat().st_size == 0:
-            raise DataError(f"{name}: the picture file is empty (0 bytes)", "download it again or drop the sample")
-    elif not source:
-        raise DataError("the picture is empty (0 bytes)")
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, not a picture", "name the picture file")
+    if not path.is_file():
+        raise DataError(f"{path}: no such picture", "check the path; in a data file it counts from the data root")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the picture file is empty (0 bytes)", "download it again or drop the sample")
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        return Image.open(path, formats=list(PICTURE_FORMATS))
     except (UnidentifiedImageError, KeyError) as error:  # KeyError: this Pillow is built without the last of them
-        raise DataError(f"{name}: is not a picture", "use JPEG, PNG, WebP, BMP, GIF or TIFF") from error
+        raise DataError(f"{path}: is not a picture", "use JPEG, PNG, WebP, BMP, GIF or TIFF") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"{name}: more than {MAX_PIXELS} pixels, refused", "scale the picture down") from error
+        raise TooLargeError(f"{path}: more than {MAX_PIXELS} pixels, refused", "scale the picture down") from error
     except Exception as error:  # permission, broken header: whatever the plugin that felt addressed raises
-        raise DataError(f"{name}: cannot be read as a picture ({_one_line(error)})") from error
+        raise DataError(
+            f"{path}: cannot be read as a picture ({_one_line(error)})",
+            "see that the file is yours to read, else replace it or drop the sample",
+        ) from error
 
 
-def _check_pixels(image: PILImage.Image, name: str) -> None:
+def _check_pixels(image: PILImage.Image, path: str | Path) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise DataError(f"{name}: {height} x {width} pixels, at most {MAX_PIXELS} are read", "scale the picture down")
+        what = f"{path}: {height} x {width} pixels, at most {MAX_PIXELS} are read"
+        raise TooLargeError(what, "scale the picture down")
 
 
 def _to_rgb(image: PILImage.Image) -> PILImage.Image:

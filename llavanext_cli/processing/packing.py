@@ -43,6 +43,8 @@ from llavanext_cli.records import IGNORE_INDEX, UNITS, Batch, EncodedSample, Sam
 if TYPE_CHECKING:
     from llavanext_cli.records import Int32Array, Int64Array
 
+REPORT = "drop the sample, and please report this: llavanext made both numbers"
+
 
 @dataclass(frozen=True)
 class ClipPlan:
@@ -122,13 +124,14 @@ def pack(
 
     named = sorted(segment.medium for segment in segments if segment.kind == MEDIUM)
     if named != list(range(len(plans))):
-        raise DataError(f"sample {sample_id}: {len(named)} media in the prompt, but {len(plans)} were read")
+        raise DataError(f"sample {sample_id}: {len(named)} media in the prompt, but {len(plans)} were read", REPORT)
     rows = index_media(plans, arch)  # one int32[tokens] a medium
     for number, (plan, medium_rows) in enumerate(zip(plans, rows, strict=True)):
         if len(medium_rows) != count_medium(plan, arch):
             raise DataError(
                 f"sample {sample_id}: medium {number + 1} has {count_medium(plan, arch)} tokens, "
-                f"but {len(medium_rows)} features"
+                f"but {len(medium_rows)} features",
+                REPORT,
             )
 
     text_row = _table_rows(plans, arch) + 1
@@ -208,7 +211,7 @@ def collate(samples: Sequence[EncodedSample], seq_length: int, tiles: int, frame
 
     side = arch.vision.image_size
     static_rows = tiles * arch.tile_features + frames * arch.frame_features
-    input_ids = np.full((len(samples), seq_length), max(arch.text.pad_token_id or 0, 0), np.int32)
+    input_ids = np.full((len(samples), seq_length), arch.text.pad_token_id, np.int32)
     labels = np.full((len(samples), seq_length), IGNORE_INDEX, np.int32)
     pixels = np.zeros((len(samples), tiles + frames, 3, side, side), np.float32)
     feature_index = np.full((len(samples), seq_length), static_rows + 1, np.int32)

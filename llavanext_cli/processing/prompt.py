@@ -140,7 +140,10 @@ def _build(sample: Sample, turns: Sequence[Turn], form: Conversation) -> list[Se
         segments.append(Segment(TEXT, text + form.after_question))
         text = ""
         if number + 1 < len(turns) and turns[number + 1].role != "assistant":
-            raise DataError(f"{_label(sample)}: turn {number + 2} must be the assistant's")
+            raise DataError(
+                f"{_label(sample)}: turn {number + 2} must be the assistant's",
+                "let user and assistant take turns, or drop the sample",
+            )
     return [segment for segment in segments if segment.kind != TEXT or segment.text]
 
 

@@ -13,13 +13,13 @@ What a person typed never becomes a control id: special tokens are placed by id,
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llavanext_cli.config.hf_config import read_config
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
@@ -45,7 +45,7 @@ class Tokenizer:
         legacy: see the module docstring.
         add_prefix_space: with legacy false, whether the first stretch gets its space.
         add_bos: whether a sequence begins with bos_id.
-        bos_id, eos_id, pad_id, unk_id: ids of the special tokens.
+        bos_id, eos_id: ids of the special tokens that packing places.
         added: tokens beside the model's, text to id (`<image>`, `<video>`).
         unk_token: the text of the unknown token, the guard in `_encode_plain`.
         special_ids: ids that decoding leaves out.
@@ -57,8 +57,6 @@ class Tokenizer:
     add_bos: bool
     bos_id: int
     eos_id: int
-    pad_id: int
-    unk_id: int
     added: dict[str, int]
     unk_token: str = "<unk>"
     special_ids: frozenset[int] = frozenset()
@@ -133,18 +131,18 @@ class Tokenizer:
         found = [place for place in (text.find(name) for name in self._spelled) if place >= 0]
         return (text[: min(found) + 1], text[min(found) + 1 :]) if found else (text, "")
 
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Text of ids, without the space before the first word. Special tokens are left out or spelled."""
-        decoder = self.stream(skip_special)
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids, without special tokens and without the space before the first word."""
+        decoder = self.stream()
         return "".join(decoder.push(int(i)) for i in ids) + decoder.flush()
 
-    def stream(self, skip_special: bool = True) -> StreamDecoder:
+    def stream(self) -> StreamDecoder:
         """A decoder for ids that arrive one by one."""
-        return StreamDecoder(self, skip_special)
+        return StreamDecoder(self)
 
-    def piece_bytes(self, token: int, skip_special: bool = True) -> bytes:
-        """UTF-8 of one id; of a byte piece the byte. Ids beyond the vocabulary are empty."""
-        if token in self.special_ids and skip_special:
+    def piece_bytes(self, token: int) -> bytes:
+        """UTF-8 of one id; of a byte piece the byte. Special ids and those beyond the vocabulary are empty."""
+        if token in self.special_ids:
             return b""
         if token in self._added_names:
             return self._added_names[token].encode()
@@ -163,15 +161,14 @@ class Tokenizer:
 class StreamDecoder:
     """Turns ids into text as they come, holding back bytes until they make a whole character."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True):
+    def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._started = False
 
     def push(self, token: int) -> str:
         """The text that this id completes; may be empty."""
-        data = self._tokenizer.piece_bytes(token, self._skip_special)
+        data = self._tokenizer.piece_bytes(token)
         if data and not self._started:
             self._started = True
             data = data.removeprefix(b" ")
@@ -209,8 +206,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     except Exception as error:  # sentencepiece raises RuntimeError, OSError or ValueError by version
         raise CheckpointError(f"{path}: is not a SentencePiece model", "fetch the checkpoint again") from error
 
-    config = _read_json(folder / "tokenizer_config.json")
-    names = SPECIAL_DEFAULTS | _special_names(_read_json(folder / "special_tokens_map.json")) | _special_names(config)
+    config = _read_json(folder, "tokenizer_config.json")
+    names = SPECIAL_DEFAULTS | _special_names(_read_json(folder, "special_tokens_map.json")) | _special_names(config)
     added, added_special = _added_tokens(folder, config)
     for name in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):  # a model may hold them as pieces of its own
         if (number := _special_id(name, added, processor)) is not None:
@@ -219,7 +216,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     for key, name in names.items():  # unk_token first, pad_token last, as in SPECIAL_DEFAULTS
         number = _special_id(name, added, processor)
         if number is None and key != "pad_token":
-            raise CheckpointError(f"{folder}: {key} {name!r} is neither in tokenizer.model nor an added token")
+            raise CheckpointError(
+                f"{folder}: {key} {name!r} is neither in tokenizer.model nor an added token",
+                "fetch the files of the tokenizer again, all from one model",
+            )
         ids[key] = ids["unk_token"] if number is None else number
     special = {*ids.values(), *added_special}
     special |= {added[name] for name in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER) if name in added}
@@ -230,8 +230,6 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         add_bos=config.get("add_bos_token") is not False,
         bos_id=ids["bos_token"],
         eos_id=ids["eos_token"],
-        pad_id=ids["pad_token"],
-        unk_id=ids["unk_token"],
         added=added,
         unk_token=names["unk_token"],
         special_ids=frozenset(special),
@@ -253,16 +251,8 @@ def _well_formed(text: str) -> str:
     return text
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not readable JSON ({error})", "fetch the checkpoint again") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds no JSON object", "fetch the checkpoint again")
-    return data
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    return read_config(folder, name) if (folder / name).exists() else {}
 
 
 def _special_names(data: dict[str, Any]) -> dict[str, str]:
@@ -279,7 +269,7 @@ def _added_tokens(folder: Path, config: dict[str, Any]) -> tuple[dict[str, int],
         CheckpointError: an id is no number or a negative one, or an entry has no content.
     """
     try:
-        added = {str(name): int(number) for name, number in _read_json(folder / "added_tokens.json").items()}
+        added = {str(name): int(number) for name, number in _read_json(folder, "added_tokens.json").items()}
         special = set()
         for number, entry in (config.get("added_tokens_decoder") or {}).items():
             added[entry["content"]] = int(number)

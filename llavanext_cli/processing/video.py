@@ -29,15 +29,13 @@ from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.errors import DataError
-from llavanext_cli.processing.image import MAX_PIXELS
+from llavanext_cli.processing.formats import CLIP_FORMATS
+from llavanext_cli.processing.image import MAX_PIXELS, TooLargeError
 
 if TYPE_CHECKING:
     from llavanext_cli.records import AnyArray, Float64Array, UInt8Array
 
 BACKENDS = ("auto", "pyav", "decord")
-FORMATS = "mov,mp4,matroska,webm,avi,flv,asf,mpeg,mpegts,mpegvideo,m4v,h264,hevc,ivf,obu,ogg,gif,apng,mxf,nut,rm,dv"
-"""What is read, by FFmpeg's names. FFmpeg knows more, and some of them are lists of other files and of addresses, which
-it would read from wherever they are: playlists (hls, concat), dash, sdp, sequences of pictures."""
 MAX_ASPECT = 100
 """How many times the shorter side the longer may be: a frame is scaled by its shorter side, then cropped."""
 
@@ -46,6 +44,10 @@ Keep = Callable[["UInt8Array"], "AnyArray"]
 
 KeepFrame = Callable[[Any], "AnyArray"]
 """The same, of a frame as PyAV hands it out."""
+
+
+class NoFramesError(DataError):
+    """A clip without a video stream, or without a readable frame in it."""
 
 
 def sample_positions(total: int, count: int) -> list[int]:
@@ -75,7 +77,9 @@ def read_frames(
         `uint8[F, H, W, 3]`, upright RGB (or what `keep` made, stacked), and their times, `float64[F]` seconds.
 
     Raises:
-        DataError: no such file, empty, not a clip, no readable frame in it, or frames too large or too narrow.
+        NoFramesError: no video stream, or no readable frame in it.
+        TooLargeError: frames too large or too narrow.
+        DataError: no such file, empty, or not a clip.
     """
     import numpy as np
 
@@ -97,26 +101,10 @@ def read_frames(
     return np.stack(frames), np.array(times, np.float64)
 
 
-def load_clip(
-    path: str | Path, count: int, arch: Architecture, backend: str = "auto"
-) -> tuple[UInt8Array, Float64Array]:
-    """`read_frames` and `build_frames` in one: `uint8[F, 3, R, R]` and times, `float64[F]` seconds. Errors as
-    there."""
-    return read_frames(path, count, backend, partial(build_frame, side=arch.vision.image_size))
-
-
-def build_frames(frames: UInt8Array, arch: Architecture) -> UInt8Array:
-    """Scale and crop frames.
-
-    Args:
-        frames: `uint8[F, H, W, 3]`.
-
-    Returns:
-        `uint8[F, 3, R, R]`.
-    """
-    import numpy as np
-
-    return np.stack([build_frame(frame, arch.vision.image_size) for frame in frames])
+def load_clip(path: str | Path, count: int, arch: Architecture) -> tuple[UInt8Array, Float64Array]:
+    """`read_frames`, of which only tiles are kept (`build_frame`): `uint8[F, 3, R, R]`, and times, `float64[F]`
+    seconds. Errors as there."""
+    return read_frames(path, count, keep=partial(build_frame, side=arch.vision.image_size))
 
 
 def build_frame(frame: UInt8Array, side: int) -> UInt8Array:
@@ -153,12 +141,11 @@ def frame_problem(height: int, width: int) -> str | None:
 
 def _check_frame(path: Path, height: int, width: int) -> None:
     if problem := frame_problem(height, width):
-        raise DataError(f"{path}: {problem}", "scale or crop the clip, or drop the sample")
+        raise TooLargeError(f"{path}: {problem}", "scale or crop the clip, or drop the sample")
 
 
-def _no_frame(path: Path, cause: object = None) -> DataError:
-    reason = f" ({' '.join(str(cause).split())})" if cause else ""
-    return DataError(f"{path}: no readable frame in the clip{reason}", "replace the file or drop the sample")
+def _no_frame(path: Path) -> NoFramesError:
+    return NoFramesError(f"{path}: no readable frame in the clip", "replace the file or drop the sample")
 
 
 # --- PyAV ---
@@ -206,19 +193,20 @@ def open_clip(path: str | Path) -> tuple[Any, Any]:
     """Open a clip: its container, to be closed, and the stream whose frames are taken. All clips are opened here.
 
     Raises:
-        DataError: a format that is none of `FORMATS`, or no video stream.
+        NoFramesError: no video stream.
+        DataError: a format that is none of `CLIP_FORMATS`.
         av.error.FFmpegError: the file cannot be opened, or is none of a clip.
     """
     import av
 
-    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(CLIP_FORMATS)}
     try:
         container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     except av.error.ArgumentError as error:  # what FFmpeg says of a format that is not on the list
         raise DataError(f"{path}: is not a clip of a known format", _FORMAT_HINT) from error
     if not container.streams.video:
         container.close()
-        raise DataError(f"{path}: has no video stream", "give a clip with a picture track")
+        raise NoFramesError(f"{path}: has no video stream", "give a clip with a picture track")
     stream: Any = container.streams.best("video") or container.streams.video[0]
     stream.thread_type = "AUTO"
     return container, stream

@@ -15,9 +15,10 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from llavanext_cli.config.architecture import Architecture, load_architecture
+from llavanext_cli.config.architecture import load_architecture
 from llavanext_cli.errors import LlavaNextError
 
 TOKENS = [
@@ -67,10 +68,10 @@ def read_picture(path: Path) -> None:
 
 
 def read_clip(path: Path) -> None:
-    from llavanext_cli.processing.video import BACKENDS, load_clip
+    from llavanext_cli.processing.video import BACKENDS, build_frame, read_frames
 
     for backend in BACKENDS[1:]:
-        refuse(load_clip, path, 4, Architecture(), backend)
+        refuse(read_frames, path, 4, backend, partial(build_frame, side=336))
 
 
 def read_records(path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llavanext_cli.processing.geometry import count_tokens
+from llavanext_cli.processing.geometry import plan_tiles
 from tests.integration.conftest import SIZES, sample, write_samples
 
 SHORT = ["--max-new-tokens", "6", "--set", "ask.cache_tokens=512"]
@@ -16,7 +16,7 @@ def test_token_counts_are_those_of_the_formulas(run_llavanext, media, tiny_check
     done = run_llavanext(*words, "--show", "sheet.png")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert answer["media_tokens"] == count_tokens(SIZES[1], tiny_architecture)
+    assert answer["media_tokens"] == plan_tiles(SIZES[1], tiny_architecture).tokens
     assert answer["tiles"] == 5
     assert 0 < len(answer["tokens"]) <= 6
     assert [path.name for path in run_llavanext.folder.iterdir()] == ["sheet.png"]

@@ -14,7 +14,7 @@ from PIL import Image
 from llavanext_cli.errors import DataError, LlavaNextError
 from llavanext_cli.inference.batch import _claim, read_answers, run_batch
 from llavanext_cli.inference.inputs import read_inputs
-from llavanext_cli.processing.geometry import count_tokens
+from llavanext_cli.processing.geometry import plan_tiles
 
 HOURS, RATE, GOP = 4, 25, 250
 
@@ -97,8 +97,8 @@ def test_a_folder_of_strange_files(run_llavanext, tmp_path, long_clip, tiny_chec
     }
     assert lines["animated.gif"]["answer"] == lines["first.png"]["answer"]
     assert lines["not \udcff utf8.png"]["answer"] == lines["[markup] 'é'.png"]["answer"] == lines["first.png"]["answer"]
-    text = lines["first.png"]["prompt_tokens"] - count_tokens((40, 60), tiny_architecture)
-    assert lines["wide.png"]["prompt_tokens"] == text + count_tokens((20, 30_000), tiny_architecture)
+    text = lines["first.png"]["prompt_tokens"] - plan_tiles((40, 60), tiny_architecture).tokens
+    assert lines["wide.png"]["prompt_tokens"] == text + plan_tiles((20, 30_000), tiny_architecture).tokens
     assert "answer" in lines["long.mp4"]
     for name in ("garbage.jpg", "empty.png", "text.mp4"):
         assert name in lines[name]["error"] and "answer" not in lines[name]

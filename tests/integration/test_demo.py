@@ -12,7 +12,7 @@ from PIL import Image
 
 from llavanext_cli.demo.model import ARCHITECTURE
 from llavanext_cli.demo.questions import CONTROL_KIND
-from llavanext_cli.processing.geometry import count_tokens, count_video_tokens
+from llavanext_cli.processing.geometry import count_video_tokens, plan_tiles
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_real_photograph_takes_as_many_tokens_as_the_formula_says(demo_folder,
     photograph = np.asarray(data.astronaut())
     Image.fromarray(photograph).save(tmp_path / "astronaut.png")
     answer = ask(run_llavanext, demo_folder[0], "--image", tmp_path / "astronaut.png")
-    assert answer["media_tokens"] == count_tokens(photograph.shape[:2], ARCHITECTURE)
+    assert answer["media_tokens"] == plan_tiles(photograph.shape[:2], ARCHITECTURE).tokens
     assert answer["tiles"] == 5
 
 

@@ -15,7 +15,7 @@ from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.image import build_tiles
 from llavanext_cli.processing.packing import ClipPlan
 from llavanext_cli.processing.processor import Media, Processor
-from llavanext_cli.processing.video import build_frames
+from llavanext_cli.processing.video import build_frame
 from llavanext_cli.records import EncodedSample, Medium, Sample, Turn
 
 SIZES = (
@@ -142,7 +142,7 @@ def build_cases(
         side = arch.vision.image_size
         nothing = np.zeros((0, 3, side, side), np.uint8)
         tiles = [build_tiles(image, plan, arch) for image, plan in zip(images, plans, strict=True)]
-        frames = [build_frames(pixels, arch) for pixels in clips]
+        frames = [np.stack([build_frame(frame, side) for frame in pixels]) for pixels in clips]
         of_kind = {"image": iter(plans), "video": iter([ClipPlan(len(pixels)) for pixels in frames])}
         media = Media(
             tuple(next(of_kind[kind]) for kind in kinds),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from llavanext_cli.errors import ConfigError
 from llavanext_cli.inference.sampling import Sampling, next_token, probabilities
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0], np.float32)
@@ -74,3 +75,9 @@ def test_equal_to_the_logits_processors_of_transformers():
 def test_a_temperature_near_zero_takes_the_likeliest(temperature):
     share = probabilities(np.array([1.0, 3.0, -np.inf, 2.0], np.float32), Sampling(temperature=temperature, top_k=2))
     assert share.tolist() == [0, 1, 0, 0]
+
+
+def test_a_setting_that_cannot_be_names_its_option():
+    with pytest.raises(ConfigError, match="repetition_penalty is 0, and must be above 0") as caught:
+        Sampling(repetition_penalty=0)
+    assert "--repetition-penalty" in caught.value.hint

@@ -307,3 +307,26 @@ def test_what_passes_here_is_read_by_training(write_clip):
     frames, times = read_frames(path, 16)
     assert frames.shape == (16, *verdict.size, 3)
     assert [round(time * 10) for time in times] == sample_positions(verdict.frames, 16)
+
+
+MISLEADING = "178956970, no video stream, no readable frame"
+
+
+@pytest.mark.parametrize("level", IMAGE_LEVELS)
+@pytest.mark.parametrize(("name", "kind"), [("a.jpg", "image"), ("a.mp4", "video")])
+def test_the_words_of_a_path_are_no_verdict(tmp_path, level, name, kind):
+    path = tmp_path / MISLEADING / name
+    path.parent.mkdir()
+    path.write_text("ffconcat version 1.0\nfile a.ts\n")  # a playlist
+    assert check(path, level, kind).reason == "corrupt"
+
+
+def test_frames_that_only_the_reader_finds_too_large(write_clip, monkeypatch):
+    """As where a header has no size, or frames grow within a clip."""
+    from llavanext_cli.processing import video
+
+    monkeypatch.setattr(clips, "_decode_wanted", lambda *_: None)
+    path = write_clip("a.mp4", 30)
+    monkeypatch.setattr(video, "MAX_PIXELS", 100)
+    monkeypatch.setattr(clips, "frame_problem", lambda *_: None)
+    assert check(path, "full", "video").reason == "too_large"

@@ -32,7 +32,7 @@ HEADER = {"llavanext_mix": 1, "roots": {"a": "images", "b": "/data/b"}, "seed": 
 
 def test_our_own_form(tmp_path):
     file = read_samples(write(tmp_path / "s.jsonl", HEADER, *(line(number) for number in range(300))))
-    assert len(file) == len(file.samples) == 300
+    assert len(file) == 300
     assert file.header["seed"] == 3
     assert file.roots == {"a": tmp_path / "images", "b": Path("/data/b")}
     assert file[7].id == "7" and file[-1].id == "299" and [s.id for s in file[1:3]] == ["1", "2"]

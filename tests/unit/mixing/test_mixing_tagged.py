@@ -99,3 +99,4 @@ def test_refused(data, says):
     with pytest.raises(DataError) as error:
         decode(data, "f.json, line 3", 0)
     assert error.value.what.startswith("f.json, line 3: ") and says in error.value.what
+    assert error.value.hint

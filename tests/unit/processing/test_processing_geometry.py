@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from llavanext_cli.config.architecture import Architecture, VisionArchitecture
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.processing.geometry import (
-    count_tokens,
     count_video_tokens,
     plan_tiles,
     select_best_resolution,
@@ -32,7 +31,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize(("height", "width", "tokens"), EXAMPLES)
 def test_tokens_of_documented_sizes(height, width, tokens):
-    assert count_tokens((height, width), ARCH) == tokens
+    assert plan_tiles((height, width), ARCH).tokens == tokens
 
 
 def test_the_drawn_plan():
@@ -104,13 +103,13 @@ def test_other_tiles_and_pinpoints():
 
 def test_the_class_token_is_counted_once_under_full():
     arch = dataclasses.replace(ARCH, vision_feature_select_strategy="full")
-    assert count_tokens((480, 640), arch) == 2340 + 1
+    assert plan_tiles((480, 640), arch).tokens == 2340 + 1
 
 
 @pytest.mark.parametrize("strategy", ["default", "full"])
 def test_no_picture_takes_more_than_the_greatest(strategy):
     arch = dataclasses.replace(ARCH, vision_feature_select_strategy=strategy)
-    largest = max(count_tokens(size, arch) for size in [*arch.image_grid_pinpoints, (1000, 1000), (2000, 300)])
+    largest = max(plan_tiles(size, arch).tokens for size in [*arch.image_grid_pinpoints, (1000, 1000), (2000, 300)])
     assert arch.greatest_picture_tokens == largest == 2928 + (strategy == "full")
 
 

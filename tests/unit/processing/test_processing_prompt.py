@@ -160,3 +160,10 @@ def test_check_passes_what_is_well_formed():
 def test_the_last_turn_must_be_the_right_side(build, texts):
     with pytest.raises(DataError, match="sample s1: the conversation does not end with"):
         build(sample(texts))
+
+
+def test_two_questions_in_a_row():
+    turns = (Turn("user", "q"), Turn("user", "r"), Turn("assistant", "a"))
+    with pytest.raises(DataError, match="sample s1: turn 2 must be the assistant's") as caught:
+        build_training_prompt(Sample("s1", "", (), turns))
+    assert "take turns" in caught.value.hint

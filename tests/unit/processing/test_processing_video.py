@@ -11,7 +11,8 @@ from PIL import Image
 from llavanext_cli.config.architecture import Architecture, VisionArchitecture
 from llavanext_cli.errors import DataError
 from llavanext_cli.processing import video
-from llavanext_cli.processing.video import build_frames, load_clip, read_frames, sample_positions
+from llavanext_cli.processing.image import TooLargeError
+from llavanext_cli.processing.video import NoFramesError, build_frame, load_clip, read_frames, sample_positions
 
 ARCH = Architecture(vision=VisionArchitecture(image_size=56, patch_size=14))
 
@@ -143,20 +144,20 @@ def test_rotation_noted_in_the_container(write_clip, degrees, backend):
 
 @pytest.mark.parametrize("size", [(96, 128), (128, 96), (100, 100), (31, 200), (57, 58)])
 def test_frames_are_scaled_and_cropped(size):
-    frames = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
-    built = build_frames(frames, ARCH)
-    assert built.shape == (2, 3, 56, 56)
+    frame = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    built = build_frame(frame, 56)
+    assert built.shape == (3, 56, 56)
     height, width = [56 * n // min(size) for n in size]
-    scaled = np.asarray(Image.fromarray(frames[1]).resize((width, height), Image.Resampling.BICUBIC))
+    scaled = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
     top, left = (height - 56) // 2, (width - 56) // 2
-    assert np.array_equal(built[1].transpose(1, 2, 0), scaled[top : top + 56, left : left + 56])
+    assert np.array_equal(built.transpose(1, 2, 0), scaled[top : top + 56, left : left + 56])
 
 
 def test_load_clip_keeps_only_tiles(write_clip):
     path = write_clip(frames=12)
     tiles, times = load_clip(path, 5, ARCH)
     frames, expected = read_frames(path, 5)
-    assert np.array_equal(tiles, build_frames(frames, ARCH))
+    assert np.array_equal(tiles, [build_frame(frame, 56) for frame in frames])
     assert np.array_equal(times, expected)
 
 
@@ -166,9 +167,10 @@ def test_frames_that_would_fill_the_memory_are_refused(write_clip, backend):
     if backend == "decord":
         pytest.importorskip("decord")
     path = write_clip("thin.mkv", 3, size=(2, 4096), codec="ffv1")
-    with pytest.raises(DataError, match="frames of 2 x 4096 pixels, one side more than 100 times the other") as caught:
-        load_clip(path, 2, ARCH, backend)
-    assert str(path) in caught.value.what and caught.value.hint
+    with pytest.raises(TooLargeError) as caught:
+        read_frames(path, 2, backend)
+    assert caught.value.what == f"{path}: frames of 2 x 4096 pixels, one side more than 100 times the other"
+    assert caught.value.hint
 
 
 def test_large_frames_are_refused_before_they_are_converted(write_clip, monkeypatch):
@@ -268,7 +270,7 @@ def test_a_clip_whose_frames_are_all_broken(write_clip):
     size = int.from_bytes(data[at - 8 : at - 4], "big") - 8
     data[at : at + size] = bytes(size)
     path.write_bytes(data)
-    with pytest.raises(DataError, match="no readable frame"):
+    with pytest.raises(NoFramesError, match="no readable frame"):
         read_frames(path, 4)
 
 
