@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where this program keeps its own."""
 
 from __future__ import annotations
 
@@ -34,3 +34,8 @@ def write_whole(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/llavanext`, or `~/.cache/llavanext`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llavanext"

@@ -1,6 +1,6 @@
 """Option types that several commands share, so that a command's signature is a list of words.
 
-def mix(recipe: ..., out: Out, seed: Seed = 0, force: Force = False, json: Json = False) -> None: ...
+def mix(mix_file: ..., out: Out, seed: Seed = 0, force: Force = False, json: Json = False) -> None: ...
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from html import escape
 
 WIDTH, HEIGHT = 720, 260
 """Of a curve, in the SVG's own units; the page scales it."""
+TICKS = 5
+"""Of an axis, about."""
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 34
 COLOURS = ("#2a6fdb", "#d1662b", "#3c9a5f", "#8a5bc7")
 MOST_POINTS = 600
@@ -64,12 +66,11 @@ def bars(title: str, rows: Sequence[tuple[str, int]]) -> str:
     return f"<h2>{escape(title)}</h2><table>{lines}</table>\n"
 
 
-def curve(title: str, series: Mapping[str, Sequence[tuple[float, float]]], across: str = "step") -> str:
-    """Lines over a common axis; points that are not finite are left out.
+def curve(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Lines over the steps of a run; points that are not finite are left out.
 
     Args:
         series: name → (x, y) pairs in the order of x.
-        across: what x counts.
     """
     lines = {name: _thinned([p for p in points if all(map(math.isfinite, p))]) for name, points in series.items()}
     lines = {name: points for name, points in lines.items() if points}
@@ -94,7 +95,7 @@ def curve(title: str, series: Mapping[str, Sequence[tuple[float, float]]], acros
     for x in x_ticks:
         if left <= x <= right:
             parts.append(f'<text x="{place(x, low)[0]:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{x:g}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 1}" text-anchor="end">{escape(across)}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 1}" text-anchor="end">step</text>')
     for (name, points), colour in zip(lines.items(), COLOURS * len(lines), strict=False):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
@@ -112,10 +113,10 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def _ticks(low: float, high: float, about: int = 5) -> list[float]:
+def _ticks(low: float, high: float) -> list[float]:
     """Round numbers from `low` to `high`: steps of 1, 2 or 5 times a power of ten."""
     span = high - low or abs(high) or 1.0
-    raw = span / about
+    raw = span / TICKS
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
     first, last = math.floor(low / step), math.ceil(high / step)

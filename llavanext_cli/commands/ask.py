@@ -107,7 +107,10 @@ def ask(
         "--json": json,
     }
     way = "--chat" if chat else "--batch" if batch is not None else "one question"
-    if useless := [name for name in UNREAD[way] if given[name]]:
+    useless = [name for name in UNREAD[way] if given[name]]
+    if way == "one question" and force and not show:
+        useless.append("--force without --show")
+    if useless:
         raise typer.BadParameter(f"{way} does not read {', '.join(useless)}")
     changes: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,

@@ -130,7 +130,9 @@ def parse_yaml(text: str, where: str, origins: dict[str, str] | None = None) -> 
         hint = COLON_HINT if "mapping values are not allowed" in (fault.problem or "") else ""
         raise ConfigError(f"{place}: {fault.problem or fault.context}", hint) from fault
     except yaml.YAMLError as fault:  # a character that YAML does not allow
-        raise ConfigError(f"{where}: not YAML: {str(fault).splitlines()[0]}") from fault
+        raise ConfigError(
+            f"{where}: not YAML: {str(fault).splitlines()[0]}", "a preset or mix file is plain text: save it as UTF-8"
+        ) from fault
     if problems:
         raise ConfigError(f"{where} is not read", "write each key once, with a plain value", details=problems)
     return value

@@ -199,7 +199,7 @@ def _read_document(path: Path) -> Document:
         return document
     where = document.origins["extends"]
     if not isinstance(base, str):
-        raise ConfigError(f"{where}: extends: expected the name of a base such as base/video-7b")
+        raise ConfigError(f"{where}: extends: expected the name of a base", "Such as base/video-7b.")
     candidates = [
         folder / f"{base}{suffix}" for folder in (path.parent, presets_folder()) for suffix in ("", *SUFFIXES)
     ]

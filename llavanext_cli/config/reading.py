@@ -74,13 +74,16 @@ class Builder:
         self.problems: list[Problem] = []
 
     def add(self, key: str, text: str) -> None:
-        """Note a problem; its place is that of the key, or of the nearest key above it."""
+        """Note a problem; its place is that of the key, of the first key below it, or of the nearest above it."""
         self.problems.append(Problem(self.where(key), key, text))
 
     def where(self, key: str) -> str:
-        while key and key not in self.document.origins:
+        origins = self.document.origins
+        if key not in origins:
+            key = next((other for other in origins if other.startswith(f"{key}.")), key)
+        while key and key not in origins:
             key = key.rpartition(".")[0]
-        return self.document.origins.get(key, self.name)
+        return origins.get(key, self.name)
 
     def build(self, cls: type, values: Any, prefix: str = "", known: Iterable[str] = ()) -> Any:
         """One dataclass from one mapping; a field with a problem takes its default, or None.

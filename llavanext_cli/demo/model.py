@@ -13,41 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
+from llavanext_cli.config.architecture import architecture_to_hf
+from llavanext_cli.config.presets import load_preset
 
-TILE = 48
+ARCHITECTURE = load_preset("tiny-stage2").model
+TILE = ARCHITECTURE.vision.image_size
 """Pixels a side of a tile."""
-PIECES = 510
+PIECES = ARCHITECTURE.video_token_index
 """Pieces of the tokenizer; `<video>` and `<image>` follow, as in the 7B model."""
-
-ARCHITECTURE = Architecture(
-    vision=VisionArchitecture(
-        hidden_size=96,
-        intermediate_size=192,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=TILE,
-        patch_size=12,
-    ),
-    text=TextArchitecture(
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        vocab_size=512,
-        max_position_embeddings=512,
-    ),
-    image_token_index=PIECES + 1,
-    video_token_index=PIECES,
-    image_grid_pinpoints=(
-        (TILE, 2 * TILE),
-        (2 * TILE, TILE),
-        (2 * TILE, 2 * TILE),
-        (3 * TILE, TILE),
-        (TILE, 3 * TILE),
-    ),
-)
 
 
 def write_model(folder: Path, sentences: Iterable[str], seed: int) -> None:
@@ -60,7 +33,6 @@ def write_model(folder: Path, sentences: Iterable[str], seed: int) -> None:
     """
     from safetensors.numpy import save_file
 
-    from llavanext_cli.config.hf_config import architecture_to_hf
     from llavanext_cli.weights.keymap import hub_tensors
 
     folder.mkdir(parents=True)

@@ -76,33 +76,24 @@ class Diagnosis:
         return {"target": self.target, "works": self.works, "findings": [asdict(finding) for finding in self.findings]}
 
 
-def run_doctor(
-    preset: Preset | None = None,
-    *,
-    offline: bool = False,
-    environ: Mapping[str, str] = os.environ,
-    root: Path = Path("/"),
-    folder: Path = Path(),
-) -> Diagnosis:
+def run_doctor(preset: Preset | None = None, *, offline: bool = False) -> Diagnosis:
     """Look at this machine.
 
     Args:
         preset: judge for it; without one, for NPUs where there are any or traces of them, else for a CPU.
         offline: leave the network alone.
-        environ, root: of the machine; tests give others.
-        folder: where results would go: its disk is looked at.
 
     Returns:
         The diagnosis; nothing is raised for what is missing.
     """
-    ascend = find_ascend(environ, root)
+    ascend = find_ascend(os.environ, Path("/"))
     has_traces = bool(ascend.npus or ascend.driver or ascend.fault)
     target = preset.runtime.target if preset else ("Ascend" if has_traces else "CPU")
     versions = {name: _installed(name) for name in ("mindspore", "mindformers")}
     findings = [check_python(sys.version_info[:2]), check_platform(platform.system(), platform.machine())]
     findings += check_packages(versions, load_version_map())
     if versions["mindspore"]:
-        findings.append(_check_loading(environ))
+        findings.append(_check_loading(os.environ))
     findings += [_check_msrun(Path(sys.executable)), _check_clip_reader()]
     if target == "Ascend":
         devices = preset.parallel.devices if preset else 1
@@ -110,9 +101,10 @@ def run_doctor(
     else:
         findings.append(Finding("NPUs", "ok", "none; the tiny presets work on a CPU"))
     task = preset.task if preset else "train" if target == "Ascend" else "ask"
-    findings += [_check_memory(), check_disk(shutil.disk_usage(folder).free, folder, task)]
+    here = Path()  # where results would go
+    findings += [_check_memory(), check_disk(shutil.disk_usage(here).free, here, task)]
     if not offline:
-        findings.append(_check_hub(environ))
+        findings.append(_check_hub(os.environ))
     return Diagnosis(target, tuple(findings))
 
 

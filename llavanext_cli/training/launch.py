@@ -1,7 +1,7 @@
 """Start a training run and see it through: checks, then one worker a device, then what they did or why they failed.
 
 The workers are processes of their own on every number of devices: one directly, several through MindSpore's `msrun`.
-Standard library only until the checks, so that `--dry-run` and every early error are instant.
+MindSpore is imported by the workers alone, so that `--dry-run` and every early error come at once.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ ONE_NODE = Nodes()
 def parse_master(text: str) -> tuple[str, int]:
     """`10.0.0.1:8118` → address and port."""
     address, _, port = text.rpartition(":")
-    if not address or ":" in address or not port.isdigit() or not 0 < int(port) < 65536:
+    if not address or ":" in address or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         raise ConfigError(f"--master is ADDRESS:PORT, not {text!r}", hint="for example --master 10.0.0.1:8118 (IPv4)")
     return address, int(port)
 

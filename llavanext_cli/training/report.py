@@ -29,8 +29,8 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_report(job: Job, plan: RunPlan, skipped: int = 0) -> Path | None:
-    """Draw what is in the metrics of a run, those from before it was resumed too; None when there is nothing yet.
+def write_report(job: Job, plan: RunPlan, skipped: int = 0) -> None:
+    """Draw what is in the metrics of a run, those from before it was resumed too, if there is anything yet.
 
     Args:
         plan: steps and samples of the whole run.
@@ -41,7 +41,7 @@ def write_report(job: Job, plan: RunPlan, skipped: int = 0) -> Path | None:
     """
     lines = read_metrics(job.metrics_file)
     if not lines:
-        return None
+        return
     last = lines[-1]
     losses = _points(lines, "loss")
     text = page(
@@ -63,9 +63,7 @@ def write_report(job: Job, plan: RunPlan, skipped: int = 0) -> Path | None:
         curve("Throughput (samples a second)", {"samples/s": _points(lines, "samples_per_second")}),
         curve("Norm of the gradient", {"norm": _points(lines, "gradient_norm")}),
     )
-    file = job.report_file
-    write_whole(file, text.encode())
-    return file
+    write_whole(job.report_file, text.encode())
 
 
 def smooth(points: list[tuple[float, float]], width: int = SMOOTHED) -> list[tuple[float, float]]:

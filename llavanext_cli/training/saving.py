@@ -158,13 +158,13 @@ def write_slices(
     write_whole(parts / f"rank_{rank}.json", json.dumps(entries).encode("utf-8"))  # last: it says that they are there
 
 
-def wait_for_ranks(parts: Path, ranks: int, seconds: float = WAIT_SECONDS) -> None:
+def wait_for_ranks(parts: Path, ranks: int) -> None:
     """Until every rank has written its slices, or has failed to: then none writes any more.
 
     Raises:
         CheckpointError: some have failed, or did not come in time.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + WAIT_SECONDS
     while absent := [rank for rank in range(ranks) if not (parts / f"rank_{rank}.json").is_file()]:
         failed = [rank for rank in absent if (parts / f"rank_{rank}.failed").exists()]
         if failed == absent or time.monotonic() > deadline:

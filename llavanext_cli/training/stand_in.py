@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llavanext_cli.errors import RuntimeMissingError
+from llavanext_cli.files import cache_folder
 
 SYSTEM_CANN = Path("/usr/local/Ascend/ascend-toolkit")
 
@@ -80,7 +81,7 @@ def simulation_environment(cache: Path | None = None) -> SimulationEnvironment:
     if (SYSTEM_CANN / "set_env.sh").is_file():
         raise RuntimeMissingError("CANN is not set up in this shell", hint=f"run `source {SYSTEM_CANN}/set_env.sh`")
     mindspore = find_mindspore()
-    folder = build_stand_ins(mindspore, cache or default_cache())
+    folder = build_stand_ins(mindspore, cache or cache_folder())
     libraries = folder / "ascend-toolkit" / "latest" / "cann" / "lib64"
     search = [libraries, *sorted({file.parent for file in list_plugin(mindspore)}), mindspore / "lib"]
     return SimulationEnvironment(
@@ -92,11 +93,6 @@ def simulation_environment(cache: Path | None = None) -> SimulationEnvironment:
         },
         stand_in=True,
     )
-
-
-def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/llavanext`, or `~/.cache/llavanext`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llavanext"
 
 
 def find_mindspore() -> Path:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 VERSION = 1
 TENSORS = "training/state.safetensors"
 NOTE = "training/state.json"
+PASSED_OVER = "`train --resume` goes on from the checkpoint before it."
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,12 @@ def open_run_state(folder: Path, compare: bool = True) -> RunState:
         )
     note = read_json(folder / NOTE)
     if not isinstance(note, dict) or note.get("llavanext_state") != VERSION:
-        raise CheckpointError(f"{folder / NOTE}: not a version that this program reads")
+        raise CheckpointError(f"{folder / NOTE}: not a version that this program reads", PASSED_OVER)
     model = open_checkpoint(folder)
     tensors = read_safetensors_header(folder / TENSORS)
     digests = note.get("sha256")
     if not isinstance(digests, dict) or digests.keys() != tensors.keys():
-        raise CheckpointError(f"{folder / TENSORS}: other tensors than {NOTE} lists")
+        raise CheckpointError(f"{folder / TENSORS}: other tensors than {NOTE} lists", PASSED_OVER)
     entries = {name: entry["sha256"] for name, entry in model.manifest["tensors"].items()} | digests
     specs = model.parameters | tensors
     if compare:

@@ -120,6 +120,7 @@ def test_an_address_nobody_answers(tmp_path):
         (["--batch", "x", "--image", "a.jpg", "--out", "y"], 2, "--batch does not read --image"),
         (["--batch", "x"], 2, "--batch needs a file for its answers"),
         (["what?", "--out", "y", "--batch-size", "2"], 2, "one question does not read --out, --batch-size"),
+        (["what?", "--force"], 2, "one question does not read --force without --show"),
     ],
 )
 def test_words_that_do_not_go_together(tmp_path, words, code, expected):

@@ -117,7 +117,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_samples(run_llavan
     )
     assert found, done.stderr
     last = int(found[1])
-    assert losses(run)[-3:] == [None] * 3 or losses(run)[-2:] == [None] * 2
+    assert losses(run)[-2:] == [None] * 2  # the step that ends the run may not be logged
     order = [SampleOrder(48, shuffle=True, seed=0)[place] for place in range(160)]
     for step in range(last - 2, last + 1):
         names = ", ".join(f"s{number}" for number in order[4 * (step - 1) : 4 * step])
