@@ -11,7 +11,7 @@ from urllib.parse import urljoin
 
 from llavanext_cli.errors import DataError, LlavaNextError
 from llavanext_cli.fetching.guard import check_redirect, is_proxied
-from llavanext_cli.processing.video import open_clip
+from llavanext_cli.processing.decoding import open_clip
 
 MOST_BYTES = {"image": 64_000_000, "video": 2_000_000_000}
 CONNECT_SECONDS, WHOLE_SECONDS = 10, 120

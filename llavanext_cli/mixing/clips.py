@@ -21,8 +21,9 @@ import numpy as np
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing.media import Verdict
+from llavanext_cli.processing.decoding import NoFramesError, frame_problem, open_clip, sample_positions
 from llavanext_cli.processing.image import TooLargeError
-from llavanext_cli.processing.video import NoFramesError, frame_problem, open_clip, read_frames, sample_positions
+from llavanext_cli.processing.video import read_frames
 
 if TYPE_CHECKING:
     from av import Packet

@@ -26,7 +26,7 @@ def test_a_folder_without_media_names_the_endings(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(DataError, match="no pictures or clips") as caught:
         read_inputs(tmp_path, "what?")
-    assert ".avif" in caught.value.hint and ".3gp" in caught.value.hint
+    assert ".avif" in caught.value.hint and ".mkv" in caught.value.hint
 
 
 @pytest.mark.parametrize(

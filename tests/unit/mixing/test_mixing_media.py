@@ -300,7 +300,8 @@ def test_a_playlist_is_no_clip(write_clip, tmp_path, level):
 
 def test_what_passes_here_is_read_by_training(write_clip):
     """The check and the reader agree on which frames there are."""
-    from llavanext_cli.processing.video import read_frames, sample_positions
+    from llavanext_cli.processing.decoding import sample_positions
+    from llavanext_cli.processing.video import read_frames
 
     path = write_clip("a.mp4", 50)
     verdict = check(path, "full", "video", 16)
@@ -323,10 +324,10 @@ def test_the_words_of_a_path_are_no_verdict(tmp_path, level, name, kind):
 
 def test_frames_that_only_the_reader_finds_too_large(write_clip, monkeypatch):
     """As where a header has no size, or frames grow within a clip."""
-    from llavanext_cli.processing import video
+    from llavanext_cli.processing import decoding
 
     monkeypatch.setattr(clips, "_decode_wanted", lambda *_: None)
     path = write_clip("a.mp4", 30)
-    monkeypatch.setattr(video, "MAX_PIXELS", 100)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
     monkeypatch.setattr(clips, "frame_problem", lambda *_: None)
     assert check(path, "full", "video").reason == "too_large"

@@ -2,6 +2,8 @@
 
 import dataclasses
 import struct
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -10,9 +12,10 @@ from PIL import Image
 
 from llavanext_cli.config.architecture import Architecture, VisionArchitecture
 from llavanext_cli.errors import DataError
-from llavanext_cli.processing import video
+from llavanext_cli.processing import decoding, video
+from llavanext_cli.processing.decoding import NoFramesError, sample_positions
 from llavanext_cli.processing.image import TooLargeError
-from llavanext_cli.processing.video import NoFramesError, build_frame, load_clip, read_frames, sample_positions
+from llavanext_cli.processing.video import build_frame, load_clip, read_frames
 
 ARCH = Architecture(vision=VisionArchitecture(image_size=56, patch_size=14))
 
@@ -51,8 +54,8 @@ def test_the_frames_at_the_positions(write_clip, backend, name, codec, count):
 def test_far_apart_frames_are_sought_and_the_same(write_clip, monkeypatch, key_every, seeks):
     path = write_clip(frames=300, size=(32, 48), key_every=key_every)
     sequential = []
-    original = video._collect
-    monkeypatch.setattr(video, "_collect", lambda *args: sequential.append(1) or original(*args))
+    original = decoding._collect
+    monkeypatch.setattr(decoding, "_collect", lambda *args: sequential.append(1) or original(*args))
     frames, times = read_frames(path, 6)
     assert bool(sequential) is not seeks
     assert np.array_equal(frames, decode_all(path)[sample_positions(300, 6)])
@@ -61,11 +64,11 @@ def test_far_apart_frames_are_sought_and_the_same(write_clip, monkeypatch, key_e
 
 def test_a_seek_that_ends_elsewhere_is_noticed(write_clip, monkeypatch):
     path = write_clip(frames=200, size=(32, 48), key_every=4)
-    index = video._index_packets(path)
+    index = decoding._index_packets(path)
     # each time but the last lies a little before the one noted, so that a seek meets the frame after the wanted one
-    shifted = video._Index(index.total, [time + 1 for time in index.times[:-1]] + index.times[-1:], [])
+    shifted = decoding._Index(index.total, [time + 1 for time in index.times[:-1]] + index.times[-1:], [])
     shifted = dataclasses.replace(shifted, keys=[time + 1 for time in index.keys])
-    monkeypatch.setattr(video, "_index_packets", lambda _: shifted)
+    monkeypatch.setattr(decoding, "_index_packets", lambda _: shifted)
     frames, _ = read_frames(path, 5)
     assert np.array_equal(frames, decode_all(path)[sample_positions(200, 5)])
 
@@ -73,7 +76,7 @@ def test_a_seek_that_ends_elsewhere_is_noticed(write_clip, monkeypatch):
 @pytest.mark.parametrize("claimed", [0, 7, 1000])
 def test_a_wrong_number_of_frames_is_noticed(write_clip, monkeypatch, claimed):
     path = write_clip(frames=20)
-    monkeypatch.setattr(video, "_index_packets", lambda _: video._Index(claimed, [], []))
+    monkeypatch.setattr(decoding, "_index_packets", lambda _: decoding._Index(claimed, [], []))
     frames, _ = read_frames(path, 5)
     assert np.array_equal(frames, decode_all(path)[sample_positions(20, 5)])
 
@@ -81,7 +84,7 @@ def test_a_wrong_number_of_frames_is_noticed(write_clip, monkeypatch, claimed):
 def test_a_stream_without_times(write_clip):
     # a bare H.264 stream has no container: no length, no times
     path = write_clip("bare.h264", 24)
-    assert video._index_packets(path).times == []
+    assert decoding._index_packets(path).times == []
     frames, times = read_frames(path, 4)
     assert np.array_equal(frames, decode_all(path)[sample_positions(24, 4)])
     assert (np.diff(times) > 0).all()
@@ -174,7 +177,7 @@ def test_frames_that_would_fill_the_memory_are_refused(write_clip, backend):
 
 
 def test_large_frames_are_refused_before_they_are_converted(write_clip, monkeypatch):
-    monkeypatch.setattr(video, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
     with pytest.raises(DataError, match="frames of 64 x 96 pixels, at most 1000 are read"):
         read_frames(write_clip(frames=3, size=(64, 96)), 2)
 
@@ -187,14 +190,32 @@ def test_a_clip_that_pyav_cannot_read_is_tried_with_decord(write_clip, monkeypat
     def refuse(*_):
         raise DataError("PyAV's word")
 
-    monkeypatch.setattr(video, "_read_pyav", refuse)
+    monkeypatch.setattr(video, "read_pyav", refuse)
     frames, seconds = read_frames(path, 4)
     assert np.array_equal(frames, expected) and np.allclose(seconds, times)
     with pytest.raises(DataError, match="PyAV's word"):
         read_frames(path, 4, "pyav")
-    monkeypatch.setattr(video, "_read_decord", lambda *_: [])
+    monkeypatch.setattr(video, "read_decord", lambda *_: [])
     with pytest.raises(DataError, match="PyAV's word"):
         read_frames(path, 4)
+
+
+def test_mindspore_loads_after_decord(write_clip):
+    pytest.importorskip("decord")
+    code = (
+        "from llavanext_cli.processing.video import read_frames\n"
+        f"print(read_frames({str(write_clip(frames=3))!r}, 2, 'decord')[0].shape)\n"
+        "import mindspore\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "(2, 96, 128, 3)\n"), done.stderr
+
+
+def test_decord_leaves_alone_what_it_would_read_wrong(write_clip):
+    """Rows of fewer than 64 pixels, whose padding it takes for channels."""
+    pytest.importorskip("decord")
+    with pytest.raises(NoFramesError):
+        read_frames(write_clip(frames=3, size=(48, 48)), 2, "decord")
 
 
 @pytest.mark.parametrize("backend", ["auto", "pyav", "decord"])
