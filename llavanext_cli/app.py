@@ -170,7 +170,16 @@ class Llavanext(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with _told_in_a_line():
+            _check_working_folder()
             return super().invoke(ctx)
+
+
+def _check_working_folder() -> None:
+    """Every relative path, and many a library, would fail in words that nobody can place."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as gone:
+        raise LlavaNextError("the working folder was removed", "cd to a folder that is there") from gone
 
 
 @contextmanager

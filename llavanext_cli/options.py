@@ -60,7 +60,7 @@ Set = Annotated[
         "--set",
         "-s",
         metavar="KEY=VALUE",
-        help="Change one value of the preset, such as train.learning_rate=1e-5. May be given more than once.",
+        help="Change one value of the preset, such as data.frames=8. May be given more than once.",
         show_default=False,
         autocompletion=complete_setting,
     ),
@@ -87,7 +87,7 @@ Devices = Annotated[
     int | None,
     typer.Option("--devices", "-n", min=1, help="Devices to use (NPUs, or CPU workers).", show_default="the preset's"),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same result.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same result.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="How many downloads run at once.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", "-w", min=1, max=1024, help="Processes to use.", show_default="all cores")

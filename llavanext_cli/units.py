@@ -13,7 +13,7 @@ def format_size(nbytes: int) -> str:
 
 def format_memory(nbytes: int) -> str:
     """Memory of a device; 1 GB is 2**30 bytes, as MindSpore and npu-smi have it: `3533000000` → `3.29 GB`."""
-    return f"{nbytes / 2**30:.2f} GB" if nbytes > 2**28 else f"{nbytes / 2**20:.2f} MB"
+    return f"{nbytes / 2**30:.3g} GB" if nbytes > 2**28 else f"{nbytes / 2**20:.3g} MB"
 
 
 def format_seconds(seconds: float) -> str:

@@ -46,7 +46,8 @@ def ask(
         typer.Option("--batch-size", min=1, help="Questions answered at once.", show_default=str(BATCH_SIZE)),
     ] = None,
     frames: Annotated[
-        int | None, typer.Option("--frames", min=1, help="Frames taken from a clip.", show_default="the preset's")
+        int | None,
+        typer.Option("--frames", min=1, max=10_000, help="Frames taken from a clip.", show_default="the preset's"),
     ] = None,
     time_instruction: Annotated[
         bool, typer.Option("--time-instruction", help="Tell the model how long a clip lasts and when its frames are.")
@@ -157,7 +158,11 @@ def _check_show(show: Path, media: list[str], force: bool) -> None:
     """Refuse what would show nothing, or overwrite what is asked about."""
     if not media:
         raise LlavaNextError("--show has nothing to show", hint="ask about a picture or a clip: --image, --video")
+    if show.is_dir():
+        raise LlavaNextError(f"{show} is a folder", hint="name a picture in it: --show sheet.png")
     if show.exists():
+        if not show.is_file():  # renaming a file over /dev/null would take it from the whole machine
+            raise LlavaNextError(f"{show} is a device or a pipe, not a file", hint="name a file: --show sheet.png")
         if any(Path(name).exists() and show.samefile(name) for name in media):
             raise LlavaNextError(f"{show} is what the question is about", hint="name another file for --show")
         if not force:
@@ -175,6 +180,8 @@ def _one(question: str, images: list[str], videos: list[str], checkpoint: Path, 
     else:
         console.out()
         console.say(describe(answer))
+    if common["show"]:
+        console.say(f"What the model saw: {common['show']}")
 
 
 def describe(answer: Any) -> str:

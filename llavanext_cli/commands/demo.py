@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +34,7 @@ def demo(
 
       llavanext demo --dir demo
 
-    Next: llavanext ask "Where is the sign?" --image demo/data/test/image-0000.png --checkpoint demo/runs/stage3/model
+    Next: llavanext ask "Where is the sign?" --image demo/data/test/image-0003.png --checkpoint demo/runs/stage3/model
     """
     from llavanext_cli.demo.data import QUICK, Sizes
     from llavanext_cli.demo.report import find_shortfalls, report_to_dict
@@ -68,6 +69,11 @@ def demo(
         console.say(f"{report.seconds:.0f} s; the figures are in {report.file}")
         if quick:
             console.say("With --quick a model learns next to nothing: the figures only show that everything runs.")
+        for asked in [answer for answer in report.answers if answer.kind == "position"][:1]:
+            picture = folder / "data" / "test" / f"{asked.medium.removesuffix('-position')}.png"
+            model = folder / "runs" / "stage3" / "model"
+            words = ["llavanext", "ask", asked.question, "--image", str(picture), "--checkpoint", str(model)]
+            console.next_step(shlex.join(words))
     if not quick and (faults := find_shortfalls(report.rows)):
         raise LlavaNextError(
             "the model learned less than it should have", hint="please report this with report.json", details=faults

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import shlex
 import shutil
@@ -9,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from llavanext_cli.demo.report import Row, Scored, build_rows, read_answers, rep
 from llavanext_cli.errors import LlavaNextError
 from llavanext_cli.machine.cores import usable_cores
 from llavanext_cli.signals import tidied_when_ended
+from llavanext_cli.training.processes import end_with_parent
 
 BATCH = 16
 NOTE = "demo.json"
@@ -86,7 +89,25 @@ def run_demo(
     """
     started = time.monotonic()
     _make_folder(folder, force)
-    (folder / NOTE).write_text(json.dumps({"seed": seed, "sizes": asdict(sizes)}) + "\n", encoding="utf-8")
+    with _held(folder):
+        (folder / NOTE).write_text(json.dumps({"seed": seed, "sizes": asdict(sizes)}) + "\n", encoding="utf-8")
+        commands = _run_all(folder, sizes, seed, on_command, progress)
+        answers = read_answers(folder / "answers.jsonl", folder / "data" / "kinds.json")
+        rows = build_rows(answers)
+        seconds = time.monotonic() - started
+        file = folder / "report.json"
+        file.write_text(json.dumps(report_to_dict(rows, commands, seconds), indent=2) + "\n", encoding="utf-8")
+    return DemoReport(rows, answers, commands, seconds, file)
+
+
+def _run_all(
+    folder: Path,
+    sizes: Sizes,
+    seed: int,
+    on_command: Callable[[str], None] | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[str]:
+    """Make the data, run every command; the command lines."""
     sentences = make_data(folder / "data", sizes, seed, progress)
     write_model(folder / "models" / "random", sentences, seed)
     commands = []
@@ -96,12 +117,7 @@ def run_demo(
         if on_command:
             on_command(line)
         run_command(words, folder)
-    answers = read_answers(folder / "answers.jsonl", folder / "data" / "kinds.json")
-    rows = build_rows(answers)
-    seconds = time.monotonic() - started
-    file = folder / "report.json"
-    file.write_text(json.dumps(report_to_dict(rows, commands, seconds), indent=2) + "\n", encoding="utf-8")
-    return DemoReport(rows, answers, commands, seconds, file)
+    return commands
 
 
 def _make_folder(folder: Path, force: bool) -> None:
@@ -113,11 +129,30 @@ def _make_folder(folder: Path, force: bool) -> None:
             if not force:
                 hint = "choose another --dir, or replace it with --force"
                 raise LlavaNextError(f"{folder} already holds a demo", hint=hint)
-            shutil.rmtree(folder)
+            with _held(folder):
+                shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         reason = "it is a file" if isinstance(fault, FileExistsError) else fault.strerror
         raise LlavaNextError(f"{folder} cannot be made: {reason}", hint="choose another --dir") from fault
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a demo's folder by its note, so that no other demo replaces it under way.
+
+    Raises:
+        LlavaNextError: another demo holds it.
+    """
+    with (folder / NOTE).open("a") as note:
+        try:
+            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            hint = "wait until it has ended, or choose another --dir"
+            raise LlavaNextError(f"{folder} is in use by another llavanext demo", hint=hint) from fault
+        except OSError:  # a disk without locks
+            pass
+        yield
 
 
 def run_command(words: list[str], folder: Path) -> None:
@@ -132,7 +167,12 @@ def run_command(words: list[str], folder: Path) -> None:
     with tidied_when_ended():
         # A session of its own: Ctrl-C reaches the command once, through us, and it is given the time to clean up.
         process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
         )
         try:
             code = process.wait()

@@ -300,7 +300,8 @@ def read_answers(out: Path, inputs: Inputs, made_with: str) -> tuple[int, list[i
         asked = item.sample.turns[-1].text if item and item.sample else None
         problem = ""
         if item is None or (answer.get("index"), answer.get("id")) != (number, item.id):
-            problem = "is no answer to a question of this run"
+            asked_before = f" ({answer['id']})" if isinstance(answer.get("id"), str) else ""
+            problem = f"is no answer to a question of this run{asked_before}"
         elif answer.get("question", asked) != asked:
             problem = f"answers another question: {answer['question']!r}"
         elif answer.get("made_with", made_with) != made_with:

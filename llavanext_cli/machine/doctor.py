@@ -99,7 +99,7 @@ def run_doctor(preset: Preset | None = None, *, offline: bool = False) -> Diagno
         devices = preset.parallel.devices if preset else 1
         findings += check_ascend(ascend, versions["mindspore"], load_version_map(), devices)
     else:
-        findings.append(Finding("NPUs", "ok", "none; the tiny presets work on a CPU"))
+        findings.append(Finding("NPUs", "ok", "none; a CPU trains the tiny presets and asks every model"))
     task = preset.task if preset else "train" if target == "Ascend" else "ask"
     here = Path()  # where results would go
     findings += [_check_memory(), check_disk(shutil.disk_usage(here).free, here, task)]

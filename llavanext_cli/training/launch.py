@@ -256,6 +256,8 @@ def _run_workers(run: ReadyRun, job: Job, on_step: StepCallback, say: Callable[[
                     peers.wait(SAVE_SECONDS + 1, saving)
                 workers.stop(saving)
             hand_on()
+            if job.model_folder.is_dir():  # all steps were done, and the model has been written meanwhile
+                return last
             stopped = explain_stop(job, seen["signal"])
             peers.tell(stopped.what)
             raise stopped from None

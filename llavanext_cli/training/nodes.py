@@ -59,7 +59,9 @@ def worker_command(preset: Preset, job: Job, nodes: Nodes) -> tuple[str, ...]:
     worker = [str(Path(__file__).with_name("worker.py")), str(job.file_of(nodes.rank))]
     devices = preset.parallel.devices
     if devices % nodes.count:
-        raise ConfigError(f"{devices} devices cannot be shared by {nodes.count} nodes", hint="change --devices")
+        raise ConfigError(
+            f"{devices} devices cannot be shared evenly by {nodes.count} nodes", hint="change --devices or --nodes"
+        )
     if devices == 1:
         return (sys.executable, *worker)
     return msrun_command(worker, job.logs_folder, devices, nodes)

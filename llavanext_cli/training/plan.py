@@ -38,7 +38,7 @@ def plan_run(preset: Preset, samples: int) -> RunPlan:
     if steps < 1:
         raise DataError(
             f"{samples} samples are fewer than one step takes ({global_batch})",
-            hint="mix more data, or lower train.batch_size with --set",
+            hint="mix more data, lower train.batch_size with --set, or use fewer --devices",
         )
     return RunPlan(samples, global_batch, steps, steps * global_batch / samples)
 

@@ -103,8 +103,8 @@ def check_space(destination: Path, nbytes: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < nbytes + SPARE_BYTES:
         raise CheckpointError(
-            f"{destination}: {format_size(nbytes)} to write and {format_size(SPARE_BYTES)} to spare, "
-            f"{format_size(free)} free on this disk",
+            f"{destination}: {format_size(nbytes + SPARE_BYTES)} are needed, {format_size(SPARE_BYTES)} of them as a "
+            f"reserve, and {format_size(free)} are free on this disk",
             "Free some space, or name a folder on another disk.",
         )
 
@@ -225,5 +225,5 @@ def parse_size(text: str) -> int:
     unit = _UNITS.get(match[2].upper().removesuffix("B") + "B" if match[2] else "") if match else None
     size = int(float(match[1]) * unit) if match and unit else 0
     if size < 1:
-        raise CheckpointError(f"{short(text)!r} is no size", "Write it as 5GB, 500MB or 2GiB.")
+        raise CheckpointError(f"{short(text)!r} is no size", "write it as 5GB, 500MB or 2GiB")
     return size

@@ -88,7 +88,9 @@ def read_safetensors_header(path: str | Path) -> dict[str, TensorSpec]:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little") if size >= 8 else -1
             if length < 0 or 8 + length > size:
-                raise _damaged(path, f"{size} bytes cannot hold the header that is announced")
+                raise _damaged(
+                    path, f"{size} bytes cannot hold the header that is announced" if size else "it is empty"
+                )
             if length > HEADER_LIMIT:
                 raise _damaged(path, f"a header of {length} bytes; at most {HEADER_LIMIT} are read")
             header = file.read(length)

@@ -131,6 +131,15 @@ def test_words_that_do_not_go_together(tmp_path, words, code, expected):
     assert "Traceback" not in done.stderr
 
 
+def test_a_contact_sheet_goes_into_a_file_and_nothing_else(tmp_path):
+    (tmp_path / "a.png").touch()
+    for show, what in ((".", ". is a folder"), ("/dev/null", "/dev/null is a device or a pipe, not a file")):
+        words = ["ask", "what?", "--image", "a.png", "--show", show, "--force", "--checkpoint", "nowhere"]
+        command = [sys.executable, "-m", "llavanext_cli", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr.splitlines()[0]) == (1, f"Error: {what}")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"), [(["-"], "the question is empty"), (["what?", "--image", "-"], "no picture on stdin")]
 )

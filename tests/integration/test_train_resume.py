@@ -141,6 +141,15 @@ def test_ctrl_c_saves_too(command, tmp_path):
     assert json.loads((saved / "training" / "state.json").read_text())["step"] == int(saved.name[5:])
 
 
+@pytest.mark.full
+def test_a_signal_after_the_last_step_ends_a_run_that_is_finished(command, tmp_path):
+    out = tmp_path / "run"
+    one = [*command(out), "--devices", "1", "--set", "train.steps=3", "--set", "train.save_every=0"]
+    talk = stop(start_and_wait(one, out, 3), signal.SIGTERM, 0)
+    assert (out / "model" / "config.json").is_file()
+    assert "Trained 3 steps" in talk
+
+
 def stop(process: subprocess.Popen, number: int, code: int) -> str:
     """Send the signal; what the command says until it ends, within 10 seconds and with that code."""
     process.send_signal(number)

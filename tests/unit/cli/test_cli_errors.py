@@ -164,6 +164,18 @@ def test_help_and_version_on_a_full_disk(words):
     assert done.stderr.startswith("Error: No space left on device\nHint: make room")
 
 
+def test_a_working_folder_that_is_gone(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = (
+        f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); from llavanext_cli.__main__ import main; "
+        "import sys; sys.argv[1:] = ['doctor', '--offline']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == "Error: the working folder was removed"
+
+
 def test_a_broken_pipe_to_a_worker_is_a_bug_and_not_silence():
     done = run_alone('raise BrokenPipeError(32, "Broken pipe")')
     assert done.returncode == 1

@@ -80,6 +80,10 @@ def test_force_replaces_a_demo_and_nothing_else(tmp_path, monkeypatch):
         demo.run_demo(folder, QUICK, 4, force=True)
     assert json.loads((folder / demo.NOTE).read_text())["seed"] == 4
 
+    with demo._held(folder), pytest.raises(LlavaNextError, match="in use by another llavanext demo"):
+        demo.run_demo(folder, QUICK, 5, force=True)
+    assert (folder / "data").is_dir()
+
     (folder / demo.NOTE).unlink()
     with pytest.raises(LlavaNextError, match="already holds something"):
         demo.run_demo(folder, QUICK, force=True)

@@ -77,7 +77,7 @@ def test_nodes_that_do_not_fit():
 
 
 def test_one_device_is_not_trained_twice_by_two_nodes(job):
-    with pytest.raises(ConfigError, match="1 devices cannot be shared by 2 nodes"):
+    with pytest.raises(ConfigError, match="1 devices cannot be shared evenly by 2 nodes"):
         worker_command(load_preset("tiny-stage2"), job, Nodes(2, 0, ("10.0.0.1", 8118)))
 
 

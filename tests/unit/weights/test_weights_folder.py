@@ -178,7 +178,7 @@ def test_a_disk_too_small_is_said_with_both_numbers(tmp_path: Path, monkeypatch:
     usage = type("Usage", (), {"free": 3_000_000_000})
     monkeypatch.setattr("llavanext_cli.weights.folder.shutil.disk_usage", lambda _: usage)
     check_space(tmp_path / "not" / "there" / "yet", 2_000_000_000)
-    with pytest.raises(CheckpointError, match=r"14\.1 GB to write and .* to spare, 3 GB free"):
+    with pytest.raises(CheckpointError, match=r"14\.2 GB are needed, .* and 3 GB are free"):
         check_space(tmp_path / "out", 14_126_862_336)
     monkeypatch.setattr("llavanext_cli.weights.folder.os.access", lambda *_: False)
     with pytest.raises(CheckpointError, match="cannot be written to"):
