@@ -190,7 +190,7 @@ def _told_in_a_line() -> Iterator[None]:
     except LlavaNextError as fault:
         raise _told(fault) from fault
     except KeyboardInterrupt as interrupt:
-        console.say("Interrupted.")
+        console.interrupted()
         raise typer.Exit(EXIT_INTERRUPTED) from interrupt
     except console.ReaderGoneError as gone:
         _discard_stdout()

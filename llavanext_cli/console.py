@@ -27,6 +27,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any
 
+from llavanext_cli import INNER_ENV
 from llavanext_cli.errors import LlavaNextError
 from llavanext_cli.units import format_seconds, format_size
 
@@ -186,7 +187,15 @@ def warn(text: str) -> None:
 
 def next_step(command: str) -> None:
     """Tell which command comes next."""
+    if INNER_ENV in os.environ:
+        return
     _styled(sys.stderr, ("Next:", "bold green"), (f" {command.translate(ESCAPES)}", ""))
+
+
+def interrupted() -> None:
+    """Tell that Ctrl-C was heard."""
+    if INNER_ENV not in os.environ:
+        say("Interrupted.")
 
 
 def error(fault: LlavaNextError) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llavanext_cli import INNER_ENV
 from llavanext_cli.demo.data import Sizes, make_data
 from llavanext_cli.demo.model import write_model
 from llavanext_cli.demo.report import Row, Scored, build_rows, read_answers, report_to_dict
@@ -169,6 +171,7 @@ def run_command(words: list[str], folder: Path) -> None:
         process = subprocess.Popen(
             command,
             cwd=folder,
+            env={**os.environ, INNER_ENV: "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,

@@ -47,6 +47,7 @@ def test_the_demo_reports_every_kind_and_the_commands_it_ran(demo_folder):
         assert line in done.stdout
     assert "WARNING" not in done.stdout + done.stderr
     last = shlex.split(done.stderr.splitlines()[-1].removeprefix("Next: "))
+    assert done.stderr.count("Next: ") == 1
     assert last[:3] == ["llavanext", "ask", "Where is the sign?"] and (folder.parent / last[4]).is_file()
     assert "Drawing" not in done.stderr.partition("\n$ ")[2], "the line of a step that is over"
     assert [path.name for path in folder.parent.iterdir()] == ["d"]
