@@ -202,9 +202,10 @@ def check_command(
             found = compiled[report.name].describe() if report.name in compiled else "ok" if report.ok else "wrong"
             console.out(f"{report.name}: {found}")
     if wrong:
+        hints = {report.hint for report in wrong}
         raise ConfigError(
             f"{len(wrong)} of {len(reports)} presets {'is' if len(wrong) == 1 else 'are'} wrong",
-            "`llavanext presets show NAME --full` lists every key and what it means.",
+            hints.pop() if len(hints) == 1 else "Check them one by one: each then has a hint of its own.",
             [line for report in wrong for line in report.problems],
         )
     for result in compiled.values():

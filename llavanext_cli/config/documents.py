@@ -72,7 +72,15 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-COLON_HINT = 'a text with a colon and a space in it needs quotes: "a: b"; or leave out the space: a:b'
+SYNTAX_HINT = "close every bracket and quote, and indent with spaces"
+SYNTAX_HINTS = {
+    "mapping values are not allowed": 'a text with a colon and a space in it needs quotes: "a: b"; '
+    "or leave out the space: a:b",
+    "an alias": "a text that begins with * needs quotes",
+    "an anchor": "a text that begins with & needs quotes",
+    "anchors and aliases": "write the value out in each place; a text that begins with & or * needs quotes",
+}
+"""A part of what the parser says → what to do; for all else, `SYNTAX_HINT`."""
 PRESET_HINT = "`llavanext presets copy NAME FILE` makes a preset to start from."
 
 
@@ -127,7 +135,8 @@ def parse_yaml(text: str, where: str, origins: dict[str, str] | None = None) -> 
     except yaml.MarkedYAMLError as fault:
         mark = fault.problem_mark or fault.context_mark
         place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
-        hint = COLON_HINT if "mapping values are not allowed" in (fault.problem or "") else ""
+        said = f"{fault.context} {fault.problem}"
+        hint = next((hint for part, hint in SYNTAX_HINTS.items() if part in said), SYNTAX_HINT)
         raise ConfigError(f"{place}: {fault.problem or fault.context}", hint) from fault
     except yaml.YAMLError as fault:  # a character that YAML does not allow
         raise ConfigError(

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from llavanext_cli.config.architecture import Architecture
-from llavanext_cli.config.documents import Document, load_yaml, parse_yaml
-from llavanext_cli.config.reading import Builder, Problem, suggestion, takes_mapping
+from llavanext_cli.config.documents import Document, load_yaml
+from llavanext_cli.config.overrides import keys_set, read_overrides
+from llavanext_cli.config.reading import Builder, Problem, suggestion
 from llavanext_cli.config.rules import check_preset, greatest_positions
 from llavanext_cli.config.schema import SECTIONS, TASKS, Head, Preset, schema_keys
 from llavanext_cli.errors import ConfigError
@@ -45,11 +47,12 @@ class PresetInfo:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `presets check` found: nothing, or one line for each problem."""
+    """What `presets check` found: nothing, or one line for each problem, and what to do."""
 
     name: str
     path: Path | None
-    problems: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    hint: str = ""
 
     @property
     def ok(self) -> bool:
@@ -77,6 +80,11 @@ def preset_files() -> dict[str, Path]:
     files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
     names = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
     return {name: path for name, path in names.items() if not name.startswith("base/")}
+
+
+def base_names() -> list[str]:
+    """What a preset's `extends` may name, of what is shipped."""
+    return sorted(f"base/{file.stem}" for file in (presets_folder() / "base").iterdir() if file.suffix in SUFFIXES)
 
 
 def list_presets() -> list[PresetInfo]:
@@ -113,19 +121,26 @@ def find_preset(name_or_path: str | Path) -> tuple[str, Path]:
     """
     text = str(name_or_path)
     path = Path(text)
-    if path.suffix in SUFFIXES:
-        if path.is_file():
-            return path.stem, path
-        raise ConfigError(f"no preset file {text}", LIST_HINT)
     files = preset_files()
     if text in files:
         return text, files[text]
     if path.is_file():
-        return path.name, path
-    if path.is_dir() and text:
-        raise ConfigError(f"{text} is a folder, and a preset is a YAML file or a name", LIST_HINT)
+        return path.stem if path.suffix in SUFFIXES else path.name, path
+    if text and (kind := other_than_file(path)):
+        raise ConfigError(f"{text} is {kind}, and a preset is a YAML file or a name", LIST_HINT)
+    if path.suffix in SUFFIXES:
+        raise ConfigError(f"no preset file {text}", LIST_HINT)
     near = difflib.get_close_matches(text, list(files), n=3, cutoff=0.4)
     raise ConfigError(f"no preset named {text!r}", (f"Did you mean {' or '.join(near)}? " if near else "") + LIST_HINT)
+
+
+def other_than_file(path: Path) -> str:
+    """What stands at a path that is no file, in words; empty where a file does, or nothing."""
+    if path.is_dir():
+        return "a folder"
+    if path.exists():
+        return "" if path.is_file() else "a device or a pipe"
+    return "a link to nothing" if path.is_symlink() else ""
 
 
 def load_preset(
@@ -149,15 +164,15 @@ def load_preset(
     name, path = find_preset(name_or_path)
     builder = Builder(_read_document(path), str(path))
     known = schema_keys()
-    builder.document = builder.document.updated(_read_overrides(overrides, known, builder))
+    builder.document = builder.document.updated(read_overrides(overrides, known, builder))
     if devices is not None:
         builder.document = builder.document.updated(_share_devices(builder.document, devices))
     preset = _build(builder, name, path, known, model)
     if builder.problems:
-        count = len(builder.problems)
+        count, example = len(builder.problems), _sound_example(builder, preset, str(name_or_path))
         raise ConfigError(
             f"preset {name} has {'a problem' if count == 1 else f'{count} problems'}",
-            f"`llavanext presets show {_base_example(preset)} --full` lists every key and what it means.",
+            f"`llavanext presets show {example} --full` lists every key and what it means.",
             [str(problem) for problem in builder.problems],
         )
     return preset
@@ -178,16 +193,18 @@ def check_presets(names: Sequence[str] = (), overrides: Sequence[str] = ()) -> l
         try:
             _, path = find_preset(name)
             expand(load_preset(name, overrides))
-            problems: tuple[str, ...] = ()
+            reports.append(CheckReport(name, path))
         except ConfigError as fault:
             # The summary says nothing that the details do not; without details it is all there is.
-            problems = fault.details or (f"{fault.what}. {fault.hint}".strip(),)
-        reports.append(CheckReport(name, path, problems))
+            reports.append(CheckReport(name, path, fault.details or (fault.what,), fault.hint))
     return reports
 
 
-def _base_example(preset: Preset) -> str:
-    """A sound preset of the same task to look at."""
+def _sound_example(builder: Builder, preset: Preset, given: str) -> str:
+    """A preset to look at: the given one where nothing in its file is wrong, else a shipped one of the same task."""
+    is_shipped = preset.path in preset_files().values()
+    if is_shipped or all(problem.where.startswith("--") for problem in builder.problems):
+        return shlex.quote(given)
     return "video-7b-ask-image" if preset.task == "ask" else "video-7b-stage2"
 
 
@@ -204,65 +221,24 @@ def _read_document(path: Path) -> Document:
         folder / f"{base}{suffix}" for folder in (path.parent, presets_folder()) for suffix in ("", *SUFFIXES)
     ]
     # A file named as what it extends means the shipped one, not itself.
-    found = next((file for file in candidates if file.is_file() and not file.samefile(path)), None)
+    files = [file for file in candidates if file.is_file()]
+    found = next((file for file in files if not file.samefile(path)), None)
     if found is None:
-        bases = sorted(f"base/{file.stem}" for file in (presets_folder() / "base").iterdir() if file.suffix in SUFFIXES)
-        near = difflib.get_close_matches(base, bases, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(base, base_names(), n=1, cutoff=0.4)
+        instead = " but this file itself" if files else f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(
-            f"{where}: extends: there is no {base}" + (f"; did you mean {near[0]}?" if near else ""),
-            f"The bases are {', '.join(bases)}; a path is looked up beside {path.name}.",
+            f"{where}: extends: there is no {base}{instead}",
+            f"The bases are {', '.join(base_names())}; a path is looked up beside {path.name}.",
         )
     below = load_yaml(found)
     if "extends" in below.values:
+        source = base if base in preset_files() else shlex.quote(str(found))
         raise ConfigError(
             f"{where}: extends: {base} is no base: it extends {below.values['extends']} itself",
-            f"Extend {below.values['extends']}, or change a copy: `llavanext presets copy {base} FILE`.",
+            f"A base extends nothing. Extend {' or '.join(base_names())}, or change a copy: "
+            f"`llavanext presets copy {source} FILE`.",
         )
     return below.updated(document)
-
-
-def _read_overrides(overrides: Sequence[str], known: Mapping[str, Any], builder: Builder) -> Document:
-    """`a.b=c` settings as a document. An unknown key is a problem; it is noted and left out."""
-    result = Document({}, {})
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        key, where = key.strip(), f"--set {override}"
-        if not equals or not key:
-            raise ConfigError(f"{where}: expected KEY=VALUE", "Such as --set train.learning_rate=1e-5.")
-        value = parse_yaml(text, where)
-        # Below model.text.rope_scaling, whose value is a mapping, the names are not the schema's.
-        free = any(key.startswith(f"{leaf}.") and takes_mapping(kind) for leaf, kind in known.items())
-        inner = any(leaf.startswith(f"{key}.") for leaf in known)
-        if key == "extends" or not (free or inner or key in known):
-            near = difflib.get_close_matches(key, list(known), n=1)
-            hint = f"; did you mean {near[0]}?" if near else suggestion(key, _top_keys(known), "", known)
-            builder.problems.append(Problem(where, "", f"unknown key{hint}"))
-            continue
-        values: Any = value
-        for part in reversed(key.split(".")):
-            values = {part: values}
-        result = result.updated(Document(values, {name: where for name in (key, *_keys_below(value, key))}))
-    return result
-
-
-def _keys_set(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each setting with the keys that it gives a value: those of the mapping `model={vision: {...}}`, not `model`."""
-    for override in overrides:
-        key, _, text = override.partition("=")
-        keys = [key.strip(), *_keys_below(parse_yaml(text, f"--set {override}"), key.strip())]
-        yield from ((override, k) for k in keys if not any(other.startswith(f"{k}.") for other in keys))
-
-
-def _keys_below(value: Any, key: str) -> Iterator[str]:
-    """Dotted keys inside a value that is a mapping."""
-    for name, inner in value.items() if isinstance(value, dict) else ():
-        yield f"{key}.{name}"
-        yield from _keys_below(inner, f"{key}.{name}")
-
-
-def _top_keys(known: Iterable[str]) -> list[str]:
-    """The keys at the top."""
-    return list(dict.fromkeys(key.partition(".")[0] for key in known))
 
 
 def _share_devices(document: Document, devices: int) -> Document:
@@ -357,7 +333,7 @@ def check_model_settings(preset: Preset, overrides: Sequence[str], architecture:
     Raises:
         ConfigError: with both values.
     """
-    for override, key in _keys_set(overrides):
+    for override, key in keys_set(overrides):
         if not key.startswith("model."):
             continue
         wanted: Any = preset.model

@@ -7,7 +7,7 @@ import difflib
 import math
 import operator
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
@@ -132,15 +132,26 @@ class Builder:
 def suggestion(name: str, siblings: Iterable[str], prefix: str = "", known: Iterable[str] = ()) -> str:
     """`; did you mean X?`: the nearest sibling, else the same name elsewhere, else the siblings themselves."""
     siblings = list(siblings)
-    near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    near = nearest(name, siblings)
     if near:
-        return f"; did you mean {_join(prefix, near[0])}?"
+        return f"; did you mean {_join(prefix, near)}?"
     # `learning_rate` at the top belongs under train.
     ends = {key.rpartition(".")[2]: key for key in known}
-    near = difflib.get_close_matches(name, list(ends), n=1, cutoff=0.75)
-    if near:
-        return f"; did you mean {ends[near[0]]}?"
+    same = difflib.get_close_matches(name, list(ends), n=1, cutoff=0.75)
+    if same:
+        return f"; did you mean {ends[same[0]]}?"
     return f"; known here: {', '.join(siblings)}" if siblings else ""
+
+
+def nearest(name: str, keys: Sequence[str]) -> str | None:
+    """The first key that a name is short for, else the one that is spelled most like it."""
+    short_for = [key for key in keys if _is_short_for(name, key.rpartition(".")[2].split("_"))]
+    return next(iter(short_for or difflib.get_close_matches(name, keys, n=1)), None)
+
+
+def _is_short_for(name: str, words: Sequence[str]) -> bool:
+    """Whether it is their initials, as lr of learning_rate, or begins one of them, as len does in seq_length."""
+    return len(name) > 1 and (name == "".join(w[:1] for w in words) or any(w.startswith(name) for w in words))
 
 
 def _join(prefix: str, name: str) -> str:

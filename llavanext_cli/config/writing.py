@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llavanext_cli.config.presets import find_preset
+from llavanext_cli.config.documents import load_yaml
+from llavanext_cli.config.presets import find_preset, other_than_file
 from llavanext_cli.config.reading import hints, is_section
 from llavanext_cli.config.schema import SECTIONS, Preset
 from llavanext_cli.errors import ConfigError
@@ -85,11 +87,18 @@ def copy_preset(name: str, target: Path, force: bool = False) -> Path:
         The file that was written. Its first line, the command to run, names it.
 
     Raises:
-        ConfigError: no such preset, or the file is there or cannot be written; nothing is left behind.
+        ConfigError: no such preset, or it is not YAML, or the file is there or cannot be written; nothing is left
+            behind.
     """
     name, source = find_preset(name)
+    load_yaml(source)  # its keys may be wrong: a copy may be made to mend them
     if target.is_dir():
         target = target / source.name
+    if not target.parent.is_dir():
+        folder = shlex.quote(str(target.parent))
+        raise ConfigError(f"{target}: there is no folder {target.parent}", f"Make it first: mkdir -p {folder}")
+    if kind := other_than_file(target):  # renaming a file over /dev/null would take it from the whole machine
+        raise ConfigError(f"{target} is {kind}, not a file", "Choose another file.")
     if target.exists() and not force:
         raise ConfigError(f"{target} is already there", "Choose another file, or replace it with --force.")
     first, newline, rest = source.read_text(encoding="utf-8").partition("\n")
@@ -98,5 +107,8 @@ def copy_preset(name: str, target: Path, force: bool = False) -> Path:
     try:
         write_whole(target, (first + newline + rest).encode("utf-8"))
     except OSError as fault:
-        raise ConfigError(f"{target} cannot be written: {fault.strerror}", "Choose another file.") from fault
+        raise ConfigError(
+            f"{target} cannot be written: {fault.strerror}",
+            "Choose another file, in a folder where you may write and there is room.",
+        ) from fault
     return target

@@ -83,8 +83,32 @@ def test_copy_then_change_then_check(run, tmp_path):
         "  mine.yaml, line 13: train.epohcs: unknown key; did you mean train.epochs?",
         "  mine.yaml, line 14: train.batch_sise: unknown key; did you mean train.batch_size?",
     ]
-    reports = json.loads(run("check", "mine.yaml", "--json").stdout)["presets"]
-    assert len(reports[0]["problems"]) == 2
+    assert result.stderr.splitlines()[3].endswith(
+        "presets show video-7b-stage2 --full` lists every key and what it means."
+    )
+    (report,) = json.loads(run("check", "mine.yaml", "--json").stdout)["presets"]
+    assert len(report["problems"]) == 2 and "presets show" in report["hint"]
+
+
+@pytest.mark.parametrize(
+    ("data", "what", "hint"),
+    [
+        (b"", "my.yaml is empty", "`llavanext presets copy NAME FILE` makes a preset to start from."),
+        (b"\x93\xff", "my.yaml cannot be read: it is not UTF-8 text", "save it as UTF-8"),
+        (None, "no preset file my.yaml", "`llavanext presets list` shows the presets."),
+    ],
+)
+def test_check_of_what_is_no_preset_has_the_hint_that_helps(run, tmp_path, data, what, hint):
+    if data is not None:
+        (tmp_path / "my.yaml").write_bytes(data)
+    assert run("check", "my.yaml").stderr == f"Error: 1 of 1 presets is wrong\n  {what}\nHint: {hint}\n"
+
+
+def test_check_of_presets_with_different_faults_says_where_each_has_its_hint(run, tmp_path):
+    (tmp_path / "my.yaml").write_text("")
+    lines = run("check", "my.yaml", "no.yaml").stderr.splitlines()
+    assert lines[1:3] == ["  my.yaml is empty", "  no preset file no.yaml"]
+    assert lines[3:] == ["Hint: Check them one by one: each then has a hint of its own."]
 
 
 def test_compiling_a_preset_in_a_file_says_what_became_of_it(run):

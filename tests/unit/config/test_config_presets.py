@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 
 import pytest
@@ -71,21 +72,42 @@ def test_a_base_of_ones_own_is_found_beside_the_file(write):
 
 
 def test_one_level_of_extends(write):
-    write("extends: base/tiny\n", "middle.yaml")
+    middle = write("extends: base/tiny\n", "middle.yaml")
     error = fault(write(GOOD.replace("base/tiny", "middle")))
     assert "mine.yaml, line 1: extends: middle is no base: it extends base/tiny itself" in error.what
-    assert "presets copy middle" in error.hint
+    assert error.hint == (
+        "A base extends nothing. Extend base/tiny or base/video-7b, or change a copy: "
+        f"`llavanext presets copy {middle} FILE`."
+    )
+    assert "`llavanext presets copy tiny-ask FILE`" in fault(write(GOOD.replace("base/tiny", "tiny-ask"))).hint
+
+
+def test_a_circle_of_bases_is_told_to_extend_something_else(write):
+    write("extends: mine.yaml\n", "other.yaml")
+    error = fault(write("extends: other.yaml\n"))
+    assert "extends: other.yaml is no base: it extends mine.yaml itself" in error.what
+    assert error.hint.startswith("A base extends nothing. Extend base/tiny or base/video-7b, or")
 
 
 def test_a_file_named_as_the_base_it_extends_is_not_its_own_base(write):
     error = fault(write(GOOD.replace("base/tiny", "tiny-stage2"), "tiny-stage2.yaml"))
     assert "tiny-stage2 is no base: it extends base/tiny itself" in error.what
-    assert "there is no mine" in fault(write(GOOD.replace("base/tiny", "mine"), "mine.yaml")).what
+    error = fault(write(GOOD.replace("base/tiny", "mine"), "mine.yaml"))
+    assert error.what.endswith("mine.yaml, line 1: extends: there is no mine but this file itself")
+    assert error.hint.startswith("The bases are base/tiny, base/video-7b; ")
 
 
-def test_a_folder_is_no_preset(tmp_path):
-    error = fault(tmp_path)
-    assert error.what == f"{tmp_path} is a folder, and a preset is a YAML file or a name"
+@pytest.mark.parametrize("name", ["odd", "odd.yaml"])
+def test_what_is_no_file_is_no_preset(tmp_path, name):
+    path = tmp_path / name
+    path.mkdir()
+    assert fault(path).what == f"{path} is a folder, and a preset is a YAML file or a name"
+    path.rmdir()
+    os.mkfifo(path)
+    assert fault(path).what == f"{path} is a device or a pipe, and a preset is a YAML file or a name"
+    path.unlink()
+    path.symlink_to(path)
+    assert fault(path).what == f"{path} is a link to nothing, and a preset is a YAML file or a name"
 
 
 def test_a_seq_length_of_the_wrong_type_is_not_missing_too(write):
@@ -170,6 +192,20 @@ def test_set_reaches_into_a_mapping_and_replaces_null():
         ("train.learning_rte=1", "--set train.learning_rte=1: unknown key; did you mean train.learning_rate?"),
         ("learning_rate=1", "--set learning_rate=1: unknown key; did you mean train.learning_rate?"),
         ("tran.epochs=1", "--set tran.epochs=1: unknown key; did you mean train.epochs?"),
+        ("train.lr=1", "--set train.lr=1: unknown key; did you mean train.learning_rate?"),
+        ("lr=1", "--set lr=1: unknown key; did you mean train.learning_rate?"),
+        ("train.rate=1", "unknown key; did you mean train.learning_rate?"),
+        ("train.wd=0", "unknown key; did you mean train.weight_decay?"),
+        ("train.bs=2", "unknown key; did you mean train.batch_size?"),
+        ("train.acc=2", "unknown key; did you mean train.accumulate?"),
+        ("ask.temp=1", "unknown key; did you mean ask.temperature?"),
+        ("data.len=1", "unknown key; did you mean data.seq_length?"),
+        ("seq_len=1", "unknown key; did you mean data.seq_length?"),
+        ("train.lora_rank=8", "unknown key; did you mean train.lora.rank?"),
+        ("train.lr.vision=1", "unknown key; did you mean train.learning_rates.vision?"),
+        ("model.hidden_size=1", "unknown key; did you mean model.text.hidden_size?"),
+        ("parallel.tp=2", "unknown key; known here: devices, data, tensor, pipeline, optimizer_sharding"),
+        ("xyz=2", "unknown key; known here: task, description, model, data, train, ask, parallel, runtime"),
         ("extends=base/tiny", "--set extends=base/tiny: unknown key"),
         ("train.epochs=two", "--set train.epochs=two: train.epochs: expected a whole number, not 'two'"),
         ("train.epochs.x=1", "--set train.epochs.x=1: unknown key; did you mean train.epochs?"),
@@ -188,7 +224,15 @@ def test_a_wrong_set(setting, message):
 @pytest.mark.parametrize("setting", ["train.epochs", "=3", ""])
 def test_a_set_without_key_or_value(setting):
     error = fault("tiny-stage2", [setting])
-    assert "expected KEY=VALUE" in error.what and "train.learning_rate=1e-5" in error.hint
+    assert "expected KEY=VALUE" in error.what and "--set data.frames=8" in error.hint
+
+
+def test_the_hint_names_the_preset_in_hand_where_it_can_be_shown(write):
+    assert "presets show tiny-ask --full" in fault("tiny-ask", ["train.epochs=2"]).hint
+    assert "presets show tiny-stage2 --full" in fault("tiny-stage2", devices=3, overrides=["data.x=1"]).hint
+    sound, wrong = write(GOOD, "my sound.yaml"), write(GOOD + "    extra: 1\n")
+    assert f"presets show '{sound}' --full" in fault(sound, ["data.x=1"]).hint
+    assert "presets show video-7b-stage2 --full" in fault(wrong, ["data.x=1"]).hint
 
 
 def test_a_set_that_is_not_yaml():
@@ -235,7 +279,8 @@ def test_check_goes_on_after_a_wrong_one(write):
     assert [report.ok for report in reports] == [False, True, False]
     assert "train.learning_rate: expected a number, not 'fast'" in reports[0].problems[0]
     assert reports[2].path is None
-    assert "no preset named 'nothing'" in reports[2].problems[0]
+    assert reports[2].problems == ("no preset named 'nothing'",)
+    assert reports[2].hint.endswith("`llavanext presets list` shows the presets.")
 
 
 def test_check_reports_a_file_with_a_key_given_twice(write):

@@ -76,6 +76,24 @@ def test_what_cannot_be_read_says_where(tmp_path, monkeypatch, text, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("a: &x 1\nb: *x\n", "write the value out in each place"),
+        ("a: *.jpg\n", "begins with * needs quotes"),
+        ("a: & b\n", "begins with & needs quotes"),
+        ("a: " + "[" * 100, "close every bracket and quote"),
+        ("a: b: c\n", "needs quotes"),
+        ("a: [1,\n", "close every bracket and quote"),
+        ("a: 1\n\tb: 2\n", "indent with spaces"),
+    ],
+)
+def test_text_that_is_not_read_has_a_hint(text, hint):
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml(text, "f.yaml")
+    assert hint in caught.value.hint
+
+
 def test_a_key_given_twice_is_an_error_with_both_lines(tmp_path):
     path = tmp_path / "f.yaml"
     path.write_text("train:\n  epochs: 1\n  seed: 2\n  epochs: 3\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -37,11 +39,66 @@ def test_a_copy_replaces_nothing_unless_forced(tmp_path):
 
 
 def test_a_copy_to_nowhere_leaves_nothing(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be written: No such file or directory"):
-        copy_preset("tiny-ask", tmp_path / "missing" / "mine.yaml")
+    missing = tmp_path / "not there"
+    with pytest.raises(ConfigError, match=f"mine.yaml: there is no folder {missing}$") as caught:
+        copy_preset("tiny-ask", missing / "mine.yaml")
+    assert caught.value.hint == f"Make it first: mkdir -p '{missing}'"
     with pytest.raises(ConfigError, match="no preset named 'tiny-aks'"):
         copy_preset("tiny-aks", tmp_path / "mine.yaml")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_with_the_name_that_was_given(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match=r"/mine.yaml cannot be written: No space left on device") as caught:
+        copy_preset("tiny-ask", tmp_path / "mine.yaml")
+    assert "there is room" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_only_a_file_is_replaced(tmp_path, force):
+    pipe, loop, device, folder = (tmp_path / name for name in ("pipe", "loop", "device", "tiny-ask.yaml"))
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    device.symlink_to("/dev/null")
+    folder.mkdir()
+    before = {path: path.lstat() for path in tmp_path.iterdir()}
+    for target, what in (
+        (pipe, f"{pipe} is a device or a pipe, not a file"),
+        (loop, f"{loop} is a link to nothing, not a file"),
+        (device, f"{device} is a device or a pipe, not a file"),
+        (tmp_path, f"{folder} is a folder, not a file"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            copy_preset("tiny-ask", target, force)
+        assert (caught.value.what, caught.value.hint) == (what, "Choose another file.")
+    assert {path: path.lstat() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"\x93\xff\x00", "it is not UTF-8 text"),
+        (b"a: &x [*x]\n", "anchors and aliases are not read here"),
+        (b"", "is empty"),
+    ],
+)
+def test_what_is_no_yaml_is_not_copied(tmp_path, data, what):
+    source = tmp_path / "odd.yaml"
+    source.write_bytes(data)
+    with pytest.raises(ConfigError, match=what):
+        copy_preset(str(source), tmp_path / "mine.yaml")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_preset_with_wrong_keys_is_copied_to_be_mended(tmp_path):
+    source = tmp_path / "odd.yaml"
+    source.write_text("trian: {epohcs: 1}\n")
+    assert copy_preset(str(source), tmp_path / "mine.yaml").read_text() == source.read_text()
 
 
 def test_presets_are_found_in_an_installed_package(tmp_path, monkeypatch):
