@@ -70,8 +70,9 @@ def fetch(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Download models and data sets: whole, verified, unpacked, where the other commands look for them.
+    """Download models and data sets, whole and verified, to where the other commands look for them.
 
+    Archives of the artifacts in --list are unpacked; those of other repositories and addresses stay as they are.
     A download that was cut off, or killed, goes on where it ended when the same command runs again. Tokens are read
     from HF_TOKEN (or MODELSCOPE_API_TOKEN), mirrors from HF_ENDPOINT, proxies from HTTPS_PROXY.
 
@@ -108,6 +109,10 @@ def fetch(
     if not names:
         raise typer.BadParameter("name what to fetch, or use --list or --check DIR")
     if to is None:
+        from llavanext_cli.fetching.registry import find_artifact
+
+        for name in names:
+            find_artifact(name)  # an unknown name is told of first
         raise typer.BadParameter("--to FOLDER is missing")
 
     from llavanext_cli.fetching.net import Limits
@@ -137,15 +142,18 @@ def fetch(
         console.out_json(report)
         return
     for artifact in report.artifacts:
-        where = f"{artifact.where} at {artifact.revision[:12]}" if artifact.revision else artifact.where
-        console.say(f"{artifact.name}: {files(artifact.files)}, {format_size(artifact.bytes)}, from {where}")
+        where = f", from {artifact.where}" if artifact.where != artifact.name else ""
+        revision = f" at {artifact.revision[:12]}" if where and artifact.revision else ""
+        console.say(f"{artifact.name}: {files(artifact.files)}, {format_size(artifact.bytes)}{where}{revision}")
     free = f"{format_size(report.needed)} of disk needed, {format_size(report.free)} free"
     if dry_run:
         console.say(f"To fetch: {files(report.fetched)}, {format_size(report.transferred)}; {free}.")
         if report.needed > report.free:
             console.warn("the disk is too small for that")
         return
-    kept = f"{report.ready} were there" + (f", {report.adopted} more recognised" if report.adopted else "")
+    kept = f"{report.ready} {'was' if report.ready == 1 else 'were'} there"
+    if report.adopted:
+        kept += f", {report.adopted} more recognised"
     if report.unverified:
         whose = "its" if report.unverified == 1 else "their"
         console.say(f"{files(report.unverified)} without a published digest: {whose} size alone was checked.")

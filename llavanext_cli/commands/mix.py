@@ -80,7 +80,10 @@ def mix(
         float, typer.Option(min=0.1, max=1e6, help="Seconds that the check of one file may take.")
     ] = 60.0,
     page: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE.html", help="A page with the report and its plots.")
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE.html", help="Write the report with its plots to this file, as an HTML page."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and check everything, write no output.")] = False,
     force: Force = False,
@@ -135,6 +138,8 @@ def mix(
         return
     show_report(report)
     if report.written:
+        if page:
+            console.say(f"The report is in {page}")
         console.next_step(f"llavanext train PRESET --data {shlex.quote(str(out))} --checkpoint CHECKPOINT --out RUN")
 
 

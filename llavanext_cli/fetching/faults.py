@@ -14,7 +14,10 @@ import requests
 from llavanext_cli.errors import ConfigError, FetchError, LlavaNextError
 from llavanext_cli.fetching.redaction import cause_of, redact
 
-ELSEWHERE = "Check the network; or use a mirror (HF_ENDPOINT=https://…, --endpoint), or --source modelscope."
+ELSEWHERE = (
+    "Check the address and the network. A repository may also be had from a mirror (HF_ENDPOINT=https://…, --endpoint) "
+    "or with --source modelscope."
+)
 
 CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """The variables that requests reads, in this order."""

@@ -8,8 +8,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from llavanext_cli.errors import ConfigError
@@ -161,7 +161,8 @@ def _short(text: str) -> str:
 def locked_folder(root: Path, note: Callable[[str], None] = lambda line: None, create: bool = True) -> Iterator[Folder]:
     """Open a folder for one process alone; another one waits until this one is done.
 
-    A folder that cannot be written is opened without a lock when it has a manifest: reading it harms nobody.
+    A folder that cannot be written is opened without a lock when it has a manifest: reading it harms nobody. One that
+    was made here goes again in the end if nothing has arrived in it.
 
     Args:
         create: make the folder when it does not exist.
@@ -178,6 +179,7 @@ def locked_folder(root: Path, note: Callable[[str], None] = lambda line: None, c
     if not create and not root.is_dir():
         raise ConfigError(f"there is no folder {root}", "Fetch into it first: llavanext fetch NAME --to FOLDER.")
     lock = None
+    made = [path for path in (root / STATE, root, *root.parents) if not path.exists()]
     try:
         (root / STATE).mkdir(parents=True, exist_ok=True)
         try:
@@ -189,17 +191,32 @@ def locked_folder(root: Path, note: Callable[[str], None] = lambda line: None, c
     except Timeout:
         note(f"another fetch is working in {root}; waiting for it")
         while True:
+            (root / STATE).mkdir(parents=True, exist_ok=True)  # the other one may have taken away what it made
             try:
                 lock.acquire(timeout=0.5)
                 break
-            except Timeout:
+            except (Timeout, FileNotFoundError):
                 continue
     except OSError as fault:
         lock = None
         if fault.errno not in _READ_ONLY or not os.access(root / STATE / "manifest.json", os.R_OK):
             raise explain_disk(fault, root) from cause_of(fault)
-    try:
-        yield Folder(root)
-    finally:
+    with ExitStack() as stack:
         if lock is not None:
-            lock.release()
+            stack.callback(lock.release)
+        folder = Folder(root)
+        stack.callback(_remove_unused, folder, made)
+        yield folder
+
+
+def _remove_unused(folder: Folder, made: Sequence[Path]) -> None:
+    """Take away the folders that were `made` for this run, innermost first, if nothing has arrived in them."""
+    if folder.manifest.files or folder.manifest.archives or folder.state not in made:
+        return
+    with suppress(OSError):  # a folder that somebody has put something into stays, and so do those around it
+        ours = list(folder.state.iterdir())
+        if {path.name for path in ours} <= {"lock", "manifest.json"}:
+            for path in ours:
+                path.unlink()
+            for path in made:
+                path.rmdir()

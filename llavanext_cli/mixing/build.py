@@ -24,7 +24,7 @@ from llavanext_cli.mixing.cache import VerdictCache
 from llavanext_cli.mixing.lengths import plan_lengths
 from llavanext_cli.mixing.media import LEVELS
 from llavanext_cli.mixing.mixfile import DataSet, load_mix_file
-from llavanext_cli.mixing.output import OutputFile, check_output_folder
+from llavanext_cli.mixing.output import JSON, PAGE, OutputFile, check_output_file
 from llavanext_cli.mixing.pipeline import Pipeline, Progress
 from llavanext_cli.mixing.plan import Plan
 from llavanext_cli.mixing.pool import Pool
@@ -93,13 +93,14 @@ def run_mix(
     ):
         if value not in known:
             raise ValueError(f"{name} is one of {known}, not {value!r}")
+    _check_names(out, rejects, page)
     out, rejects, page = out.absolute(), rejects and rejects.absolute(), page and page.absolute()
     format = format or ("mindformers" if out.suffix == ".json" else "llavanext")
     workers = max(1, workers or usable_cores())
     data_sets = load_mix_file(mix_file)
     lengths, frames = plan_lengths(tokenizer, max_tokens, preset, frames, check)
     needs_cache = check in ("header", "full")
-    targets = [target for target in (out, rejects, page) if target and not dry_run]
+    targets = [(t, begins) for t, begins in ((out, JSON), (rejects, JSON), (page, PAGE)) if t and not dry_run]
     inputs = [mix_file.absolute(), *(data_set.json_path for data_set in data_sets)]
     _check_targets(targets, _cache_path(out) if needs_cache else None, inputs, force)
     report = MixReport(out, not dry_run, check, format, seed, [SourceReport(d) for d in data_sets])
@@ -141,9 +142,19 @@ def run_mix(
     return report
 
 
-def _check_targets(targets: Sequence[Path], cache: Path | None, inputs: Sequence[Path], force: bool) -> None:
-    """The output, the rejects, the page and the cache: different files, none of them an input, each writable."""
-    written = [*targets, cache] if cache else targets
+def _check_names(out: Path, rejects: Path | None, page: Path | None) -> None:
+    if Path("-") in (out, rejects, page):
+        raise DataError("-: a mix writes whole files, and not to stdout", "name a file for it, such as samples.jsonl")
+    if page and page.suffix.lower() not in (".html", ".htm"):
+        raise DataError(f"{page}: the report is an HTML page", "give it a name that ends in .html")
+
+
+def _check_targets(
+    targets: Sequence[tuple[Path, tuple[bytes, ...]]], cache: Path | None, inputs: Sequence[Path], force: bool
+) -> None:
+    """The output, the rejects, the page (each with how such a file begins) and the cache: different files, none of them
+    an input, each writable."""
+    written = [target for target, _ in targets] + ([cache] if cache else [])
     places = [os.path.realpath(target) for target in written]
     twice = [place for place in places if places.count(place) > 1]
     if twice:
@@ -151,8 +162,8 @@ def _check_targets(targets: Sequence[Path], cache: Path | None, inputs: Sequence
     for target in written:
         if any(target.exists() and target.samefile(path) for path in inputs):
             raise DataError(f"{target} is what this mix is made from", "name another file for the output")
-    for target in targets:
-        check_output_folder(target, force)
+    for target, begins in targets:
+        check_output_file(target, force, begins)
 
 
 def _write(
@@ -225,12 +236,12 @@ def _failure(report: MixReport, listed: list[str]) -> LlavaNextError:
     hint = (
         f"all are in {report.rejects}" if report.rejects else "--on-bad drop leaves them out; --rejects FILE lists them"
     )
-    return DataError(f"{total} of {report.sampled} records are bad, and nothing was written", hint, details=listed)
+    return DataError(f"{total} of {report.sampled} records are bad, and no samples were written", hint, details=listed)
 
 
 def _nothing_left(report: MixReport, listed: list[str]) -> LlavaNextError:
     root = "is media_root the folder that the paths start from? " if report.dropped["missing"] else ""
     where = f"all are in {report.rejects}" if report.rejects else "--rejects FILE lists all"
     return DataError(
-        f"all {report.sampled} records are bad, and nothing was written", root + where, details=listed[:10]
+        f"all {report.sampled} records are bad, and no samples were written", root + where, details=listed[:10]
     )

@@ -142,10 +142,16 @@ class VerdictCache:
         self._database.execute("BEGIN IMMEDIATE")
 
     def close(self) -> None:
-        """Save and close; a disk that is full now costs the last entries and nothing else."""
+        """Save and close; a disk that is full now costs the last entries and nothing else. Without a verdict, the file
+        goes again."""
+        is_empty = False
         with contextlib.suppress(sqlite3.DatabaseError):
+            is_empty = self._database.execute("SELECT 1 FROM media LIMIT 1").fetchone() is None
             self._database.execute("COMMIT")
         self._database.close()
+        if is_empty and self.is_kept:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
 
 
 def _is_ours(path: Path) -> bool:

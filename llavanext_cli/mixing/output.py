@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
@@ -11,24 +12,46 @@ from typing import BinaryIO
 
 from llavanext_cli.errors import DataError
 
+JSON = (b"{", b"[")
+"""First bytes of the samples, in both formats, and of the rejects."""
+PAGE = (b"<!doctype html", b"<html")
+"""First bytes of the report, in lower case."""
 
-def check_output_folder(path: Path, force: bool) -> None:
-    """Refuse early what could only fail late.
+
+def check_output_file(path: Path, force: bool, begins: tuple[bytes, ...]) -> None:
+    """Refuse early what could only fail late, and what would cost the user a file.
+
+    Args:
+        begins: `JSON` or `PAGE`. A file that is there and begins otherwise is not a mix's, but perhaps one of its
+            pictures, and stays whether `force` is given or not.
 
     Raises:
-        DataError: the folder does not exist or is not writable, or `path` is a folder or a device, or it exists and
-            `force` is not given.
+        DataError: the folder does not exist or is not writable, or `path` is a folder, a device or another's file, or
+            it exists and `force` is not given.
     """
     if not path.parent.is_dir():
         raise DataError(f"{path}: the folder {path.parent} does not exist", f"make it first: mkdir -p {path.parent}")
     if path.is_dir():
         raise DataError(f"{path} is a folder", "name a file in it")
-    if path.exists() and not path.is_file():  # renaming a file over /dev/null would take it from the whole machine
+    # renaming a file over /dev/null would take it from the whole machine; /dev/stdout may lead to a file
+    if path.exists() and (not path.is_file() or path.parent == Path("/dev")):
         raise DataError(f"{path} is a device or a pipe, not a file", "name a file; --dry-run writes none")
+    if path.exists() and not _begins(path, begins):
+        raise DataError(f"{path} exists, and llavanext mix has not written it", "name another file for the output")
     if path.exists() and not force:
         raise DataError(f"{path} exists", "name another file, or give --force to replace it")
     if not os.access(path.parent, os.W_OK):
         raise DataError(f"{path}: no permission to write in {path.parent}", "choose another folder for the output")
+
+
+def _begins(path: Path, begins: tuple[bytes, ...]) -> bool:
+    """Whether a file begins so, or is empty. One that cannot be read does not."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16).lower()
+    except OSError:
+        return False
+    return not head or head.startswith(begins)
 
 
 class OutputFile:
@@ -102,9 +125,9 @@ class OutputFile:
                 self._temporary.unlink(missing_ok=True)
 
     def _error(self, error: OSError) -> DataError:
-        return DataError(
-            f"{self.path} could not be written: {error.strerror}", "free some space, or choose another disk"
-        )
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free some space, or choose another disk" if is_full else "choose another folder for the output"
+        return DataError(f"{self.path} could not be written: {error.strerror}", hint)
 
 
 def _rename_to_new(source: Path, target: Path) -> None:

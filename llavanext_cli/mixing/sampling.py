@@ -66,7 +66,8 @@ def parse_strategy(text: object) -> Strategy:
     found = _AMOUNT.fullmatch(amount)
     if not found:
         raise ValueError(
-            f"{text[:40]!r}: the amount is a count such as 1000 or a percentage such as 12.5%, and not negative"
+            f"{text[:40]!r}: the amount is a count such as 1000 or a percentage such as 12.5%, not negative, and of at "
+            "most 18 digits"
         )
     if found.group(1):
         return Strategy(kind, Fraction(found.group(1)), is_share=False)

@@ -39,7 +39,7 @@ _BLANK = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 _BETWEEN = re.compile(rb"\}[ \t\r\n]*(,)[ \t\r\n]*\{")
 _FIRST_KEY = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*("(?:[^"\\]|\\.)*")')
-_LIST_HINT = "if it has one record a line, name it .jsonl"
+_LIST_HINT = "write its records as a list, [{...}, {...}]; if it has one record a line, name it .jsonl"
 _GUESSES = 8
 _TAIL_BYTES = 1 << 13
 _array_of_raw = msgspec.json.Decoder(list[msgspec.Raw])
@@ -94,7 +94,7 @@ def index_chunks(path: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
             if first == b"[":
                 yield from _index_array(path, file, bom, chunk_bytes)
             elif first == b"{":
-                if path.suffix == ".json" and not _is_one_line(file.readline()):
+                if path.suffix == ".json" and not _has_record_lines(file):
                     raise DataError(
                         f"{path}: a .json data set is a list of records, and this file holds one object",
                         _LIST_HINT,
@@ -319,11 +319,14 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _is_one_line(line: bytes) -> bool:
+def _has_record_lines(file: BinaryIO) -> bool:
+    """Whether a file has one object a line. A lone one must be a record or a sample: it may be a config file."""
     try:
-        return isinstance(json.loads(line), dict)
+        first = json.loads(file.readline())
     except ValueError:
         return False
+    is_alone = not file.read(CHUNK_BYTES).strip(_BLANK)
+    return isinstance(first, dict) and not (is_alone and "conversations" not in first and "turns" not in first)
 
 
 def _first_key(data: bytes | bytearray, position: int) -> bytes:

@@ -264,6 +264,7 @@ def test_progress_is_told_and_the_working_folder_stays_clean(llavanext, hub, tmp
     [
         ((), 2, "name what to fetch"),
         (("video-7b",), 2, "--to FOLDER is missing"),
+        (("video7b",), 1, "no artifact is called 'video7b'\nHint: Did you mean video-7b?"),
         (("video7b", "--to", "x"), 1, "no artifact is called 'video7b'\nHint: Did you mean video-7b?"),
         (("video-7b", "--to", "x", "--source", "ftp"), 2, "is not one of"),
         (("video-7b", "--to", "x", "--endpoint", "nonsense"), 1, "an endpoint is an address such as https://host"),
@@ -293,8 +294,11 @@ def test_a_file_without_a_digest_is_told_of_and_one_file_is_one(llavanext, tmp_p
         planned = llavanext("fetch", site.url("/a.bin"), "--to", tmp_path / "to", "--dry-run")
         assert "To fetch: 1 file, 2 MB;" in planned.stderr and planned.returncode == 0
         done = llavanext("fetch", site.url("/a.bin"), "--to", tmp_path / "to")
+        again = llavanext("fetch", site.url("/a.bin"), "--to", tmp_path / "to")
     assert "1 file without a published digest: its size alone was checked." in done.stderr
     assert "1 file fetched (2 MB)" in done.stderr and files(tmp_path / "to") == {"a.bin": SECOND}
+    assert f"{site.url('/a.bin')}: 1 file, 2 MB\n" in done.stderr
+    assert "0 files fetched (0 B), 1 was there: " in again.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------- secrets

@@ -126,6 +126,7 @@ def test_a_page_with_plots(tmp_path, images):
     mix_file = write_mix(tmp_path, {"json_path": "images/llava.json", "name": "<still>"})
     result = mix(mix_file, "-o", tmp_path / "s.jsonl", "--report", tmp_path / "mix.html")
     assert result.exit_code == 0, result.stderr
+    assert f"The report is in {tmp_path / 'mix.html'}" in result.stderr
     page = (tmp_path / "mix.html").read_text()
     assert "<td>&lt;still&gt;</td><td>all</td>" in page and "a missing file" in page
     assert '<td>0-255</td><td class="number">5</td>' in page
@@ -309,7 +310,7 @@ def test_on_bad_fail_lists_all_and_writes_nothing(tmp_path, images):
     mix_file = write_mix(tmp_path, {"json_path": "images/llava.json"})
     result = mix(mix_file, "-o", tmp_path / "s.jsonl", "--on-bad", "fail", "--check", "exists")
     assert result.exit_code == 1 and not (tmp_path / "s.jsonl").exists()
-    assert "1 of 7 records are bad, and nothing was written" in result.stderr
+    assert "1 of 7 records are bad, and no samples were written" in result.stderr
     assert f"{images}/llava.json, line" in result.stderr and "id 5" in result.stderr
     listed = mix(mix_file, "-o", tmp_path / "s.jsonl", "--on-bad", "fail", "--rejects", tmp_path / "bad.jsonl")
     assert listed.exit_code == 1 and len(lines(tmp_path / "bad.jsonl")) == 1
@@ -408,7 +409,7 @@ def test_faults_of_files_are_one_line_a_hint_and_nothing_left(tmp_path, images):
     fails(good, "the folder " + str(tmp_path / "none") + " does not exist", out=tmp_path / "none" / "s.jsonl")
     fails(good, "is a folder", out=images)
     fails(good, "one file would overwrite the other", "--rejects", tmp_path / "s.jsonl")
-    fails(good, "one file would overwrite the other", "--report", tmp_path / "s.jsonl")
+    fails(good, "one file would overwrite the other", "--report", tmp_path / "s.html", out=tmp_path / "s.html")
     fails(good, "one file would overwrite the other", "--rejects", images / ".." / "s.jsonl")
     fails(good, "one file would overwrite the other", "--rejects", tmp_path / "s.jsonl.cache")
     os.mkfifo(tmp_path / "pipe")
@@ -416,6 +417,14 @@ def test_faults_of_files_are_one_line_a_hint_and_nothing_left(tmp_path, images):
     assert not (tmp_path / "pipe").is_file()  # nor would be /dev/null, for root
     fails(good, "is what this mix is made from", "--force", out=images / "llava.json")
     fails(good, "is what this mix is made from", "--force", "--rejects", good)
+    for more in ((), ("--force",)):
+        fails(good, "llavanext mix has not written it", *more, out=images / "coco" / "0.jpg")
+        fails(good, "llavanext mix has not written it", *more, "--rejects", images / "coco" / "0.jpg")
+    html = (images / "coco" / "0.jpg").rename(images / "coco" / "0.html")
+    fails(good, "llavanext mix has not written it", "--force", "--report", html)
+    fails(good, "the report is an HTML page", "--report", tmp_path / "r.png")
+    fails(good, "-: a mix writes whole files", out=Path("-"))
+    fails(good, "-: a mix writes whole files", "--rejects", "-")
     fails(tmp_path / "none.yaml", "no such mix file")
     (tmp_path / "there.jsonl").write_text("mine")
     fails(good, "there.jsonl exists", out=tmp_path / "there.jsonl")
@@ -437,6 +446,17 @@ def test_all_records_bad_is_an_error(tmp_path):
     result = mix(write_mix(tmp_path, {"json_path": "data.json"}), "-o", tmp_path / "s.jsonl", "--check", "exists")
     assert result.exit_code == 1 and "all 2 records are bad" in result.stderr and "media_root" in result.stderr
     assert not (tmp_path / "s.jsonl").exists()
+    mix(tmp_path / "mix.yaml", "-o", tmp_path / "s.jsonl")
+    assert not (tmp_path / "s.jsonl.cache").exists(), "no file was checked, and an empty cache is of no use"
+
+
+def test_a_mix_replaces_what_a_mix_has_written(tmp_path, images):
+    mix_file = write_mix(tmp_path, {"json_path": "images/llava.json"})
+    more = ("--force", "--rejects", tmp_path / "bad.jsonl", "--report", tmp_path / "mix.html")
+    for name, other in (("s.jsonl", "llavanext"), ("s.jsonl", "mindformers"), ("s.json", "mindformers")):
+        for _ in range(2):
+            result = mix(mix_file, "-o", tmp_path / name, "--format", other, *more)
+            assert result.exit_code == 0, result.stderr
 
 
 def test_a_number_that_json_does_not_have_is_named(tmp_path):
@@ -455,6 +475,7 @@ def test_the_folder_is_asked_for_only_where_files_are_missing(tmp_path):
 def test_usage_errors(tmp_path):
     assert mix(tmp_path / "mix.yaml").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--check", "some").exit_code == 2
+    assert mix(tmp_path / "mix.yaml", "-o", "x", "--seed", "-5").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--workers", "0").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--workers", "2000").exit_code == 2
     assert mix(tmp_path / "mix.yaml", "-o", "x", "--time-limit", "nan").exit_code == 2

@@ -369,6 +369,45 @@ def test_a_folder_that_is_a_file(pictures, tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
+@pytest.mark.parametrize("port", ["", ":1"], ids=["404", "refused"])
+def test_a_folder_in_which_nothing_arrived_goes_again(tmp_path, port):
+    with FileSite({}) as site:
+        address = site.url("/nope.zip") if not port else f"http://127.0.0.1{port}/nope.zip"
+        for to in (tmp_path / "a" / "b", tmp_path):
+            with pytest.raises(FetchError) as error:
+                run_fetch([address], to, limits=LIMITS)
+            assert list(tmp_path.iterdir()) == []
+            assert error.value.hint.startswith(("Is the address right?", "Check the address and the network. A repos"))
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "mine").write_text("mine")
+        with pytest.raises(FetchError):
+            run_fetch([address], tmp_path / "a", limits=LIMITS)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["mine"]
+
+
+def test_a_folder_in_which_something_arrived_stays(tmp_path):
+    manners = Manners(ranges=False, cut_every=100_000)
+    with FileSite({"/a.bin": content(3_000_000, 1)}, {"/a.bin": manners}) as site, pytest.raises(FetchError):
+        run_fetch([site.url("/a.bin")], tmp_path / "a", limits=LIMITS)
+    assert {path.name for path in (tmp_path / "a/.llavanext").iterdir()} == {"lock", "manifest.json", "partial"}
+
+
+def test_one_that_waits_survives_that_the_folder_goes(tmp_path):
+    told = threading.Event()
+
+    def wait() -> None:
+        with locked_folder(tmp_path / "a", lambda line: told.set()) as folder:
+            assert folder.state.is_dir()
+            (folder.root / "b").write_text("")
+
+    with locked_folder(tmp_path / "a"):
+        second = threading.Thread(target=wait)
+        second.start()
+        assert told.wait(10)
+    second.join(10)
+    assert (tmp_path / "a" / "b").exists()
+
+
 def test_a_folder_where_a_file_is_to_go(clips, tmp_path):
     (tmp_path / "0_30_s_academic_oe_v0_1_qa_processed.json").mkdir()
     with pytest.raises(DataError, match=r"holds 1 file already"):

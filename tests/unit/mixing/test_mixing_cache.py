@@ -35,6 +35,18 @@ def test_found_again(path):
     cache.close()
 
 
+def test_a_cache_without_a_verdict_goes_and_another_stays(path):
+    cache = VerdictCache(path)
+    cache.add([("image", "/a", A, Verdict("missing", "why"))], "header", 16)
+    cache.close()
+    assert not path.exists()
+    cache = VerdictCache(path)
+    cache.add([("image", "/a", A, BAD)], "header", 16)
+    cache.close()
+    VerdictCache(path).close()
+    assert path.exists()
+
+
 def test_forgotten_when_the_file_or_the_question_changes(path):
     cache = VerdictCache(path)
     cache.add([("image", "/a", A, GOOD)], "header", 16)
@@ -144,7 +156,9 @@ def test_a_full_disk_stops_nothing(path):
 
 
 def test_an_older_form_is_forgotten(path):
-    VerdictCache(path).close()
+    cache = VerdictCache(path)
+    cache.add([("image", "/a", A, GOOD)], "header", 16)
+    cache.close()
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 99")
     database.execute("DROP TABLE media")

@@ -103,6 +103,7 @@ def test_random_favours_nobody():
         ("first:1.5", "a count such as"),
         ("first:ten", "a count such as"),
         ("first:1e3", "a count such as"),
+        ("first:" + "9" * 20, "at most 18 digits"),
         ("first:" + "9" * 5000, "a count such as"),
         ("", "unknown strategy"),
         (10, "not 10"),

@@ -149,6 +149,7 @@ def test_what_python_accepts_and_msgspec_does_not(tmp_path):
         ("a.json", '[{"id": 1}] x', "line 1, column 13: not valid JSON"),
         ("a.json", '[{"id": 1}]]', "line 1, column 12: not valid JSON"),
         ("a.json", '{"id": 1,\n "b": 2}', "holds one object"),
+        ("a.json", '{"a": 1}\n\n', "holds one object"),
         ("a.json", "hello", "line 1, column 1: this is not JSON"),
         ("a.json", " 5\n", "a data set is a list of records"),
         ("a.jsonl", '"text"', "a data set is a list of records"),
