@@ -285,14 +285,14 @@ def test_a_disk_without_room(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------- broken
 
 
-@pytest.mark.parametrize("kind", MAKERS)
-@pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(
+    ("kind", "keep"),
+    [(kind, keep) for kind in MAKERS for keep in (0.1, 0.5, 0.9) if (kind, keep) != ("tar", 0.9)],  # only its padding
+)
 def test_cut_off(tmp_path, kind, keep):
     archive = MAKERS[kind](tmp_path / "x")
     raw = archive.read_bytes()
     archive.write_bytes(raw[: int(len(raw) * keep)])
-    if kind == "tar" and keep == 0.9:
-        pytest.skip("what is cut off here is the padding at the end of a tar")
     with pytest.raises(DataError, match=r"x is a broken archive"):
         unpack_archive(archive, tmp_path / "stage")
 

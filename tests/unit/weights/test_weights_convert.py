@@ -306,7 +306,7 @@ def test_a_disk_too_small(
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("llavanext_cli.weights.folder.shutil.disk_usage", lambda _: usage)
-    fails(hf_folder, tmp_path, "1 kB free", no_leftovers)
+    fails(hf_folder, tmp_path, "1 kB are free", no_leftovers)
 
 
 def test_tokenizers_and_licences_need_room_too(
@@ -315,7 +315,7 @@ def test_tokenizers_and_licences_need_room_too(
     (hf_folder / "LICENSE").write_bytes(bytes(1 << 20))
     usage = type("Usage", (), {"free": (64 << 20) + (1 << 20)})
     monkeypatch.setattr("llavanext_cli.weights.folder.shutil.disk_usage", lambda _: usage)
-    fails(hf_folder, tmp_path, "68.2 MB free", no_leftovers)
+    fails(hf_folder, tmp_path, "68.2 MB are free", no_leftovers)
     os.truncate(hf_folder / "LICENSE", 65 << 20)
     fails(hf_folder, tmp_path, r"LICENSE: 68.2 MB; at most 67.1 MB are copied", no_leftovers)
 
