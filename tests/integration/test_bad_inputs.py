@@ -162,6 +162,19 @@ def _(folder):
     return ["presets", "check", put(folder / "mine.yaml", "extends: mine\ntask: train\n")]
 
 
+@case("a copy of a preset that is a picture", "not UTF-8 text")
+def _(folder):
+    return ["presets", "copy", put(folder / "mine.yaml", jpeg()), folder / "copy.yaml"]
+
+
+@case("a copy of a preset over a device", "is a device or a pipe")
+def _(folder):
+    return ["presets", "copy", "tiny-ask", "/dev/null", "--force"]
+
+
+simple("demo: a negative seed", "--seed", "demo", "--dir", "never", "--seed", "-1", code=2)
+
+
 # ----------------------------------------------------------------------------------------------------------------- ask
 
 
@@ -245,6 +258,27 @@ def _(folder):
 @case("ask: --show over the picture", "is what the question is about")
 def _(folder):
     return ask(folder, "--image", folder / "a.png", "--show", folder / "a.png", "--force")
+
+
+@case("ask: --show into a folder", "is a folder")
+def _(folder):
+    return ask(folder, "--image", folder / "a.png", "--show", folder, "--force")
+
+
+@case("ask: --show into a device", "is a device or a pipe")
+def _(folder):
+    return ask(folder, "--image", folder / "a.png", "--show", "/dev/null", "--force")
+
+
+@case("ask: a hundred million frames", "--frames", code=2)
+def _(folder):
+    return ask(folder, "--video", folder / "a.mp4", "--frames", "99999999")
+
+
+@case("ask: a batch that is a picture", "no line of it is valid JSON")
+def _(folder):
+    words = ["--batch", folder / "a.png", "--out", folder / "answers.jsonl"]
+    return ["ask", *words, "--checkpoint", folder / "base", "--preset", "tiny-ask"]
 
 
 @case("ask: --show without a picture", "nothing to show")
@@ -384,6 +418,21 @@ def _(folder):
 @case("mix: JSON that is a number", "a.json")
 def _(folder):
     return mix(folder, "42")
+
+
+@case("mix: over one of its pictures", "llavanext mix has not written it")
+def _(folder):
+    return [*mix(folder, [record()])[:-1], folder / "a.png", "--force"]
+
+
+@case("mix: a report that is no page", "the report is an HTML page")
+def _(folder):
+    return [*mix(folder, [record()]), "--report", folder / "report.png"]
+
+
+@case("mix: out to stdout", "not to stdout")
+def _(folder):
+    return [*mix(folder, [record()])[:-1], "-"]
 
 
 @case("mix: only records that are none", "all 3 records are bad")
