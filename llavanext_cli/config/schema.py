@@ -28,7 +28,7 @@ class Data:
 
     seq_length: int | None = setting(None, doc="tokens a sample, media included", least=16, task="train")
     tiles: int = setting(0, doc="greatest number of picture tiles a sample, base tiles included", least=0)
-    frames: int = setting(0, doc="frames taken from a clip", least=0)
+    frames: int = setting(0, doc="frames taken from a clip", least=0, most=10_000)
     clips: int = setting(1, doc="greatest number of clips a sample", least=1)
     shuffle: bool = setting(True, doc="draw the samples in a random order, new in each epoch", task="train")
     workers: int = setting(4, doc="processes that read media, for each device", least=1, most=64, task="train")

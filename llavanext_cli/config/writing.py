@@ -94,6 +94,8 @@ def copy_preset(name: str, target: Path, force: bool = False) -> Path:
     load_yaml(source)  # its keys may be wrong: a copy may be made to mend them
     if target.is_dir():
         target = target / source.name
+    if target.parent.exists() and not target.parent.is_dir():
+        raise ConfigError(f"{target}: {target.parent} is a file, not a folder", "Choose another file.")
     if not target.parent.is_dir():
         folder = shlex.quote(str(target.parent))
         raise ConfigError(f"{target}: there is no folder {target.parent}", f"Make it first: mkdir -p {folder}")

@@ -179,9 +179,9 @@ def run_command(words: list[str], folder: Path) -> None:
         )
         try:
             code = process.wait()
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit) as ended:
             ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # in the background of a script, and there too
-            process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
+            process.send_signal(signal.SIGTERM if ignored or isinstance(ended, SystemExit) else signal.SIGINT)
             process.wait()
             raise
         finally:

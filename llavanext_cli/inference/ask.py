@@ -191,7 +191,8 @@ def how_to_fit(
         excess = encoded.length + sampling.max_new_tokens - most
         frames = len(encoded.frames) // clips - round_up(excess, step := clips * architecture.frame_features) // step
         if frames > 0:
-            return f"{reach}: give --frames {frames}"
+            room = f" and --set ask.cache_tokens={most}" if preset.ask.cache_tokens < most else ""
+            return f"{reach}: give --frames {frames}{room}"
     return f"{reach}: give fewer pictures, clips or words"
 
 

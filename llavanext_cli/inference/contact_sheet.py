@@ -37,6 +37,8 @@ def write_contact_sheet(path: Path, media: Media, arch: Architecture, names: Seq
     Raises:
         DataError: the file cannot be written.
     """
+    if not path.suffix:
+        raise DataError(f"{path} has no ending that names its format", f"give --show {path}.png")
     try:
         with replacing(path) as partial:
             draw_contact_sheet(media, arch, names).save(partial)

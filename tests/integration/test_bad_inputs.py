@@ -270,6 +270,16 @@ def _(folder):
     return ask(folder, "--image", folder / "a.png", "--show", "/dev/null", "--force")
 
 
+@case("ask: --show without an ending", "no ending that names its format")
+def _(folder):
+    return ask(folder, "--image", folder / "a.png", "--show", folder / "sheet")
+
+
+@case("ask: a hundred million frames, set", "data.frames")
+def _(folder):
+    return ask(folder, "--image", folder / "a.png", "--set", "data.frames=99999999")
+
+
 @case("ask: a hundred million frames", "--frames", code=2)
 def _(folder):
     return ask(folder, "--video", folder / "a.mp4", "--frames", "99999999")

@@ -82,8 +82,8 @@ def question(tokens: int, frames: int = 0) -> SimpleNamespace:
     [
         (SCALED, question(4700, 32), 1, "give --set ask.cache_tokens=5376"),
         (SCALED, question(9900), 0, "give --set ask.cache_tokens=10224"),
-        (PUBLISHED, question(4660, 32), 1, "reach 4096: give --frames 24"),
-        (PUBLISHED, question(4660, 32), 2, "reach 4096: give --frames 12"),
+        (PUBLISHED, question(4660, 32), 1, "reach 4096: give --frames 24 and --set ask.cache_tokens=4080"),
+        (PUBLISHED, question(4660, 32), 2, "reach 4096: give --frames 12 and --set ask.cache_tokens=4080"),
         (PUBLISHED, question(6000), 0, "reach 4096: give fewer pictures, clips or words"),
         (PUBLISHED, question(9000, 8), 1, "reach 4096: give fewer pictures, clips or words"),
     ],
