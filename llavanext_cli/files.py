@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and where this program keeps its own."""
+"""Files: written whole or not at all, told from what is none, and where this program keeps its own."""
 
 from __future__ import annotations
 
@@ -34,6 +34,15 @@ def write_whole(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def other_than_file(path: Path) -> str:
+    """What stands at a path that is no file, in words; empty where a file does, or nothing."""
+    if path.is_dir():
+        return "a folder"
+    if path.exists():
+        return "" if path.is_file() else "a device or a pipe"
+    return "a link to nothing" if path.is_symlink() else ""
 
 
 def cache_folder() -> Path:

@@ -69,7 +69,8 @@ def demo(
         console.say(f"{report.seconds:.0f} s; the figures are in {report.file}")
         if quick:
             console.say("With --quick a model learns next to nothing: the figures only show that everything runs.")
-        for asked in [answer for answer in report.answers if answer.kind == "position"][:1]:
+        asked = next((answer for answer in report.answers if answer.kind == "position"), None)
+        if asked:
             picture = folder / "data" / "test" / f"{asked.medium.removesuffix('-position')}.png"
             model = folder / "runs" / "stage3" / "model"
             words = ["llavanext", "ask", asked.question, "--image", str(picture), "--checkpoint", str(model)]

@@ -20,6 +20,7 @@ from llavanext_cli.config.reading import Builder, Problem, suggestion
 from llavanext_cli.config.rules import check_preset, greatest_positions
 from llavanext_cli.config.schema import SECTIONS, TASKS, Head, Preset, schema_keys
 from llavanext_cli.errors import ConfigError
+from llavanext_cli.files import other_than_file
 
 SUFFIXES = (".yaml", ".yml")
 LIST_HINT = "`llavanext presets list` shows the presets."
@@ -132,15 +133,6 @@ def find_preset(name_or_path: str | Path) -> tuple[str, Path]:
         raise ConfigError(f"no preset file {text}", LIST_HINT)
     near = difflib.get_close_matches(text, list(files), n=3, cutoff=0.4)
     raise ConfigError(f"no preset named {text!r}", (f"Did you mean {' or '.join(near)}? " if near else "") + LIST_HINT)
-
-
-def other_than_file(path: Path) -> str:
-    """What stands at a path that is no file, in words; empty where a file does, or nothing."""
-    if path.is_dir():
-        return "a folder"
-    if path.exists():
-        return "" if path.is_file() else "a device or a pipe"
-    return "a link to nothing" if path.is_symlink() else ""
 
 
 def load_preset(

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from llavanext_cli.config.documents import load_yaml
-from llavanext_cli.config.presets import find_preset, other_than_file
+from llavanext_cli.config.presets import find_preset
 from llavanext_cli.config.reading import hints, is_section
 from llavanext_cli.config.schema import SECTIONS, Preset
 from llavanext_cli.errors import ConfigError
-from llavanext_cli.files import write_whole
+from llavanext_cli.files import other_than_file, write_whole
 
 
 def preset_to_dict(preset: Preset) -> dict[str, Any]:

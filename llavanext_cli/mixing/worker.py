@@ -119,7 +119,7 @@ def prepare(context: Context) -> Prepared:
     """Called once in a new worker."""
     if context.check in ("header", "full"):  # loading the decoders is not the first file's fault
         import llavanext_cli.mixing.clips
-        import llavanext_cli.processing.image  # noqa: F401
+        import llavanext_cli.processing.image  # noqa: F401 - loaded here, used by what the worker calls
     gc.freeze()  # what is loaded stays; no later collection need walk through it
     return Prepared(context)
 
