@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_
 GLOBAL_OPTIONS = ("verbose", "no_color")
 
 
-OF_THE_MACHINE = {
+OS_ERROR_HINTS = {
     errno.ENOSPC: "make room, or choose a place on another disk",
     errno.EDQUOT: "make room, or choose a place on another disk",
     errno.EROFS: "choose a place that can be written",
@@ -165,11 +165,11 @@ class Llavanext(TyperGroup):
                 formatter.write_dl(rows)
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
-        with _told_in_a_line():  # `--help` and `--version` write while the context is made
+        with report_errors():  # `--help` and `--version` write while the context is made
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        with _told_in_a_line():
+        with report_errors():
             _check_working_folder()
             return super().invoke(ctx)
 
@@ -183,7 +183,7 @@ def _check_working_folder() -> None:
 
 
 @contextmanager
-def _told_in_a_line() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """Errors of users and of their machines become a message and an exit code."""
     try:
         yield
@@ -202,10 +202,10 @@ def _told_in_a_line() -> Iterator[None]:
         # A pipe to some worker. typer would end with 1 and say nothing.
         raise RuntimeError("a pipe to another process broke") from broken
     except OSError as fault:
-        if fault.errno not in OF_THE_MACHINE:
+        if fault.errno not in OS_ERROR_HINTS:
             raise
         place = f"{fault.filename2 or fault.filename}: " if fault.filename else ""
-        told = LlavaNextError(f"{place}{os.strerror(fault.errno)}", OF_THE_MACHINE[fault.errno])
+        told = LlavaNextError(f"{place}{os.strerror(fault.errno)}", OS_ERROR_HINTS[fault.errno])
         told.__cause__ = fault
         raise _told(told) from fault
 

@@ -1,9 +1,9 @@
-"""How commands end when they are told to: by an exception, so that whatever they have begun is tidied up.
+"""How commands end when they receive a signal: by an exception, so that whatever they have begun is cleaned up.
 
-tidied_when_ended()  around a command: SIGTERM and SIGHUP raise, as Ctrl-C does
-caught()             around a command that runs MindSpore, which puts a handler of its own in the place of Python's
-                     whenever it compiles or runs a graph; that one ends the process, and nothing is tidied
-held()               around what must not be left halfway: signals wait until it is through
+raise_on_termination()  around a command: SIGTERM and SIGHUP raise, as Ctrl-C does
+route_sigint()          around a command that runs MindSpore, which replaces Python's handler by its own whenever it
+                        compiles or runs a graph; that one ends the process without any clean-up
+defer_signals()         around what must not be interrupted halfway: signals wait until it is done
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def tidied_when_ended(
+def raise_on_termination(
     raised: Callable[[int], BaseException] = lambda number: SystemExit(128 + number),
 ) -> Iterator[None]:
     """SIGTERM of a scheduler, and SIGHUP of a terminal that is closed, raise within, so that everything is tidied up.
@@ -43,7 +43,7 @@ def tidied_when_ended(
 
 
 @contextlib.contextmanager
-def caught() -> Iterator[None]:
+def route_sigint() -> Iterator[None]:
     """SIGINT is blocked here and in every thread that begins here, so that nobody's handler runs; one waits for it.
 
     Enter this before libraries are imported that start threads, as NumPy does.
@@ -74,7 +74,7 @@ def caught() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """What Python does at a signal waits: an exception in the middle of an import or a compilation leaves MindSpore in
     pieces. Afterwards its handlers are gone, too."""
     if threading.current_thread() is not threading.main_thread():

@@ -169,8 +169,8 @@ def _check_show(show: Path, media: list[str], force: bool) -> None:
             raise LlavaNextError(f"{show} exists", hint="name another file, or give --force to replace it")
 
 
-@signals.caught()
-@signals.tidied_when_ended()
+@signals.route_sigint()
+@signals.raise_on_termination()
 def _one(question: str, images: list[str], videos: list[str], checkpoint: Path, json: bool, common: dict) -> None:
     from llavanext_cli.inference.ask import run_ask
 
@@ -194,8 +194,8 @@ def describe(answer: Any) -> str:
     )
 
 
-@signals.caught()
-@signals.tidied_when_ended()
+@signals.route_sigint()
+@signals.raise_on_termination()
 def _batch(
     batch: Path,
     out: Path,
@@ -223,8 +223,8 @@ def _batch(
     console.say(f"{report.answered} answered, {report.failed} failed{before}{other}: {report.out}")
 
 
-@signals.caught()
-@signals.tidied_when_ended()
+@signals.route_sigint()
+@signals.raise_on_termination()
 def _chat(checkpoint: Path, images: list[str], videos: list[str], common: dict) -> None:
     from llavanext_cli.inference.ask import open_chat
 

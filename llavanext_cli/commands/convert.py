@@ -11,7 +11,7 @@ import typer
 
 from llavanext_cli import console, options
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.signals import tidied_when_ended
+from llavanext_cli.signals import raise_on_termination
 from llavanext_cli.units import format_size
 
 PARTS_PANEL = "From parts"
@@ -123,7 +123,7 @@ def convert(
     from llavanext_cli.weights.convert import run_convert
 
     destination = source if together else destination
-    with tidied_when_ended(), console.progress("Converting", "bytes") as progress:
+    with raise_on_termination(), console.progress("Converting", "bytes") as progress:
         report = run_convert(
             None if together else source,
             destination,

@@ -11,7 +11,7 @@ import typer
 
 from llavanext_cli import console
 from llavanext_cli.options import Force, Json, Out, Preset, Seed, Workers
-from llavanext_cli.signals import tidied_when_ended
+from llavanext_cli.signals import raise_on_termination
 
 
 class Check(str, Enum):
@@ -113,7 +113,7 @@ def mix(
 
     if time_limit != time_limit:  # nan passes every comparison
         raise typer.BadParameter("nan is no number of seconds", param_hint="--time-limit")
-    with tidied_when_ended(), console.progress("Mixing", "records") as progress:
+    with raise_on_termination(), console.progress("Mixing", "records") as progress:
         report = run_mix(
             mix_file,
             out,

@@ -11,7 +11,7 @@ import typer
 from llavanext_cli import console
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.options import Force, Json, Set, complete_preset
-from llavanext_cli.signals import tidied_when_ended
+from llavanext_cli.signals import raise_on_termination
 
 presets = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -183,7 +183,7 @@ def check_command(
     Next: llavanext train PRESET --data FILE --checkpoint DIR --out DIR
     """
     from llavanext_cli.config.presets import check_presets
-    from llavanext_cli.training.simulate import simulate
+    from llavanext_cli.simulation.simulate import simulate
 
     if layers and not compile_:
         raise typer.BadParameter("--layers shortens what --compile compiles")
@@ -191,7 +191,7 @@ def check_command(
     wrong = [report for report in reports if not report.ok]
     compiled = {}
     for report in (r for r in reports if compile_ and r.ok):
-        with tidied_when_ended(), console.progress(f"Compiling {report.name}", "ranks") as on_rank:
+        with raise_on_termination(), console.progress(f"Compiling {report.name}", "ranks") as on_rank:
             source = str(report.path)
             compiled[report.name] = simulate(source, overrides=settings or (), layers=layers, progress=on_rank)
     if json:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llavanext_cli import console, options
-from llavanext_cli.signals import tidied_when_ended
+from llavanext_cli.signals import raise_on_termination
 from llavanext_cli.units import format_memory, format_size
 
 if TYPE_CHECKING:
@@ -72,11 +72,11 @@ def train(
     Next: llavanext ask "What is it?" --image a.jpg --checkpoint run/model
     """
     from llavanext_cli.config.chat_template import check_chat_template
+    from llavanext_cli.launching.msrun import Nodes, parse_master
     from llavanext_cli.machine.doctor import require_versions
     from llavanext_cli.training.folder import check_out
     from llavanext_cli.training.launch import check_training, run_training
-    from llavanext_cli.training.nodes import Nodes, parse_master
-    from llavanext_cli.training.preview import refuse_unfit
+    from llavanext_cli.training.preview import check_resources
 
     if dry_run and (plan or check):
         raise typer.BadParameter("--plan and --check do nothing either", param_hint="--dry-run")
@@ -114,7 +114,7 @@ def train(
         _show_run(run, json)
         return
     if not force:
-        refuse_unfit(run)
+        check_resources(run)
         require_versions(run.preset.runtime.target, advice="; llavanext doctor says more, --force starts all the same")
     with console.progress("Training", "steps") as on_train:
         report = run_training(
@@ -177,10 +177,10 @@ def _show_plan(run: ReadyRun, json: bool) -> None:
 
 
 def _check(run: ReadyRun, json: bool) -> None:
-    from llavanext_cli.training.simulate import simulate
+    from llavanext_cli.simulation.simulate import simulate
 
     job = run.job
-    with tidied_when_ended(), console.progress("Compiling", "ranks") as on_rank:
+    with raise_on_termination(), console.progress("Compiling", "ranks") as on_rank:
         report = simulate(
             job.preset,
             overrides=job.overrides,

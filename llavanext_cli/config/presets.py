@@ -20,7 +20,7 @@ from llavanext_cli.config.reading import Builder, Problem, suggestion
 from llavanext_cli.config.rules import check_preset, greatest_positions
 from llavanext_cli.config.schema import SECTIONS, TASKS, Head, Preset, schema_keys
 from llavanext_cli.errors import ConfigError
-from llavanext_cli.files import other_than_file
+from llavanext_cli.files import describe
 
 SUFFIXES = (".yaml", ".yml")
 LIST_HINT = "`llavanext presets list` shows the presets."
@@ -127,7 +127,7 @@ def find_preset(name_or_path: str | Path) -> tuple[str, Path]:
         return text, files[text]
     if path.is_file():
         return path.stem if path.suffix in SUFFIXES else path.name, path
-    if text and (kind := other_than_file(path)):
+    if text and (kind := describe(path)) not in ("a file", "missing"):
         raise ConfigError(f"{text} is {kind}, and a preset is a YAML file or a name", LIST_HINT)
     if path.suffix in SUFFIXES:
         raise ConfigError(f"no preset file {text}", LIST_HINT)

@@ -15,7 +15,7 @@ from llavanext_cli.config.presets import find_preset
 from llavanext_cli.config.reading import hints, is_section
 from llavanext_cli.config.schema import SECTIONS, Preset
 from llavanext_cli.errors import ConfigError
-from llavanext_cli.files import other_than_file, write_whole
+from llavanext_cli.files import describe, write_whole
 
 
 def preset_to_dict(preset: Preset) -> dict[str, Any]:
@@ -99,7 +99,10 @@ def copy_preset(name: str, target: Path, force: bool = False) -> Path:
     if not target.parent.is_dir():
         folder = shlex.quote(str(target.parent))
         raise ConfigError(f"{target}: there is no folder {target.parent}", f"Make it first: mkdir -p {folder}")
-    if kind := other_than_file(target):  # renaming a file over /dev/null would take it from the whole machine
+    if (kind := describe(target)) not in (
+        "a file",
+        "missing",
+    ):  # renaming a file over /dev/null would take it from the whole machine
         raise ConfigError(f"{target} is {kind}, not a file", "Choose another file.")
     if target.exists() and not force:
         raise ConfigError(f"{target} is already there", "Choose another file, or replace it with --force.")

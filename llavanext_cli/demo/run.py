@@ -21,9 +21,9 @@ from llavanext_cli.demo.data import Sizes, make_data
 from llavanext_cli.demo.model import write_model
 from llavanext_cli.demo.report import Row, Scored, build_rows, read_answers, report_to_dict
 from llavanext_cli.errors import LlavaNextError
+from llavanext_cli.launching.processes import end_with_parent
 from llavanext_cli.machine.cores import usable_cores
-from llavanext_cli.signals import tidied_when_ended
-from llavanext_cli.training.processes import end_with_parent
+from llavanext_cli.signals import raise_on_termination
 
 BATCH = 16
 NOTE = "demo.json"
@@ -166,7 +166,7 @@ def run_command(words: list[str], folder: Path) -> None:
             its workers.
     """
     command = [sys.executable, "-m", "llavanext_cli", *words]
-    with tidied_when_ended():
+    with raise_on_termination():
         # A session of its own: Ctrl-C reaches the command once, through us, and it is given the time to clean up.
         process = subprocess.Popen(
             command,

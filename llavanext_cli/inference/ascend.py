@@ -18,8 +18,8 @@ import numpy as np
 from llavanext_cli.config.rules import greatest_tiles
 from llavanext_cli.inference.engines import BUCKET, Step, round_up
 from llavanext_cli.inference.paging import block_tables, next_slots, prompt_slots
-from llavanext_cli.processing.packing import collate
-from llavanext_cli.signals import held
+from llavanext_cli.processing.sample_layout import collate
+from llavanext_cli.signals import defer_signals
 
 if TYPE_CHECKING:
     from llavanext_cli.config.architecture import Architecture
@@ -85,7 +85,7 @@ class AscendEngine:
 
     def _call(self, inputs: tuple[Any, ...]) -> Any:
         """Run one graph, to its end."""
-        with held():
+        with defer_signals():
             return self.network(*inputs)
 
     def _pad(self, sample: EncodedSample) -> tuple[Batch, int]:

@@ -15,7 +15,7 @@ from llavanext_cli.errors import ConfigError, DataError
 from llavanext_cli.files import cache_folder
 from llavanext_cli.inference.contact_sheet import write_contact_sheet
 from llavanext_cli.inference.engines import CACHE_STEP, CHAT_STEP, round_up
-from llavanext_cli.inference.named import describe_times, resolve_media, told_by_name
+from llavanext_cli.inference.media_sources import describe_times, rename_in_errors, resolve_media
 from llavanext_cli.inference.sampling import Sampling
 from llavanext_cli.inference.scratch import scratch_folder
 from llavanext_cli.machine.doctor import require_cann
@@ -73,7 +73,7 @@ def run_ask(
     sampling = build_sampling(preset, changes or {})
     assert preset.ask is not None, "an ask preset"
     named = [str(name) for name in images], [str(name) for name in videos]
-    with scratch_folder() as folder, told_by_name(folder, *named):
+    with scratch_folder() as folder, rename_in_errors(folder, *named):
         pictures, clips = resolve_media(*named, folder, allow_url=allow_url)
         sample = build_question(question, pictures, clips)
         check_media(sample, preset)

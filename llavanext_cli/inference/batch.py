@@ -26,7 +26,7 @@ from llavanext_cli.files import write_whole
 from llavanext_cli.inference.ask import build_sampling, check_media, open_session, prepare
 from llavanext_cli.inference.engines import BATCH_BUCKET
 from llavanext_cli.inference.inputs import Input, Inputs, read_inputs
-from llavanext_cli.inference.session import check_room, load_ends
+from llavanext_cli.inference.session import check_room, load_eos_token_ids
 from llavanext_cli.processing.processor import Processor, Roots
 from llavanext_cli.records import EncodedSample
 from llavanext_cli.units import format_seconds
@@ -136,7 +136,7 @@ def run_batch(
 
 def describe_run(checkpoint: Checkpoint, processor: Processor, preset: Preset, sampling: Sampling) -> str:
     """A digest of what an answer depends on beside its question."""
-    ends = sorted(load_ends(checkpoint.folder, processor.tokenizer.eos_id))
+    ends = sorted(load_eos_token_ids(checkpoint.folder, processor.tokenizer.eos_id))
     parts = (checkpoint.digest, preset.data.frames, preset.runtime.compute_dtype, asdict(sampling), ends)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 

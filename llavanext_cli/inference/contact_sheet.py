@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.files import replacing
-from llavanext_cli.processing.packing import ClipPlan
+from llavanext_cli.processing.sample_layout import ClipPlan
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llavanext_cli.inference.engines import Step, round_up
-from llavanext_cli.processing.packing import collate
-from llavanext_cli.signals import held
+from llavanext_cli.processing.sample_layout import collate
+from llavanext_cli.signals import defer_signals
 
 if TYPE_CHECKING:
     from llavanext_cli.config.architecture import Architecture
@@ -154,5 +154,5 @@ class CpuEngine:
         """Run one graph to its end. MindSpore keys it by phase, and by that alone if it is "prefill" or "increment"."""
         cell.phase = phase
         key = f"{type(cell).__name__} {phase} of {self.batch} x {self.length if cell in self.decoders.values() else 0}"
-        with held(), self.graphs.compiling(key) if self.graphs else nullcontext():
+        with defer_signals(), self.graphs.compiling(key) if self.graphs else nullcontext():
             return cell(*inputs)

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.errors import LlavaNextError, RuntimeMissingError
 from llavanext_cli.inference.session import Answer, TextCallback, check_room
-from llavanext_cli.training.nodes import msrun_command, worker_environment
-from llavanext_cli.training.processes import POLL_SECONDS, Workers
+from llavanext_cli.launching.msrun import msrun_command, worker_environment
+from llavanext_cli.launching.processes import POLL_SECONDS, Workers
 
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset

@@ -94,7 +94,7 @@ class Session:
         assert preset.ask is not None, "a session needs an ask preset"
         self.arch = checkpoint.architecture
         self.tokenizer = load_tokenizer(checkpoint.folder)
-        self.ends = load_ends(checkpoint.folder, self.tokenizer.eos_id)
+        self.ends = load_eos_token_ids(checkpoint.folder, self.tokenizer.eos_id)
         self.batch_size = batch_size
         self.cache_tokens = cache_tokens or preset.ask.cache_tokens
         self.engine, self.network = build_engine(
@@ -194,7 +194,7 @@ class Session:
         return int(differ[0]) if len(differ) else size
 
 
-def load_ends(folder: Path, eos_id: int) -> frozenset[int]:
+def load_eos_token_ids(folder: Path, eos_id: int) -> frozenset[int]:
     """The ids that end an answer: the tokenizer's, and what generation_config.json names, as in transformers'
     `generate`.
 

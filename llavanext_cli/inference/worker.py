@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llavanext_cli.errors import LlavaNextError
 from llavanext_cli.inference.remote import Job
-from llavanext_cli.training.processes import end_with_parent
+from llavanext_cli.launching.processes import end_with_parent
 
 
 def main() -> None:

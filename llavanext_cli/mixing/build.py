@@ -19,7 +19,7 @@ import msgspec
 
 from llavanext_cli.errors import DataError, LlavaNextError
 from llavanext_cli.machine.cores import usable_cores
-from llavanext_cli.mixing import tagged
+from llavanext_cli.mixing import mindformers_format
 from llavanext_cli.mixing.cache import VerdictCache
 from llavanext_cli.mixing.lengths import plan_lengths
 from llavanext_cli.mixing.media import LEVELS
@@ -173,7 +173,7 @@ def _write(
     tagged_form = report.format == "mindformers"
     encoder = msgspec.json.Encoder()
     listed: list[str] = []
-    body.write((tagged.OPENING if tagged_form else _header(report) + "\n").encode())
+    body.write((mindformers_format.OPENING if tagged_form else _header(report) + "\n").encode())
     empty = True
     for job, result in results:
         source = report.sources[job.source]
@@ -183,7 +183,7 @@ def _write(
         report.sizes.update(result.sizes)
         report.tokens.update(result.tokens)
         if tagged_form and result.body and not empty:
-            body.write(tagged.BETWEEN.encode())
+            body.write(mindformers_format.BETWEEN.encode())
         body.write(result.body)
         empty = empty and not result.body
         for fault in result.faults:
@@ -200,7 +200,7 @@ def _write(
             if len(listed) < LISTED_FAULTS:
                 listed.append(f"{row['file']}, line {fault.line}, id {fault.id or '-'}: {fault.detail}")
     if tagged_form:
-        body.write((tagged.CLOSING if not empty else tagged.EMPTY[1:]).encode())
+        body.write((mindformers_format.CLOSING if not empty else mindformers_format.EMPTY[1:]).encode())
     return listed
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from llavanext_cli.errors import DataError
-from llavanext_cli.mixing import tagged
+from llavanext_cli.mixing import mindformers_format
 from llavanext_cli.mixing.splitter import UNPARSED, Chunk, index_chunks, record_lines, split_records
 from llavanext_cli.records import ROLES, Medium, Sample
 
@@ -246,7 +246,7 @@ def _parse(path: Path, text: bytes, line: int, is_tagged: bool, number: int) -> 
     where = f"{path}, line {line}"
     data = _decode(path, text, line)
     if is_tagged:
-        return tagged.decode(data, where, number)
+        return mindformers_format.decode(data, where, number)
     if isinstance(data, dict) and "conversations" in data and "turns" not in data:
         raise DataError(
             f"{where}: this is a record of a raw data set, not a sample", "make samples first: llavanext mix --help"

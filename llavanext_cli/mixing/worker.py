@@ -19,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 
 from llavanext_cli.errors import DataError
-from llavanext_cli.mixing import tagged
+from llavanext_cli.mixing import mindformers_format
 from llavanext_cli.mixing.lengths import LengthRule, build_counter, check_size, measure_sample
 from llavanext_cli.mixing.media import FileState, Verdict, check_file, stat_file
 from llavanext_cli.mixing.readers import (
@@ -194,7 +194,9 @@ def _convert(prepared: Prepared, job: ChunkJob) -> ChunkResult:
     result.contents.update(contents)
     if prepared.context.format == "mindformers":
         records = split_records(data, job.chunk.lines)
-        result.body = tagged.encode([records[position] for position in kept], [s.media for s in samples], source.root)
+        result.body = mindformers_format.encode(
+            [records[position] for position in kept], [s.media for s in samples], source.root
+        )
     else:
         result.body = _encoder.encode_lines(samples)
     result.kept = len(samples)

@@ -1,7 +1,7 @@
 """Media features take the place of token embeddings: one gather, driven by an index made on the host.
 
     table  [ picture tiles G*Q | frames F*Qv | newline | text ]      N + 2 rows, records.py
-    index  [ text text 0 1 2 … 575 newline … text text ]             packing.py
+    index  [ text text 0 1 2 … 575 newline … text text ]             sample_layout.py
     out    [ emb  emb  table[0] … table[N] …  emb  emb ]
 
 Nothing on the device knows what anyres is: unpadding, newlines, frames and several pictures are all in the index.

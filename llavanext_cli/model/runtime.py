@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llavanext_cli.errors import RuntimeMissingError
 from llavanext_cli.machine.cores import usable_cores
-from llavanext_cli.signals import held
+from llavanext_cli.signals import defer_signals
 
 
 def library_environment(folder: Path, verbose: bool = False) -> dict[str, str]:
@@ -59,9 +59,9 @@ def load_libraries(
         os.environ.update({"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(graphs)})
     try:
         with contextlib.nullcontext() if verbose else _silence():
-            with held():
+            with defer_signals():
                 import mindspore
-            with held():
+            with defer_signals():
                 import llavanext_cli.model.backend.optimizer
                 import llavanext_cli.model.backend.train_step
                 import llavanext_cli.model.registry  # noqa: F401 - puts our classes into MindFormers' registry

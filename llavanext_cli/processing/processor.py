@@ -21,8 +21,8 @@ from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.errors import CheckpointError, DataError
 from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.image import build_tiles, load_image, normalise, read_image_size
-from llavanext_cli.processing.packing import ClipPlan, MediumPlan, measure, pack
 from llavanext_cli.processing.prompt import Segment, build_question_prompt, build_training_prompt
+from llavanext_cli.processing.sample_layout import ClipPlan, MediumPlan, measure, pack
 from llavanext_cli.processing.tokens import Tokenizer
 from llavanext_cli.processing.video import load_clip
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, EncodedSample, Medium, Sample, SampleSize

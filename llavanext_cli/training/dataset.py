@@ -14,7 +14,7 @@ import numpy as np
 
 from llavanext_cli.config.mindformers import COLUMNS
 from llavanext_cli.errors import DataError
-from llavanext_cli.processing.packing import check_fit, collate
+from llavanext_cli.processing.sample_layout import check_fit, collate
 from llavanext_cli.records import IGNORE_INDEX, EncodedSample
 from llavanext_cli.training.inputs import room_of
 

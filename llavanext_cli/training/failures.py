@@ -11,9 +11,9 @@ import traceback
 from pathlib import Path
 
 from llavanext_cli.errors import EXIT_INTERRUPTED, LlavaNextError, RunStoppedError, TrainingError
+from llavanext_cli.launching.msrun import Nodes
+from llavanext_cli.launching.processes import Ended
 from llavanext_cli.training.job import Job
-from llavanext_cli.training.nodes import Nodes
-from llavanext_cli.training.processes import Ended
 
 _NOT_ALL_CAME = "Failed to initialize distributed job cluster"
 _REGISTERED = re.compile(r"rank id: (\d+),.* is registered successfully")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,16 +22,16 @@ from llavanext_cli.config.mindformers import expand
 from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import ConfigError, TrainingError
+from llavanext_cli.launching.msrun import ONE_NODE, Nodes, msrun_command, worker_environment
+from llavanext_cli.launching.processes import POLL_SECONDS, SAVE_SECONDS, Workers, interrupted_when_ended
 from llavanext_cli.training.failures import explain_failure, explain_stop
 from llavanext_cli.training.folder import claim, join_run, make_out, resume_run
 from llavanext_cli.training.job import Job
-from llavanext_cli.training.nodes import ONE_NODE, Nodes, worker_command, worker_environment
-from llavanext_cli.training.peers import Peers
+from llavanext_cli.training.node_status import NodeStatus
 from llavanext_cli.training.plan import RunPlan, plan_run
-from llavanext_cli.training.processes import POLL_SECONDS, SAVE_SECONDS, Workers, interrupted_when_ended
 from llavanext_cli.training.report import write_report
 from llavanext_cli.training.state import find_unfinished
-from llavanext_cli.training.stopping import StopStep
+from llavanext_cli.training.stopping import GracefulStop
 
 StepCallback = Callable[[dict[str, Any]], None]
 
@@ -119,6 +120,23 @@ def check_training(
     return ReadyRun(preset, job, plan, expanded, command, nodes, len(samples) - len(sizes))
 
 
+def worker_command(preset: Preset, job: Job, nodes: Nodes) -> tuple[str, ...]:
+    """The command that starts all workers of this machine.
+
+    Raises:
+        ConfigError: the devices cannot be shared by the nodes, or the port is taken.
+    """
+    worker = [str(Path(__file__).with_name("worker.py")), str(job.file_of(nodes.rank))]
+    devices = preset.parallel.devices
+    if devices % nodes.count:
+        raise ConfigError(
+            f"{devices} devices cannot be shared evenly by {nodes.count} nodes", hint="change --devices or --nodes"
+        )
+    if devices == 1:
+        return (sys.executable, *worker)
+    return msrun_command(worker, job.logs_folder, devices, nodes)
+
+
 def run_training(
     run: ReadyRun,
     *,
@@ -175,7 +193,7 @@ def _prepare(run: ReadyRun, force: bool, resume: bool, say: Callable[[str], None
             (job.logs_folder / stale).unlink(missing_ok=True)
     job.save(run.nodes.rank)
     if run.nodes.rank == 0:
-        StopStep(job.stop_file, 0, 1).reset()
+        GracefulStop(job.stop_file, 0, 1).reset()
         job.config_file.write_text(yaml.safe_dump(run.expanded, sort_keys=False), encoding="utf-8")
     return job
 
@@ -228,7 +246,7 @@ def _run_workers(run: ReadyRun, job: Job, on_step: StepCallback, say: Callable[[
             say("saving what is trained; Ctrl-C ends at once")
         return busy
 
-    peers = Peers(job, run.nodes)
+    node_status = NodeStatus(job, run.nodes)
     with (
         interrupted_when_ended() as seen,
         Workers(
@@ -244,28 +262,28 @@ def _run_workers(run: ReadyRun, job: Job, on_step: StepCallback, say: Callable[[
             while (code := workers.poll()) is None:
                 time.sleep(POLL_SECONDS)
                 hand_on()
-                if said := peers.heard():
+                if said := node_status.heard():
                     workers.stop(saving)
                     hand_on()
-                    peers.tell(said)
+                    node_status.tell(said)
                     raise TrainingError(said, hint="the same commands with --resume, on every node, go on from there")
         except KeyboardInterrupt:
             with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C ends the waiting
                 if run.nodes.rank > 0:  # the first worker cannot finish its step without ours
-                    peers.tell("stopped from outside")
-                    peers.wait(SAVE_SECONDS + 1, saving)
+                    node_status.tell("stopped from outside")
+                    node_status.wait(SAVE_SECONDS + 1, saving)
                 workers.stop(saving)
             hand_on()
             if job.model_folder.is_dir():  # all steps were done, and the model has been written meanwhile
                 return last
             stopped = explain_stop(job, seen["signal"])
-            peers.tell(stopped.what)
+            node_status.tell(stopped.what)
             raise stopped from None
         ended = workers.find_ended()
     hand_on()
     if code:
         fault = explain_failure(job, run.nodes, run.preset.parallel.devices, code, ended)
-        peers.tell(fault.what)
+        node_status.tell(fault.what)
         raise fault
     return last
 

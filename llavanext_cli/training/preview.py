@@ -70,7 +70,7 @@ def preview_run(run: ReadyRun) -> RunPreview:
     )
 
 
-def refuse_unfit(run: ReadyRun) -> None:
+def check_resources(run: ReadyRun) -> None:
     """Stop a run that cannot fit its memory pool, or the disk, before a device is touched.
 
     Raises:

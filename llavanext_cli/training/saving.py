@@ -23,8 +23,8 @@ from llavanext_cli.files import write_whole
 from llavanext_cli.training.state import save_run_state
 from llavanext_cli.weights.adapter import merge_adapter
 from llavanext_cli.weights.checkpoint import Checkpoint, save_checkpoint_folder
+from llavanext_cli.weights.dtypes import dtype_of, to_bytes
 from llavanext_cli.weights.headers import read_json, read_safetensors_header
-from llavanext_cli.weights.layout import dtype_of, to_bytes
 from llavanext_cli.weights.merge import Box, SlicedTensor, SliceLayout, check_tiling
 from llavanext_cli.weights.plan import extent
 from llavanext_cli.weights.stream import Made, PlannedTensor, Stream, disk_error, write_safetensors

@@ -12,7 +12,7 @@ from pathlib import Path
 from llavanext_cli.files import write_whole
 
 
-class StopStep:
+class GracefulStop:
     """Asked after every step by every worker.
 
     Args:

@@ -14,18 +14,18 @@ from pathlib import Path
 
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.errors import CheckpointError
+from llavanext_cli.launching.processes import end_with_parent
 from llavanext_cli.model.runtime import load_libraries
 from llavanext_cli.training.failures import record_failure
 from llavanext_cli.training.job import Job
-from llavanext_cli.training.processes import end_with_parent
-from llavanext_cli.training.stopping import StopStep
+from llavanext_cli.training.stopping import GracefulStop
 from llavanext_cli.weights.checkpoint import open_checkpoint
 
 
 def main() -> None:
     end_with_parent()
     job = Job.load(Path(sys.argv[1]))
-    stop = StopStep(job.stop_file, _rank(), _ranks())
+    stop = GracefulStop(job.stop_file, _rank(), _ranks())
     if os.environ.get("MS_ROLE") == "MS_SCHED":  # msrun starts its scheduler by this file too
         run_worker(job, stop)
         return
@@ -39,7 +39,7 @@ def main() -> None:
         raise
 
 
-def run_worker(job: Job, stop: StopStep) -> None:
+def run_worker(job: Job, stop: GracefulStop) -> None:
     """Train as the job says; the first worker writes metrics and checkpoints. `stop` may end the run after a step."""
     checkpoint = open_checkpoint(job.checkpoint)
     preset = load_preset(job.preset, job.overrides, job.devices, checkpoint.architecture)

@@ -65,7 +65,7 @@ def merge_adapter(tensors: Mapping[str, PlannedTensor], lora: Lora) -> dict[str,
 
 
 def _merged(weight: PlannedTensor, a: PlannedTensor, b: PlannedTensor, scale: float) -> PlannedTensor:
-    from llavanext_cli.weights.layout import narrow_to, to_bytes
+    from llavanext_cli.weights.dtypes import narrow_to, to_bytes
 
     def chunks() -> Iterator[memoryview]:
         wide = _read(weight) + (_read(b) * scale) @ _read(a)
@@ -77,7 +77,7 @@ def _merged(weight: PlannedTensor, a: PlannedTensor, b: PlannedTensor, scale: fl
 def _read(tensor: PlannedTensor) -> Float32Array:
     import numpy as np
 
-    from llavanext_cli.weights.layout import RAW_TYPES, read_chunks, widen
+    from llavanext_cli.weights.dtypes import RAW_TYPES, read_chunks, widen
 
     data = b"".join(chunk for piece in tensor.pieces for chunk in read_chunks(piece))
     return widen(np.frombuffer(data, RAW_TYPES[tensor.dtype]), tensor.dtype).reshape(tensor.shape)

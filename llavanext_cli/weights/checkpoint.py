@@ -170,7 +170,7 @@ def read_array(spec: TensorSpec, dtype: str = "float32") -> AnyArray:
     Returns:
         An array of `spec.shape` that owns its memory.
     """
-    from llavanext_cli.weights.layout import from_bytes
+    from llavanext_cli.weights.dtypes import from_bytes
 
     with open(spec.path, "rb") as file:
         file.seek(spec.offset)

@@ -37,9 +37,9 @@ from llavanext_cli.config.sections import SectionReader
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from llavanext_cli.weights import keymap
+from llavanext_cli.weights.dtypes import NUMPY_NAMES, grow_rows, make_random
 from llavanext_cli.weights.folder import MANIFEST
 from llavanext_cli.weights.headers import read_json, read_object, short
-from llavanext_cli.weights.layout import NUMPY_NAMES, grow_rows, make_random
 from llavanext_cli.weights.plan import Plan, plan_folder
 from llavanext_cli.weights.stream import PlannedTensor
 

@@ -195,7 +195,7 @@ def run_convert(
 
 
 def _cast(plan: Plan, dtype: str, folder: Path, tally: dict[str, int]) -> Plan:
-    from llavanext_cli.weights.layout import SAFETENSORS_NAMES, cast_tensor
+    from llavanext_cli.weights.dtypes import SAFETENSORS_NAMES, cast_tensor
 
     config = plan.files.get("config.json") or read_config(folder)
     return replace(

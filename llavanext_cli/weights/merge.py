@@ -24,6 +24,7 @@ import numpy as np
 
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
+from llavanext_cli.weights.dtypes import CHUNK_BYTES
 from llavanext_cli.weights.headers import (
     DTYPE_BYTES,
     LISTED,
@@ -32,7 +33,6 @@ from llavanext_cli.weights.headers import (
     open_regular,
     read_safetensors_header,
 )
-from llavanext_cli.weights.layout import CHUNK_BYTES
 from llavanext_cli.weights.protobuf import content, read_fields, read_numbers
 from llavanext_cli.weights.stream import Extent, Made
 

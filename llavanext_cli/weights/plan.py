@@ -82,7 +82,7 @@ FIT_HINT = "Check that config.json and the weights come from the same model and 
 def extent(spec: TensorSpec) -> Extent | Made:
     """A stored tensor's bytes in the order of its shape."""
     if spec.strides is not None:
-        from llavanext_cli.weights.layout import gather_strided  # NumPy is needed for these only
+        from llavanext_cli.weights.dtypes import gather_strided  # NumPy is needed for these only
 
         return gather_strided(spec)
     return Extent(spec.path, spec.offset, spec.nbytes)

@@ -156,7 +156,7 @@ def run_torch(folder: Path, size: str) -> Iterator[float]:
     import transformers
     from transformers import LlavaNextVideoForConditionalGeneration
 
-    from llavanext_cli.processing.packing import collate
+    from llavanext_cli.processing.sample_layout import collate
     from llavanext_cli.weights.checkpoint import open_checkpoint
 
     torch.set_num_threads(THREADS)

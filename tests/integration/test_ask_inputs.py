@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llavanext_cli.errors import DataError, LlavaNextError
-from llavanext_cli.inference import named
+from llavanext_cli.inference import media_sources
 from llavanext_cli.inference.ask import build_question
 from llavanext_cli.processing.prompt import build_question_prompt
 
@@ -70,44 +70,44 @@ def server():
 
 def test_addresses_only_where_they_are_allowed(tmp_path, server):
     with pytest.raises(DataError) as fault:
-        named.resolve_media([f"{server}/picture"], [], tmp_path)
+        media_sources.resolve_media([f"{server}/picture"], [], tmp_path)
     assert "--allow-url" in fault.value.hint
     assert list(tmp_path.iterdir()) == []
-    images, _ = named.resolve_media([f"{server}/to"], [], tmp_path, allow_url=True)
+    images, _ = media_sources.resolve_media([f"{server}/to"], [], tmp_path, allow_url=True)
     assert images[0].read_bytes() == b"p" * 1000
 
 
 @pytest.mark.parametrize(("path", "expected"), [("/gone", "404"), ("/loop", "redirects")])
 def test_addresses_that_give_nothing(tmp_path, server, path, expected):
     with pytest.raises(LlavaNextError, match=expected):
-        named.download(server + path, tmp_path / "x", 10_000)
+        media_sources.download(server + path, tmp_path / "x", 10_000)
 
 
 @pytest.mark.parametrize("name", ["http://[::1", "ftp://there/a.png", "file:///a.png"])
 def test_addresses_that_are_none(tmp_path, name):
     with pytest.raises(DataError, match=r"only http and https|cannot be downloaded"):
-        named.resolve_media([name], [], tmp_path, allow_url=True)
+        media_sources.resolve_media([name], [], tmp_path, allow_url=True)
 
 
 def test_a_redirect_to_what_is_no_address(tmp_path, server):
     with pytest.raises(DataError, match="cannot be downloaded"):
-        named.download(f"{server}/odd", tmp_path / "x", 500)
+        media_sources.download(f"{server}/odd", tmp_path / "x", 500)
 
 
 def test_a_fault_names_what_the_user_named(tmp_path):
-    with pytest.raises(DataError) as fault, named.told_by_name(tmp_path, ["a.png", "-"], []):
+    with pytest.raises(DataError) as fault, media_sources.rename_in_errors(tmp_path, ["a.png", "-"], []):
         raise DataError(f"{tmp_path / '1-image'}: no picture")
     assert str(fault.value) == "the picture on stdin: no picture"
 
 
 def test_a_download_is_bounded(tmp_path, server):
     with pytest.raises(DataError, match="more than 500 bytes"):
-        named.download(f"{server}/picture", tmp_path / "x", 500)
+        media_sources.download(f"{server}/picture", tmp_path / "x", 500)
 
 
 def test_an_address_nobody_answers(tmp_path):
     with pytest.raises(DataError, match="cannot be downloaded"):
-        named.download("http://127.0.0.1:9/x", tmp_path / "x", 500)
+        media_sources.download("http://127.0.0.1:9/x", tmp_path / "x", 500)
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,10 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_step(run_llavanext, d
     run = launch.check_training("tiny-stage2", data, tiny_checkpoint, run_llavanext.folder / "run", overrides=(
         "data.seq_length=256", "data.frames=4", "train.batch_size=2", "train.save_every=5",
     ))  # fmt: skip
-    preview.refuse_unfit(run)
+    preview.check_resources(run)
     monkeypatch.setattr(preview.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
     with pytest.raises(TrainingError, match=r"will take up to .* and 1 kB are free on its disk"):
-        preview.refuse_unfit(run)
+        preview.check_resources(run)
     assert not list(run_llavanext.folder.iterdir())
 
 

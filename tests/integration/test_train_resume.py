@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llavanext_cli.training.processes import MARK
+from llavanext_cli.launching.processes import MARK
 from tests.integration.test_train import COMMON, losses
 
 STEPS = 20

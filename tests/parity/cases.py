@@ -13,8 +13,8 @@ from PIL import Image
 
 from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.image import build_tiles
-from llavanext_cli.processing.packing import ClipPlan
 from llavanext_cli.processing.processor import Media, Processor
+from llavanext_cli.processing.sample_layout import ClipPlan
 from llavanext_cli.processing.video import build_frame
 from llavanext_cli.records import EncodedSample, Medium, Sample, Turn
 

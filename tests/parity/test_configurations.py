@@ -80,7 +80,7 @@ def test_greedy_tokens_with_the_cache(both_sides, mindspore_cpu, monkeypatch):
     """Grouped queries and scaled positions, in the cell that has a cache."""
     from llavanext_cli.config.presets import load_preset
     from llavanext_cli.inference.sampling import Sampling
-    from llavanext_cli.inference.session import Session, load_ends
+    from llavanext_cli.inference.session import Session, load_eos_token_ids
     from llavanext_cli.model import runtime
     from tests.parity.mindspore_side import keep_alive
 
@@ -99,7 +99,7 @@ def test_greedy_tokens_with_the_cache(both_sides, mindspore_cpu, monkeypatch):
     # A generation_config.json may name several ids that end an answer.
     ends = [2, answers[0][ANSWER_TOKENS // 4]]
     (model.checkpoint.folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-    session.ends = load_ends(model.checkpoint.folder, session.tokenizer.eos_id)
+    session.ends = load_eos_token_ids(model.checkpoint.folder, session.tokenizer.eos_id)
     given = session.answer(encoded, Sampling(max_new_tokens=ANSWER_TOKENS))
     shorter = [reference.generate(case, ANSWER_TOKENS, ends) for case in questions]
     assert [list(answer.tokens) for answer in given] == shorter != answers

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from llavanext_cli.processing import packing, processor
+from llavanext_cli.processing import processor, sample_layout
 from llavanext_cli.records import IGNORE_INDEX
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.convert import run_convert
@@ -65,13 +65,13 @@ def test_height_and_width_swapped(model, forward, theirs, monkeypatch):
 
 def test_height_and_width_swapped_in_the_index_only(model, forward, theirs, monkeypatch):
     """The pixels are right, and as many tokens; the patches are taken column by column."""
-    index_grid = packing._index_grid
+    index_grid = sample_layout._index_grid
 
     def turned(plan, arch):
         grid = index_grid(plan, arch)
         return np.sort(grid.T.reshape(grid.shape), axis=1)
 
-    monkeypatch.setattr(packing, "_index_grid", turned)
+    monkeypatch.setattr(sample_layout, "_index_grid", turned)
     ours = stages_of(model, forward)
     with first_difference("fused"):
         check_stages(NAME, ours, theirs)
@@ -84,7 +84,7 @@ def test_one_newline_dropped(model, forward, theirs, monkeypatch):
     def shorter(*args):
         packed = pack(*args)
         last = np.flatnonzero(packed.input_ids == model.arch.image_token_index)[-1]
-        return packing.Packed(*[np.delete(values, last) for values in vars(packed).values()])
+        return sample_layout.Packed(*[np.delete(values, last) for values in vars(packed).values()])
 
     monkeypatch.setattr(processor, "pack", shorter)
     ours = stages_of(model, forward)
@@ -94,14 +94,14 @@ def test_one_newline_dropped(model, forward, theirs, monkeypatch):
 
 def test_one_newline_replaced_by_text(model, forward, theirs, monkeypatch):
     """As many tokens as there should be, but the last row's newline keeps the embedding of its id."""
-    index_media = packing.index_media
+    index_media = sample_layout.index_media
 
     def without(plans, arch):
         rows = index_media(plans, arch)
         rows[-1][-1] += 1
         return rows
 
-    monkeypatch.setattr(packing, "index_media", without)
+    monkeypatch.setattr(sample_layout, "index_media", without)
     ours = stages_of(model, forward)
     with first_difference("fused"):
         check_stages(NAME, ours, theirs)

@@ -14,8 +14,8 @@ from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.processing.decoding import sample_positions
 from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.image import build_tiles, load_image, normalise
-from llavanext_cli.processing.packing import ClipPlan, pack
 from llavanext_cli.processing.prompt import MEDIUM, TEXT, build_question_prompt, build_training_prompt
+from llavanext_cli.processing.sample_layout import ClipPlan, pack
 from llavanext_cli.processing.tokens import load_tokenizer
 from llavanext_cli.processing.video import load_clip
 from llavanext_cli.records import IGNORE_INDEX, Medium, Sample, Turn

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llavanext_cli.training.simulate import SimulationReport, simulate
+from llavanext_cli.simulation.simulate import SimulationReport, simulate
 
 Compile = Callable[..., SimulationReport]
 

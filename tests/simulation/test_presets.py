@@ -10,8 +10,8 @@ import pytest
 
 from llavanext_cli.config.presets import load_preset, preset_files
 from llavanext_cli.errors import ConfigError
+from llavanext_cli.simulation.simulate import SUMS, SimulationReport, is_weight, shortened
 from llavanext_cli.training.memory import plan_memory, slice_of, trained_parameters
-from llavanext_cli.training.simulate import SUMS, SimulationReport, is_weight, shortened
 from llavanext_cli.weights.adapter import is_adapter
 from llavanext_cli.weights.keymap import expected_parameters
 from llavanext_cli.weights.merge import read_strategy

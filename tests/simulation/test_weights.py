@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from llavanext_cli.config.architecture import architecture_to_hf
 from llavanext_cli.config.presets import load_preset
-from llavanext_cli.training.simulate import shortened
+from llavanext_cli.simulation.simulate import shortened
 from llavanext_cli.weights.convert import run_convert
 from llavanext_cli.weights.keymap import expected_parameters, hub_tensors
 from tests.simulation.conftest import Compile

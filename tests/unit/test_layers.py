@@ -17,7 +17,9 @@ LAYERS = (
     ("config", "files", "machine", "plots", "records", "signals", "units"),
     ("processing", "mixing", "fetching"),
     ("model", "weights"),
+    ("launching",),
     ("training", "inference"),
+    ("simulation",),
     ("demo",),
     ("app", "commands", "console", "options", "__main__"),
 )

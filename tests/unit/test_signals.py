@@ -9,16 +9,16 @@ import textwrap
 import pytest
 
 from llavanext_cli import signals
-from llavanext_cli.training.processes import interrupted_when_ended
+from llavanext_cli.launching.processes import interrupted_when_ended
 
 TAKEN = textwrap.dedent("""
     import ctypes, os, sys, threading, time
     from llavanext_cli import signals
 
     libc = ctypes.CDLL(None)
-    with signals.caught():
+    with signals.route_sigint():
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()  # one of a library
-        with signals.held():
+        with signals.defer_signals():
             libc.signal(2, 0)  # SIG_DFL, as far as the kernel is concerned
             print("ready", flush=True)
             time.sleep(0.5)
@@ -37,7 +37,7 @@ WAITING = textwrap.dedent("""
     before = state()
     reader, writer = os.pipe()
     try:
-        with signals.caught():
+        with signals.route_sigint():
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
             os.read(reader, 1)
     except KeyboardInterrupt:
@@ -58,7 +58,7 @@ def number(request):
 
 
 def test_a_command_ends_with_the_code_of_its_signal(number):
-    with pytest.raises(SystemExit) as caught, signals.tidied_when_ended():
+    with pytest.raises(SystemExit) as caught, signals.raise_on_termination():
         os.kill(os.getpid(), number)
     assert caught.value.code == 128 + number
 
@@ -73,7 +73,7 @@ def test_workers_are_told_by_an_interrupt_that_says_which_signal_it_was(number):
 def test_an_ignored_signal_stays_ignored(number):
     signal.signal(number, signal.SIG_IGN)
     try:
-        with signals.tidied_when_ended():
+        with signals.raise_on_termination():
             os.kill(os.getpid(), number)
     finally:
         assert signal.signal(number, signal.SIG_DFL) == signal.SIG_IGN
@@ -101,7 +101,7 @@ def test_an_interrupt_replaces_what_it_broke(number):
 
     before = signal.signal(number, leave)
     try:
-        with pytest.raises(SystemExit), signals.held():
+        with pytest.raises(SystemExit), signals.defer_signals():
             signal.raise_signal(number)
             raise ImportError("initialization failed")
         assert signal.getsignal(number) is leave

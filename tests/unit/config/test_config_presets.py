@@ -107,7 +107,7 @@ def test_what_is_no_file_is_no_preset(tmp_path, name):
     assert fault(path).what == f"{path} is a device or a pipe, and a preset is a YAML file or a name"
     path.unlink()
     path.symlink_to(path)
-    assert fault(path).what == f"{path} is a link to nothing, and a preset is a YAML file or a name"
+    assert fault(path).what == f"{path} is a broken link, and a preset is a YAML file or a name"
 
 
 def test_a_seq_length_of_the_wrong_type_is_not_missing_too(write):

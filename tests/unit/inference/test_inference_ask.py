@@ -9,7 +9,7 @@ from llavanext_cli.config.architecture import Architecture, TextArchitecture, Vi
 from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.inference.ask import default_preset, how_to_fit, prepare
-from llavanext_cli.inference.named import describe_times
+from llavanext_cli.inference.media_sources import describe_times
 from llavanext_cli.inference.sampling import Sampling
 from llavanext_cli.processing.video import read_frames
 

@@ -9,8 +9,8 @@ from llavanext_cli.config.presets import load_preset
 from llavanext_cli.errors import DataError
 from llavanext_cli.inference.contact_sheet import COLUMNS, draw_contact_sheet, write_contact_sheet
 from llavanext_cli.processing.geometry import plan_tiles
-from llavanext_cli.processing.packing import ClipPlan
 from llavanext_cli.processing.processor import Media
+from llavanext_cli.processing.sample_layout import ClipPlan
 
 ARCH = load_preset("tiny-ask").model
 SIDE = ARCH.vision.image_size

@@ -7,11 +7,12 @@ import pytest
 
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.errors import ConfigError, DataError, LlavaNextError
+from llavanext_cli.launching.msrun import ONE_NODE, Nodes, parse_master
 from llavanext_cli.training import folder
 from llavanext_cli.training.failures import explain_failure, record_failure
 from llavanext_cli.training.folder import claim, make_out, resume_run
 from llavanext_cli.training.job import Job
-from llavanext_cli.training.nodes import ONE_NODE, Nodes, parse_master, worker_command
+from llavanext_cli.training.launch import worker_command
 
 
 @pytest.fixture

@@ -2,23 +2,23 @@
 
 import pytest
 
-from llavanext_cli.training.stopping import StopStep
+from llavanext_cli.training.stopping import GracefulStop
 
 
 @pytest.fixture
 def file(tmp_path):
     place = tmp_path / "stop_after"
-    StopStep(place, 0, 1).reset()
+    GracefulStop(place, 0, 1).reset()
     return place
 
 
 def test_a_run_that_is_told_nothing_goes_on(file):
-    workers = [StopStep(file, rank, 2) for rank in range(2)]
+    workers = [GracefulStop(file, rank, 2) for rank in range(2)]
     assert not any(worker.reached(step) for step in range(1, 5) for worker in workers)
 
 
 def test_all_workers_stop_after_the_step_that_follows(file):
-    first, second = (StopStep(file, rank, 2) for rank in range(2))
+    first, second = (GracefulStop(file, rank, 2) for rank in range(2))
     assert not second.reached(4), "it is a little ahead"
     first.told.set()
     assert not first.reached(4)
@@ -27,20 +27,20 @@ def test_all_workers_stop_after_the_step_that_follows(file):
 
 
 def test_only_the_first_worker_decides(file):
-    second = StopStep(file, 1, 2)
+    second = GracefulStop(file, 1, 2)
     second.told.set()
     assert not second.reached(4) and not second.reached(5)
 
 
 def test_a_worker_alone_stops_at_once(file):
-    alone = StopStep(file, 0, 1)
+    alone = GracefulStop(file, 0, 1)
     alone.told.set()
     assert alone.reached(4)
 
 
 def test_a_new_start_is_not_stopped_by_the_last_ones_end(file):
-    first = StopStep(file, 0, 2)
+    first = GracefulStop(file, 0, 2)
     first.told.set()
     first.reached(4)
     first.reset()
-    assert not StopStep(file, 0, 2).reached(6)
+    assert not GracefulStop(file, 0, 2).reached(6)

@@ -16,8 +16,8 @@ from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.checkpoint import open_checkpoint
 from llavanext_cli.weights.convert import run_convert
+from llavanext_cli.weights.dtypes import read_chunks
 from llavanext_cli.weights.headers import read_safetensors_header
-from llavanext_cli.weights.layout import read_chunks
 from llavanext_cli.weights.merge import SliceLayout, join_slices, read_strategy
 from llavanext_cli.weights.protobuf import read_fields, read_numbers, write_delimited, write_varint
 from tests.loading import load_parameters

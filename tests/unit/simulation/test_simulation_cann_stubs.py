@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from llavanext_cli.errors import RuntimeMissingError
-from llavanext_cli.training import stand_in
+from llavanext_cli.simulation import cann_stubs
 
 
 @pytest.fixture
 def no_cann(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
     monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
-    monkeypatch.setattr(stand_in, "SYSTEM_CANN", tmp_path / "nowhere")
+    monkeypatch.setattr(cann_stubs, "SYSTEM_CANN", tmp_path / "nowhere")
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def mindspore(tmp_path: Path) -> Path:
     source.write_text(
         'int needed_of_cann(void); const char* text = "aclrtLookedUp"; int f(void){return needed_of_cann();}'
     )
-    stand_in._run(["gcc", "-shared", "-fPIC", "-o", str(plugin / "libmindspore_ascend.so.2"), str(source)])
+    cann_stubs._run(["gcc", "-shared", "-fPIC", "-o", str(plugin / "libmindspore_ascend.so.2"), str(source)])
     return folder
 
 
 def test_every_missing_function_gets_a_body_that_returns_0(mindspore: Path, tmp_path: Path):
-    folder = stand_in.build_stand_ins(mindspore, tmp_path / "cache")
+    folder = cann_stubs.build_stand_ins(mindspore, tmp_path / "cache")
     library = ctypes.CDLL(str(folder / "ascend-toolkit/latest/cann/lib64/libascendcl.so"))
     assert library.needed_of_cann() == 0
     assert library.aclrtLookedUp() == 0
@@ -49,25 +49,25 @@ def test_every_missing_function_gets_a_body_that_returns_0(mindspore: Path, tmp_
 
 
 def test_they_are_built_once_for_a_version(mindspore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    first = stand_in.build_stand_ins(mindspore, tmp_path / "cache")
+    first = cann_stubs.build_stand_ins(mindspore, tmp_path / "cache")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert stand_in.build_stand_ins(mindspore, tmp_path / "cache") == first
+    assert cann_stubs.build_stand_ins(mindspore, tmp_path / "cache") == first
     (mindspore / "version.py").write_text("__version__ = '1'")
     with pytest.raises(RuntimeMissingError, match="gcc is not installed"):
-        stand_in.build_stand_ins(mindspore, tmp_path / "cache")
+        cann_stubs.build_stand_ins(mindspore, tmp_path / "cache")
 
 
 def test_a_compiler_that_fails_is_quoted(mindspore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stand_in, "WRITTEN", {"f": "this is no C;"})
+    monkeypatch.setattr(cann_stubs, "WRITTEN", {"f": "this is no C;"})
     with pytest.raises(RuntimeMissingError, match="gcc could not build stand-ins for CANN: "):
-        stand_in.build_stand_ins(mindspore, tmp_path / "cache")
+        cann_stubs.build_stand_ins(mindspore, tmp_path / "cache")
     assert os.listdir(tmp_path / "cache") == []
 
 
 def test_a_folder_that_cannot_be_written(mindspore: Path, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(RuntimeMissingError) as caught:
-        stand_in.build_stand_ins(mindspore, tmp_path / "file")
+        cann_stubs.build_stand_ins(mindspore, tmp_path / "file")
     assert "XDG_CACHE_HOME" in caught.value.hint
 
 
@@ -75,12 +75,12 @@ def test_a_mindspore_without_the_plugin(monkeypatch: pytest.MonkeyPatch, tmp_pat
     class Spec:
         origin = str(tmp_path / "__init__.py")
 
-    monkeypatch.setattr(stand_in.importlib.util, "find_spec", lambda name: Spec)
+    monkeypatch.setattr(cann_stubs.importlib.util, "find_spec", lambda name: Spec)
     with pytest.raises(RuntimeMissingError, match="has no Ascend plugin"):
-        stand_in.find_mindspore()
-    monkeypatch.setattr(stand_in.importlib.util, "find_spec", lambda name: None)
+        cann_stubs.find_mindspore()
+    monkeypatch.setattr(cann_stubs.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeMissingError, match="MindSpore is not installed"):
-        stand_in.find_mindspore()
+        cann_stubs.find_mindspore()
 
 
 @pytest.mark.usefixtures("no_cann")
@@ -88,7 +88,7 @@ def test_cann_itself_is_used_when_it_is_set_up(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "cann" / "lib64").mkdir(parents=True)
     (tmp_path / "cann" / "lib64" / "libascendcl.so").touch()
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path / "cann"))
-    found = stand_in.simulation_environment(tmp_path / "cache")
+    found = cann_stubs.simulation_environment(tmp_path / "cache")
     assert not found.stand_in
     assert found.variables == {"MS_SIMULATION_LEVEL": "0"}
     assert not (tmp_path / "cache").exists()
@@ -97,7 +97,7 @@ def test_cann_itself_is_used_when_it_is_set_up(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.usefixtures("no_cann")
 def test_cann_that_is_installed_but_not_set_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "set_env.sh").touch()
-    monkeypatch.setattr(stand_in, "SYSTEM_CANN", tmp_path)
+    monkeypatch.setattr(cann_stubs, "SYSTEM_CANN", tmp_path)
     with pytest.raises(RuntimeMissingError) as caught:
-        stand_in.simulation_environment(tmp_path / "cache")
+        cann_stubs.simulation_environment(tmp_path / "cache")
     assert caught.value.hint == f"run `source {tmp_path}/set_env.sh`"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llavanext_cli.errors import DataError
+from llavanext_cli.mixing.mindformers_format import BETWEEN, CLOSING, OPENING, decode, encode
 from llavanext_cli.mixing.readers import Media
-from llavanext_cli.mixing.tagged import BETWEEN, CLOSING, OPENING, decode, encode
 
 OPEN, CLOSE = "<|reserved_special_token_3|>", "<|reserved_special_token_4|>"
 

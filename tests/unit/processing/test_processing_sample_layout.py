@@ -8,8 +8,8 @@ import pytest
 from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
 from llavanext_cli.errors import DataError
 from llavanext_cli.processing.geometry import plan_tiles
-from llavanext_cli.processing.packing import ClipPlan, collate, count_medium, index_media, measure, pack
 from llavanext_cli.processing.prompt import END, MEDIUM, TEXT, Segment, build_training_prompt
+from llavanext_cli.processing.sample_layout import ClipPlan, collate, count_medium, index_media, measure, pack
 from llavanext_cli.processing.tokens import load_tokenizer
 from llavanext_cli.records import IGNORE_INDEX, EncodedSample, Medium, Sample, Turn
 
@@ -147,7 +147,7 @@ def test_media_are_counted_before_they_are_placed(tokenizer):
 def test_rows_and_tokens_are_compared(tokenizer, monkeypatch):
     segments = [Segment(TEXT, "a"), Segment(MEDIUM, medium=0)]
     plan = dataclasses.replace(plan_tiles((28, 56), SMALL), base_tokens=3)
-    monkeypatch.setattr("llavanext_cli.processing.packing.count_medium", lambda *_: 99)
+    monkeypatch.setattr("llavanext_cli.processing.sample_layout.count_medium", lambda *_: 99)
     with pytest.raises(DataError, match=r"sample row-9: medium 1 has 99 tokens, but \d+ features"):
         pack(segments, [plan], tokenizer, SMALL, "row-9")
 

@@ -1,4 +1,4 @@
-"""One compile of `simulate`: `python simulate_worker.py REQUEST.json`, in a process of its own.
+"""One compile of `simulate`: `python worker.py REQUEST.json`, in a process of its own.
 
 It builds what a worker of the preset builds for its rank, hands it to the same MindFormers trainer, and compiles where
 that would begin to train. Nothing runs. RESULT.json beside the request says what came of it.
@@ -16,9 +16,9 @@ from typing import Any
 
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.config.schema import Preset
+from llavanext_cli.launching.processes import end_with_parent
 from llavanext_cli.model.network import build_preset_network
 from llavanext_cli.model.runtime import load_libraries
-from llavanext_cli.training.processes import end_with_parent
 
 
 def main() -> None:

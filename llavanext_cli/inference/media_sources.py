@@ -46,7 +46,7 @@ def resolve_media(
 
 
 @contextlib.contextmanager
-def told_by_name(folder: Path, images: Sequence[str], videos: Sequence[str]) -> Iterator[None]:
+def rename_in_errors(folder: Path, images: Sequence[str], videos: Sequence[str]) -> Iterator[None]:
     """An error about a file that `resolve_media` wrote to `folder` names what it was made from."""
     try:
         yield

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llavanext_cli.weights.headers import TensorSpec
-from llavanext_cli.weights.layout import (
+from llavanext_cli.weights.dtypes import (
     cast_tensor,
     from_bytes,
     gather_strided,
@@ -19,6 +18,7 @@ from llavanext_cli.weights.layout import (
     to_bytes,
     widen,
 )
+from llavanext_cli.weights.headers import TensorSpec
 from llavanext_cli.weights.stream import Extent, Made, PlannedTensor
 
 torch = pytest.importorskip("torch")
@@ -80,7 +80,7 @@ def test_bytes_become_arrays(stored: str, wanted: str) -> None:
 
 
 def joined(tensor: PlannedTensor) -> bytes:
-    from llavanext_cli.weights.layout import read_chunks
+    from llavanext_cli.weights.dtypes import read_chunks
 
     return b"".join(bytes(chunk) for piece in tensor.pieces for chunk in read_chunks(piece))
 
@@ -96,7 +96,7 @@ def planned(tmp_path: Path, array: np.ndarray, dtype: str) -> PlannedTensor:
 
 
 def test_casting_crosses_chunks_and_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llavanext_cli.weights.layout.CHUNK_BYTES", 64)
+    monkeypatch.setattr("llavanext_cli.weights.dtypes.CHUNK_BYTES", 64)
     array = np.random.default_rng(0).standard_normal((30, 7)).astype(np.float32)
     array[2, 3] = 1e6
     tally: dict[str, int] = {}
@@ -111,7 +111,7 @@ def test_casting_crosses_chunks_and_pieces(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
 def test_new_rows_are_the_mean(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llavanext_cli.weights.layout.CHUNK_BYTES", 40)  # rows are cut in the middle
+    monkeypatch.setattr("llavanext_cli.weights.dtypes.CHUNK_BYTES", 40)  # rows are cut in the middle
     kind = {"F32": np.float32, "F16": np.float16}[dtype]
     array = np.random.default_rng(0).standard_normal((10, 6)).astype(kind)
     grown = grow_rows(planned(tmp_path, array, dtype), 16)
@@ -123,7 +123,7 @@ def test_new_rows_are_the_mean(dtype: str, tmp_path: Path, monkeypatch: pytest.M
 
 def test_random_tensors_depend_on_their_key_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     first = joined(make_random("w", "F32", (100, 30), (7, 1), 0.5))
-    monkeypatch.setattr("llavanext_cli.weights.layout.CHUNK_BYTES", 800)
+    monkeypatch.setattr("llavanext_cli.weights.dtypes.CHUNK_BYTES", 800)
     assert joined(make_random("w", "F32", (100, 30), (7, 1), 0.5)) == first
     assert joined(make_random("w", "F32", (100, 30), (8, 1), 0.5)) != first
     values = np.frombuffer(first, np.float32)

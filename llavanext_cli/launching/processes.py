@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llavanext_cli.signals import tidied_when_ended
+from llavanext_cli.signals import raise_on_termination
 
 MARK = "LLAVANEXT_RUN"
 POLL_SECONDS = 0.2
@@ -163,7 +163,7 @@ def interrupted_when_ended() -> Iterator[dict[str, int]]:
         seen["signal"] = number
         return KeyboardInterrupt()
 
-    with tidied_when_ended(interrupt):
+    with raise_on_termination(interrupt):
         yield seen
 
 

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llavanext_cli.files import write_whole
-from llavanext_cli.training.processes import POLL_SECONDS
+from llavanext_cli.launching.processes import POLL_SECONDS
 
 if TYPE_CHECKING:
+    from llavanext_cli.launching.msrun import Nodes
     from llavanext_cli.training.job import Job
-    from llavanext_cli.training.nodes import Nodes
 
 
-class Peers:
+class NodeStatus:
     """The other nodes of a run. Made after this node's job file was written: what is older is another run's.
 
     Args:

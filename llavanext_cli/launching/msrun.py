@@ -12,7 +12,6 @@ from pathlib import Path
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import ConfigError, RuntimeMissingError
 from llavanext_cli.model.runtime import library_environment, share_threads
-from llavanext_cli.training.job import Job
 
 
 @dataclass(frozen=True)
@@ -48,23 +47,6 @@ def parse_master(text: str) -> tuple[str, int]:
     if not address or ":" in address or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         raise ConfigError(f"--master is ADDRESS:PORT, not {text!r}", hint="for example --master 10.0.0.1:8118 (IPv4)")
     return address, int(port)
-
-
-def worker_command(preset: Preset, job: Job, nodes: Nodes) -> tuple[str, ...]:
-    """The command that starts all workers of this machine.
-
-    Raises:
-        ConfigError: the devices cannot be shared by the nodes, or the port is taken.
-    """
-    worker = [str(Path(__file__).with_name("worker.py")), str(job.file_of(nodes.rank))]
-    devices = preset.parallel.devices
-    if devices % nodes.count:
-        raise ConfigError(
-            f"{devices} devices cannot be shared evenly by {nodes.count} nodes", hint="change --devices or --nodes"
-        )
-    if devices == 1:
-        return (sys.executable, *worker)
-    return msrun_command(worker, job.logs_folder, devices, nodes)
 
 
 def msrun_command(worker: Sequence[str], logs: Path, devices: int, nodes: Nodes = ONE_NODE) -> tuple[str, ...]:

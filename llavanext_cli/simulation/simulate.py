@@ -1,6 +1,6 @@
 """Check a preset for its NPUs on a machine that has none: compile its real graphs in MindSpore's simulation mode.
 
-    preset ─▶ one process a rank (simulate_worker.py), CANN or its stand-ins ─▶ the slices, the time, or the reason
+    preset ─▶ one process a rank (worker.py), CANN or its stand-ins ─▶ the slices, the time, or the reason
 
 Type and shape inference, differentiation, parallel planning, optimizer sharding and communication are MindSpore's own.
 What it cannot show: kernels, speed, numerics on the NPU. Its result is "compiled in simulation", never "run".
@@ -24,13 +24,13 @@ from typing import Any
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import TrainingError
+from llavanext_cli.simulation.cann_stubs import simulation_environment
 from llavanext_cli.training import memory
-from llavanext_cli.training.stand_in import simulation_environment
 from llavanext_cli.units import format_memory
 from llavanext_cli.weights.checkpoint import open_checkpoint
 from llavanext_cli.weights.keymap import is_cache
 
-WORKER = Path(__file__).with_name("simulate_worker.py")
+WORKER = Path(__file__).with_name("worker.py")
 BYTES = memory.BYTES | {"int32": 4, "bool": 1}
 MOMENTS = ("adam_m.", "adam_v.")
 """What AdamW calls its two moments of a parameter."""
