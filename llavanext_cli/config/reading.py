@@ -143,8 +143,14 @@ def suggestion(name: str, siblings: Iterable[str], prefix: str = "", known: Iter
     return f"; known here: {', '.join(siblings)}" if siblings else ""
 
 
+RENAMED = {"clips": "videos"}
+"""Keys of earlier releases."""
+
+
 def nearest(name: str, keys: Sequence[str]) -> str | None:
-    """The first key that a name is short for, else the one that is spelled most like it."""
+    """The key that has replaced a name, else the first that it is short for, else the one spelled most like it."""
+    if RENAMED.get(name) in keys:
+        return RENAMED[name]
     short_for = [key for key in keys if _is_short_for(name, key.rpartition(".")[2].split("_"))]
     return next(iter(short_for or difflib.get_close_matches(name, keys, n=1)), None)
 

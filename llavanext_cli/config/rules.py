@@ -236,7 +236,7 @@ def _media_tokens(preset: Preset) -> tuple[int, str]:
 _MEDIA_KEYS = (
     "data.tiles",
     "data.frames",
-    "data.clips",
+    "data.videos",
     "model.image_grid_pinpoints",
     "model.spatial_pool_stride",
     "model.vision.image_size",

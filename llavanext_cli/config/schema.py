@@ -27,16 +27,16 @@ class Data:
     """What one sample may hold: the static shapes of the compiled graph."""
 
     seq_length: int | None = setting(None, doc="tokens a sample, media included", least=16, task="train")
-    tiles: int = setting(0, doc="greatest number of picture tiles a sample, base tiles included", least=0)
-    frames: int = setting(0, doc="frames taken from a clip", least=0, most=10_000)
-    clips: int = setting(1, doc="greatest number of clips a sample", least=1)
+    tiles: int = setting(0, doc="maximum number of image tiles per sample, base tiles included", least=0)
+    frames: int = setting(0, doc="frames taken from a video", least=0, most=10_000)
+    videos: int = setting(1, doc="maximum number of videos per sample", least=1)
     shuffle: bool = setting(True, doc="draw the samples in a random order, new in each epoch", task="train")
     workers: int = setting(4, doc="processes that read media, for each device", least=1, most=64, task="train")
 
     @property
     def frame_budget(self) -> int:
-        """Frames a sample has room for (F): those of all its clips."""
-        return self.frames * self.clips
+        """Frames a sample has room for (F): those of all its videos."""
+        return self.frames * self.videos
 
 
 @dataclass(frozen=True, kw_only=True)

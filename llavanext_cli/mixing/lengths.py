@@ -53,7 +53,7 @@ def plan_lengths(
 
         data = load_preset(preset).data
         max_tokens = max_tokens or data.seq_length
-        room = data.tiles, data.clips * (frames or data.frames) if data.frames else 0
+        room = data.tiles, data.videos * (frames or data.frames) if data.frames else 0
         frames = frames or data.frames
     frames = frames or 16
     if tokenizer is None:

@@ -230,7 +230,7 @@ def check_fit(sample_id: str, size: SampleSize, room: SampleSize) -> None:
     changes = (
         f"set data.seq_length to at least {size.tokens}",
         f"set data.tiles to at least {size.tiles}",
-        "raise data.clips (clips a sample) or lower data.frames (frames a clip)",
+        "raise data.videos (videos a sample) or lower data.frames (frames a video)",
     )
     for has, fits, unit, change in zip(size, room, UNITS, changes, strict=True):
         if has > fits:

@@ -96,7 +96,7 @@ def check_sizes(sizes: Sequence[tuple[str, SampleSize]], preset: Preset) -> None
                 (
                     f"--set data.seq_length={-(-most.tokens // 16) * 16}",
                     f"--set data.tiles={most.tiles}",
-                    f"--set data.clips={-(-most.frames // max(1, preset.data.frames))}",
+                    f"--set data.videos={-(-most.frames // max(1, preset.data.frames))}",
                 )[field]
             )
     if faults:

@@ -57,7 +57,9 @@ def run_settings(preset: Preset, plan: RunPlan, data: str, base: str) -> dict[st
     for section in ("lora", "learning_rates"):
         values |= {f"{section}.{key}": value for key, value in values.pop(section).items()}
     train = {f"train.{key}": value for key, value in values.items() if key not in free}
-    shapes = {f"data.{key}": getattr(preset.data, key) for key in ("seq_length", "tiles", "frames", "clips", "shuffle")}
+    shapes = {
+        f"data.{key}": getattr(preset.data, key) for key in ("seq_length", "tiles", "frames", "videos", "shuffle")
+    }
     types = {f"runtime.{key}": getattr(preset.runtime, key) for key in ("compute_dtype", "parameter_dtype")}
     run = {"steps": plan.steps, "samples a step": plan.global_batch, "samples": plan.samples, "data file": data}
     if preset.train.method == "lora":

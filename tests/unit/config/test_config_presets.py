@@ -200,6 +200,7 @@ def test_set_reaches_into_a_mapping_and_replaces_null():
         ("train.acc=2", "unknown key; did you mean train.accumulate?"),
         ("ask.temp=1", "unknown key; did you mean ask.temperature?"),
         ("data.len=1", "unknown key; did you mean data.seq_length?"),
+        ("data.clips=2", "unknown key; did you mean data.videos?"),  # its name in 0.1.0
         ("seq_len=1", "unknown key; did you mean data.seq_length?"),
         ("train.lora_rank=8", "unknown key; did you mean train.lora.rank?"),
         ("train.lr.vision=1", "unknown key; did you mean train.learning_rates.vision?"),

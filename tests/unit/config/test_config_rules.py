@@ -89,7 +89,7 @@ BROKEN = [
     ),
     (
         "video-7b-stage3",
-        ["data.clips=2"],
+        ["data.videos=2"],
         "data.seq_length: 4096 tokens are too few: 32 frames of 144 tokens make 4608, text needs at least 64; "
         "set 4672 or more",
     ),

@@ -69,7 +69,7 @@ def test_only_a_file_is_replaced(tmp_path, force):
     before = {path: path.lstat() for path in tmp_path.iterdir()}
     for target, what in (
         (pipe, f"{pipe} is a device or a pipe, not a file"),
-        (loop, f"{loop} is a link to nothing, not a file"),
+        (loop, f"{loop} is a broken link, not a file"),
         (device, f"{device} is a device or a pipe, not a file"),
         (tmp_path, f"{folder} is a folder, not a file"),
     ):

@@ -225,7 +225,7 @@ def test_a_sample_that_fits_exactly(mixture):
     [
         (40, 6, 3, r"sample both: \d+ tokens, but 40 fit", "data.seq_length to at least"),
         (200, 5, 3, "sample two: 6 picture tiles, but 5 fit", "data.tiles to at least 6"),
-        (200, 6, 2, "sample clip: 3 frames, but 2 fit", "data.clips (clips a sample) or lower data.frames"),
+        (200, 6, 2, "sample clip: 3 frames, but 2 fit", "data.videos (videos a sample) or lower data.frames"),
     ],
 )
 def test_what_does_not_fit_says_what_to_change(mixture, seq_length, tiles, frames, words, key):
