@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Entry point. Ctrl-C is met as early as Python allows: most of the first half second goes into imports."""
+    """Entry point. Ctrl-C is caught from the first import on: imports take most of the first half second."""
     try:
         from llavanext_cli.app import main as run
 

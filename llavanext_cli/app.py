@@ -1,8 +1,8 @@
 """The command line: a table of commands, the global options, and the one place that catches our errors.
 
 A command's module is imported when that command is named, or when `llavanext --help` lists all of them; it imports its
-own workers inside the function. So help stays fast, and nothing heavy is loaded before it is needed. For the same
-reason help is plain text: typer's boxes would load rich and its Markdown parser, and take twice the time.
+worker inside the function. So help stays fast, and nothing heavy is loaded before it is needed. For the same reason
+help is plain text: typer's boxes would load rich and its Markdown parser, and take twice the time.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ GLOBAL_OPTIONS = ("verbose", "no_color")
 OS_ERROR_HINTS = {
     errno.ENOSPC: "make room, or choose a place on another disk",
     errno.EDQUOT: "make room, or choose a place on another disk",
-    errno.EROFS: "choose a place that can be written",
-    errno.EACCES: "choose a place that you may read and write, or ask for the right to",
-    errno.EPERM: "choose a place that you may read and write, or ask for the right to",
-    errno.EIO: "the disk or the network drive fails: copy the files to another one",
+    errno.EROFS: "choose a place that is not read-only",
+    errno.EACCES: "choose a place where you may read and write",
+    errno.EPERM: "choose a place where you may read and write",
+    errno.EIO: "the disk or network drive fails: copy the files to another one",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "allow more open files: ulimit -n 65536",
 }
-"""Faults of a disk or of rights, which can turn up at any read or write, and what to do. Others are bugs of ours."""
+"""Operating system errors that any read or write can meet, and what to do. Other ones are bugs of ours."""
 
 METAVARS = {"int": "N", "int range": "N", "float range": "X", "path": "PATH", "str": "NAME"}
-"""What stands for an option's value in help, by the name of its type; an option's own metavar comes first."""
+"""How help shows the value of an option, by the name of its type, unless the option has its own metavar."""
 
 
 class Entry(NamedTuple):
@@ -87,7 +87,7 @@ def _finish(command: Any, shared_parameters: list[Any]) -> None:
     command.context_settings = SETTINGS | command.context_settings
     command.rich_markup_mode = None
     command.help = keep_lines(command.help or "")
-    # Whole in the list of commands, where click would cut it at the width of a line.
+    # Whole in the list of commands, where click would cut it at the width of one line.
     command.short_help = " ".join(command.help.partition("\n\n")[0].split())
     if isinstance(command, TyperGroup):
         for child in command.commands.values():
@@ -104,22 +104,22 @@ def _finish(command: Any, shared_parameters: list[Any]) -> None:
 
 
 def keep_lines(text: str) -> str:
-    """Mark the paragraphs of a help text that hold indented lines, so that their lines are not run together."""
+    """Mark paragraphs of a help text that have indented lines, so that click does not join their lines."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(f"\b\n{p}" if "\n " in p and not p.startswith("\b") else p for p in paragraphs)
 
 
 class FilledPath(TyperPath):
-    """A path that is not empty: `--out "$RUN"` with RUN unset must not mean the working folder."""
+    """A path that is not empty: `--out "$RUN"` with RUN unset must not mean the current folder."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if value == "":
-            self.fail("it is empty, and a path is needed", param, ctx)
+            self.fail("a path must not be empty", param, ctx)
         return super().convert(value, param, ctx)
 
 
 class LazyCommands(Mapping):
-    """name → command, each built when it is first looked at."""
+    """name → command, each built when it is first needed."""
 
     def __init__(self, entries: tuple[Entry, ...], shared_parameters: list[Any]):
         self._entries = {entry.name: entry for entry in entries}
@@ -170,25 +170,25 @@ class Llavanext(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with report_errors():
-            _check_working_folder()
+            _check_current_folder()
             return super().invoke(ctx)
 
 
-def _check_working_folder() -> None:
-    """Every relative path, and many a library, would fail in words that nobody can place."""
+def _check_current_folder() -> None:
+    """Without it every relative path, and many libraries, fail with messages that do not say why."""
     try:
         os.getcwd()
     except FileNotFoundError as gone:
-        raise LlavaNextError("the working folder was removed", "cd to a folder that is there") from gone
+        raise LlavaNextError("the current folder was removed", "cd to a folder that exists") from gone
 
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Errors of users and of their machines become a message and an exit code."""
+    """Turn errors that a user can act on into a message and an exit code."""
     try:
         yield
     except LlavaNextError as fault:
-        raise _told(fault) from fault
+        raise _reported(fault) from fault
     except KeyboardInterrupt as interrupt:
         console.interrupted()
         raise typer.Exit(EXIT_INTERRUPTED) from interrupt
@@ -196,22 +196,22 @@ def report_errors() -> Iterator[None]:
         _discard_stdout()
         raise typer.Exit(0) from gone
     except BrokenPipeError as broken:
-        if _is_reader_gone():  # in the middle of `--help`, which is not written by us
+        if _is_reader_gone():  # during `--help`, which typer writes
             _discard_stdout()
             raise typer.Exit(0) from broken
-        # A pipe to some worker. typer would end with 1 and say nothing.
+        # A pipe to a worker process. typer would exit with 1 and no message.
         raise RuntimeError("a pipe to another process broke") from broken
     except OSError as fault:
         if fault.errno not in OS_ERROR_HINTS:
             raise
         place = f"{fault.filename2 or fault.filename}: " if fault.filename else ""
-        told = LlavaNextError(f"{place}{os.strerror(fault.errno)}", OS_ERROR_HINTS[fault.errno])
-        told.__cause__ = fault
-        raise _told(told) from fault
+        error = LlavaNextError(f"{place}{os.strerror(fault.errno)}", OS_ERROR_HINTS[fault.errno])
+        error.__cause__ = fault
+        raise _reported(error) from fault
 
 
-def _told(fault: LlavaNextError) -> typer.Exit:
-    """Write an error; the returned exit carries its code."""
+def _reported(fault: LlavaNextError) -> typer.Exit:
+    """Write an error; the returned exit has its code."""
     console.error(fault)
     if console.is_verbose() and fault.__cause__ is not None:
         import traceback
@@ -221,19 +221,19 @@ def _told(fault: LlavaNextError) -> typer.Exit:
 
 
 def _is_reader_gone() -> bool:
-    """Whether stdout is a pipe or a socket that nobody reads any more."""
+    """Whether stdout is a pipe or a socket whose reader has stopped."""
     import select
 
     poll = select.poll()
-    poll.register(sys.stdout, 0)  # errors are reported without being asked for
+    poll.register(sys.stdout, 0)  # poll always reports errors
     return bool(poll.poll(0))
 
 
 def _discard_stdout() -> None:
-    """Give what is left in the buffer somewhere to go, or Python complains while it shuts down."""
+    """Send the rest of the buffer to /dev/null, or Python complains at its exit."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # not a real file: nothing is left to complain about
+    except (OSError, ValueError):  # not a real file
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives until the program ends
 
 
@@ -246,7 +246,7 @@ def _set_verbose(value: bool) -> bool:
 def _set_no_color(value: bool) -> bool:
     if value:
         console.configure(no_color=True)
-        os.environ["NO_COLOR"] = "1"  # rich, and what we start, read it
+        os.environ["NO_COLOR"] = "1"  # rich and the processes that we start read it
     return value
 
 
@@ -290,24 +290,24 @@ def llavanext(
         ),
     ] = False,
 ) -> None:
-    """Fine-tune LLaVA-NeXT-Video and ask it about pictures and clips, on MindSpore: Ascend or CPU.
+    """Fine-tune LLaVA-NeXT-Video and ask it about images and videos, on MindSpore: Ascend or CPU.
 
     The main job in five steps: fetch, mix, convert, train, ask.
 
     Example:
       llavanext demo --dir demo
 
-    Next: llavanext COMMAND --help shows an example of each command that runs.
+    Next: llavanext COMMAND --help shows an example of each command.
     """
 
 
 def main() -> None:
     """Entry point of the `llavanext` executable."""
-    # A service, or `>&-`, may have closed them: Python then has None, and there is nowhere to write or read.
+    # A service, or `>&-`, may have closed them; Python then has None here.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - lives until the program ends
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - `<&-`: nothing is typed
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an answer in Chinese on an ASCII terminal is no reason to stop
+            stream.reconfigure(errors="replace")  # an answer in Chinese must not fail on an ASCII terminal
     app()

@@ -1,14 +1,13 @@
-"""The one writer: data to stdout, talk and progress to stderr. Commands call it; lower layers never do.
+"""The one writer: data to stdout, messages and progress to stderr. Commands call it; lower layers never do.
 
-    out(text)           a line of data                    say(text)      a line of talk
-    out_json(value)     one JSON object on one line       warn(text)     a line that begins with "Warning:"
-    write(text)         a piece of a streamed answer      error(fault)   an error with its details and hint
-    table(header, rows) aligned columns                   progress(label) a bar on a terminal, lines elsewhere
+    out(text)            a line of data                    say(text)      a message
+    out_json(value)      one JSON object on one line       warn(text)     a message that begins with "Warning:"
+    write(text)          a piece of a streamed answer      error(fault)   an error with its details and hint
+    table(header, rows)  aligned columns                   progress(...)  a bar on a terminal, lines elsewhere
 
-Nothing is coloured unless it goes to a terminal, and never under NO_COLOR or `--no-color`. Text is written as it is:
-no markup, no wrapping (but for the last column of a table on a terminal), so that square brackets in a path or an
-answer survive. Only control characters are spelt out, as `\\x1b`, in talk and tables: names and ids come from data.
-rich is imported only for a terminal.
+Colours appear on a terminal only, and never under NO_COLOR or `--no-color`. Text is never read as markup, so square
+brackets in a path or an answer survive. Control characters in messages and tables are written as `\\x1b`, because
+names and ids come from data. rich is imported only when it draws something.
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,40 +33,35 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-PLAIN_LINES = 10
-"""Without a terminal, progress is a line for each tenth of the work ..."""
 PLAIN_SECONDS = 10.0
-"""... or each ten seconds, whichever comes first, but ..."""
-PLAIN_LEAST_SECONDS = 1.0
-"""... never more than one line a second."""
-
-LEAST_COLUMN = 20
-"""Characters that must be left for the last column of a table, or its text is not wrapped."""
+"""Without a terminal, progress is a line every ten seconds ..."""
+PLAIN_TENTH_SECONDS = 1.0
+"""... or at each tenth of the work, if at least a second has passed."""
 
 WIDE = 80
-"""Columns of a terminal from which on progress has a bar; below, only its words and numbers."""
+"""Columns of a terminal from which on progress has a bar; below, only its text."""
 
 CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
-"""What an answer must not send to a terminal: characters that move the cursor, ring, or recolour."""
+"""Characters of an answer that are not sent to a terminal: they move the cursor, ring, or change colours."""
 
 _CONTROLS = (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
 ESCAPES = {code: repr(chr(code))[1:-1] for code in _CONTROLS}
-"""How control characters are spelt where a text is one line: they could hide, recolour or fake other lines."""
+"""How control characters are written in one line of text: they could hide, recolour or fake other lines."""
 LINE_ESCAPES = {code: text for code, text in ESCAPES.items() if chr(code) not in "\t\n"}
-"""The same for talk of several lines."""
+"""The same for messages of several lines."""
 
 VERBOSE_ENV = "LLAVANEXT_VERBOSE"
 """Set to 1 by `-v`, so that worker processes know."""
 
 
 class ReaderGoneError(Exception):
-    """Whoever read our output stopped, as `| head` does. The command group ends the program quietly."""
+    """The reader of our output stopped, as `| head` does. The command group ends the program quietly."""
 
 
 @dataclasses.dataclass
 class _State:
     no_color: bool = False
-    live: RichProgress | None = None
+    live: RichProgress | None = None  # the bars on the screen, shared by all open `progress` blocks
     live_users: int = 0
 
 
@@ -78,7 +70,7 @@ _lock = threading.RLock()
 
 
 def configure(*, verbose: bool | None = None, no_color: bool | None = None) -> None:
-    """Set by the global options; None leaves a setting as it is."""
+    """Set by the global options; None leaves a setting unchanged."""
     if verbose is not None:
         os.environ[VERBOSE_ENV] = "1" if verbose else "0"
     if no_color is not None:
@@ -86,13 +78,12 @@ def configure(*, verbose: bool | None = None, no_color: bool | None = None) -> N
 
 
 def is_verbose() -> bool:
-    """Whether `-v` was given here or to the command that started this worker."""
+    """Whether `-v` was given to this command, or to the command that started this worker."""
     return os.environ.get(VERBOSE_ENV, "0") not in ("", "0")
 
 
-def is_terminal(stream: IO[str] | None = None) -> bool:
-    """Whether stderr (or `stream`) is a terminal that can redraw a line."""
-    stream = stream or sys.stderr
+def is_terminal(stream: IO[str]) -> bool:
+    """Whether `stream` is a terminal that can redraw a line."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -100,7 +91,7 @@ def is_terminal(stream: IO[str] | None = None) -> bool:
 
 
 def can_write(text: str) -> bool:
-    """Whether stdout's encoding has all of these characters; those that it lacks are written as question marks."""
+    """Whether the encoding of stdout has all of these characters; missing ones are written as question marks."""
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -114,17 +105,17 @@ def out(text: str = "") -> None:
 
 
 def write(text: str) -> None:
-    """Write data to stdout at once: the pieces of a streamed answer. A terminal gets no control characters.
+    """Write data to stdout at once, such as a piece of a streamed answer. A terminal gets no control characters.
 
     Raises:
-        ReaderGoneError: stdout is a pipe that nobody reads any more.
+        ReaderGoneError: stdout is a pipe whose reader has stopped.
     """
     with _lock:
         if sys.stdout.isatty():
             text = text.translate(CONTROL)
         try:
             if _state.live is not None and is_terminal(sys.stdout):
-                # Both streams are the same screen: going through the bar's console keeps the bar below the text.
+                # Both streams are one screen: the console of the bar keeps the bar below the text.
                 _state.live.console.out(text, end="", highlight=False)
                 return
             sys.stdout.write(text)
@@ -134,99 +125,102 @@ def write(text: str) -> None:
 
 
 def out_json(value: Any) -> None:
-    """Write one JSON object (a dict, a dataclass, or a nesting of them) on one line; a stream calls it repeatedly."""
+    """Write one JSON object (a dict, a dataclass, or a nesting of them) on one line."""
     out(json.dumps(value, ensure_ascii=False, default=_plain))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows as aligned columns to stdout; columns in which every value is a number are set to the right.
+    """Write aligned columns to stdout; a column of numbers is aligned to the right.
 
-    On a terminal the last column is wrapped to what is left of its width.
+    On a terminal, the last column is wrapped to the width that is left.
     """
+    from rich.table import Table
+    from rich.text import Text
+
     rows = list(rows)
-    cells = [[_cell(value) for value in row] for row in rows]
-    right = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(header))]
-    widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
-
-    indent = sum(width + 2 for width in widths[:-1])
-    room = shutil.get_terminal_size().columns - indent
-    wraps = is_terminal(sys.stdout) and room >= LEAST_COLUMN and not right[-1]
-
-    def join(line: Sequence[str]) -> str:
-        last = f"\n{' ' * indent}".join(textwrap.wrap(line[-1], room) or [""]) if wraps else line[-1]
-        padded = (
-            text.rjust(width) if to_right else text.ljust(width)
-            for text, width, to_right in zip([*line[:-1], last], widths, right, strict=True)
+    on_terminal = is_terminal(sys.stdout)
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for number, name in enumerate(header):
+        is_numeric = bool(rows) and all(_is_number(row[number]) for row in rows)
+        is_last = number == len(header) - 1
+        grid.add_column(
+            Text(name),
+            justify="right" if is_numeric else "left",
+            no_wrap=not (is_last and on_terminal),
+            overflow="fold",
         )
-        return "  ".join(padded).rstrip()
-
-    _styled(sys.stdout, (join(header), "bold"))
-    for line in cells:
-        out(join(line))
+    for row in rows:
+        grid.add_row(*(Text(_cell(value)) for value in row))
+    if on_terminal:
+        with _lock:
+            (_state.live.console if _state.live is not None else _rich(sys.stdout)).print(grid)
+        return
+    screen = _rich(sys.stdout, width=1 << 20)
+    with screen.capture() as captured:
+        screen.print(grid)
+    write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
 
 def fields(values: Mapping[str, Any]) -> None:
-    """Write `name  value` lines to stdout, the values aligned."""
+    """Write lines of `name  value` to stdout, with aligned values."""
     width = max((len(name) for name in values), default=0)
     for name, value in values.items():
         out(f"{name.ljust(width)}  {_cell(value)}")
 
 
-# ---------------------------------------------------------------------------------------------------------------- talk
+# ------------------------------------------------------------------------------------------------------------ messages
 
 
 def say(text: str = "") -> None:
-    """Write one line of talk to stderr."""
-    _styled(sys.stderr, (text.translate(LINE_ESCAPES), ""))
+    """Write a message to stderr."""
+    _styled((text.translate(LINE_ESCAPES), ""))
 
 
 def warn(text: str) -> None:
     """Write a warning to stderr."""
-    _styled(sys.stderr, ("Warning:", "bold yellow"), (f" {text.translate(ESCAPES)}", ""))
+    _styled(("Warning:", "bold yellow"), (f" {text.translate(ESCAPES)}", ""))
 
 
 def next_step(command: str) -> None:
-    """Tell which command comes next."""
-    if INNER_ENV in os.environ:
-        return
-    _styled(sys.stderr, ("Next:", "bold green"), (f" {command.translate(ESCAPES)}", ""))
+    """Say which command comes next."""
+    if INNER_ENV not in os.environ:
+        _styled(("Next:", "bold green"), (f" {command.translate(ESCAPES)}", ""))
 
 
 def interrupted() -> None:
-    """Tell that Ctrl-C was heard."""
+    """Say that Ctrl-C has ended the command."""
     if INNER_ENV not in os.environ:
         say("Interrupted.")
 
 
 def error(fault: LlavaNextError) -> None:
-    """Write what is wrong, one line for each collected detail, and the hint."""
-    _styled(sys.stderr, ("Error:", "bold red"), (f" {fault.what.translate(ESCAPES)}", ""))
+    """Write what is wrong, one line for each detail, and the hint."""
+    _styled(("Error:", "bold red"), (f" {fault.what.translate(ESCAPES)}", ""))
     for line in fault.details:
-        _styled(sys.stderr, (f"  {line.translate(ESCAPES)}", ""))
+        _styled((f"  {line.translate(ESCAPES)}", ""))
     if fault.hint:
-        _styled(sys.stderr, ("Hint:", "bold cyan"), (f" {fault.hint.translate(ESCAPES)}", ""))
+        _styled(("Hint:", "bold cyan"), (f" {fault.hint.translate(ESCAPES)}", ""))
 
 
 # ------------------------------------------------------------------------------------------------------------ progress
 
 
 class Progress:
-    """The callback that `progress` yields: `report(done, total)`, from any thread. A total of 0 means not known."""
+    """The callback that `progress` yields: `report(done, total)`, from any thread. A total of 0 means unknown."""
 
     def __init__(self, label: str, unit: str):
         self.label, self.unit = label.translate(ESCAPES), unit
         self._started = self._last_line = time.monotonic()
-        self._last_tenth = 0
-        self._shown = (0, 0)
         self._done, self._total, self._note = 0, 0, ""
+        self._shown = (0, 0)  # what the last plain line said
         self._task: TaskID | None = None
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Say how far the work is.
+        """Report how far the work is.
 
         Args:
             done, total: in the unit given to `progress`.
-            note: a few words shown behind the numbers, such as the loss; kept until the next one.
+            note: a few words after the numbers, such as the loss; kept until the next note.
         """
         with _lock:
             self._done, self._total, self._note = done, total, note.translate(ESCAPES) or self._note
@@ -244,13 +238,12 @@ class Progress:
 
     def _plain_line(self, last: bool = False) -> None:
         now = time.monotonic()
-        tenth = PLAIN_LINES * self._done // self._total if self._total else 0
         waited = now - self._last_line
-        due = waited >= PLAIN_SECONDS or (waited >= PLAIN_LEAST_SECONDS and tenth > self._last_tenth)
-        if not (due or (last and self._shown != (self._done, self._total))):
+        tenths = 10 * (self._done - self._shown[0]) // self._total if self._total else 0
+        is_due = waited >= PLAIN_SECONDS or (waited >= PLAIN_TENTH_SECONDS and tenths >= 1)
+        if not (is_due or (last and self._shown != (self._done, self._total))):
             return
-        self._shown = (self._done, self._total)
-        self._last_line, self._last_tenth = now, tenth
+        self._shown, self._last_line = (self._done, self._total), now
         percent = f"{100 * self._done / self._total:.0f} %, " if self._total else ""
         note = f"  {self._note}" if self._note else ""
         say(f"{self.label}: {percent}{self._count()}, {format_seconds(now - self._started)}{note}")
@@ -261,7 +254,7 @@ def progress(label: str, unit: str = "") -> Iterator[Progress]:
     """Show the progress of one long step on stderr; several may be open at once.
 
     Args:
-        label: what is being done ("Converting").
+        label: the step ("Converting").
         unit: what is counted ("samples"); "bytes" is shown as kB, MB, GB.
 
     Yields:
@@ -297,13 +290,8 @@ def _open_live() -> None:
         ]
         if screen.width < WIDE:
             columns = [TextColumn("{task.description} {task.fields[count]} {task.fields[note]}", markup=False)]
-        # Our own writers go through the bar's console, so stdout must not be redirected into it.
-        _state.live = Progress(
-            *columns,
-            console=screen,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
+        # Our own writers use the console of the bar, so stdout must not be redirected into it.
+        _state.live = Progress(*columns, console=screen, redirect_stdout=False, redirect_stderr=False)
         _state.live.start()
     _state.live_users += 1
 
@@ -318,36 +306,34 @@ def _close_live() -> None:
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _rich(stream: IO[str]) -> Console:
+def _rich(stream: IO[str], width: int | None = None) -> Console:
     from rich.console import Console
 
-    return Console(file=stream, no_color=_state.no_color or None, highlight=False, markup=False, emoji=False)
+    return Console(
+        file=stream, width=width, no_color=_state.no_color or None, highlight=False, markup=False, emoji=False
+    )
 
 
-def _styled(stream: IO[str], *parts: tuple[str, str]) -> None:
-    """Write one line made of (text, style) parts; the styles show on a terminal only."""
-    line = "".join(text for text, _ in parts)
-    if not is_terminal(stream):
-        if stream is sys.stdout:
-            out(line)
-            return
-        try:
-            stream.write(line + "\n")
-            stream.flush()
-        except BrokenPipeError as gone:
-            raise ReaderGoneError from gone
-        except OSError:  # the disk behind `2>` is full: talk that cannot be written is no reason to end the work
-            pass
+def _styled(*parts: tuple[str, str]) -> None:
+    """Write one line of (text, style) parts to stderr; styles show on a terminal only."""
+    if is_terminal(sys.stderr):
+        from rich.text import Text
+
+        with _lock:
+            screen = _state.live.console if _state.live is not None else _rich(sys.stderr)
+            screen.print(Text.assemble(*parts), soft_wrap=True)
         return
-    from rich.text import Text
-
-    with _lock:
-        screen = _state.live.console if _state.live is not None else _rich(stream)
-        screen.print(Text.assemble(*parts), soft_wrap=True)
+    try:
+        sys.stderr.write("".join(text for text, _ in parts) + "\n")
+        sys.stderr.flush()
+    except BrokenPipeError as gone:
+        raise ReaderGoneError from gone
+    except OSError:  # the disk behind `2>` is full: a message that cannot be written must not end the work
+        pass
 
 
 def _plain(value: Any) -> Any:
-    """What `json` cannot write by itself."""
+    """Convert what `json` cannot write by itself."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, PurePath):

@@ -1,7 +1,7 @@
-"""The one error family: what went wrong in one line, and what to do about it in another.
+"""The one error family: one line that says what is wrong, and a hint that says what to do.
 
-Everything a user can cause raises a `LlavaNextError`; the command group in `app.py` is the only catcher. Any other
-exception is a bug of ours and keeps its traceback.
+Whatever a user can cause raises a `LlavaNextError`; the command group in `app.py` is the only place that catches it.
+Any other exception is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ EXIT_INTERRUPTED = 130
 
 
 class LlavaNextError(Exception):
-    """A fault the user can act on.
+    """An error that the user can act on.
 
     Args:
         what: one line that says what is wrong, with the file, key or id.
         hint: what to do next, or a command to run. May be empty.
-        details: further lines, one per fault, for errors that were collected before being reported.
+        details: further lines, one for each fault that was collected.
     """
 
     exit_code = EXIT_USER
@@ -39,7 +39,7 @@ class ConfigError(LlavaNextError):
 
 
 class DataError(LlavaNextError):
-    """A data file, a picture or a clip cannot be used."""
+    """A data file, an image or a video cannot be used."""
 
 
 class CheckpointError(LlavaNextError):
@@ -47,21 +47,21 @@ class CheckpointError(LlavaNextError):
 
 
 class FetchError(LlavaNextError):
-    """A download failed, or what arrived is not what was asked for."""
+    """A download failed, or delivered something else than was asked for."""
 
 
 class RuntimeMissingError(LlavaNextError):
-    """A package, a device or a driver that the command needs is not there."""
+    """A package, a device or a driver that the command needs is missing."""
 
     exit_code = EXIT_RUNTIME
 
 
 class TrainingError(LlavaNextError):
-    """A training job ended before it was done."""
+    """A training run ended before its last step."""
 
 
 class RunStoppedError(LlavaNextError):
-    """A training job was ended by Ctrl-C (exit code 130) or SIGTERM (143), and can go on."""
+    """A training run was ended by Ctrl-C (exit code 130) or SIGTERM (143), and can be resumed."""
 
     def __init__(self, what: str, hint: str, exit_code: int):
         super().__init__(what, hint)

@@ -1,4 +1,4 @@
-"""Reports to look at in a browser: one HTML file with its plots drawn as SVG, nothing loaded from elsewhere.
+"""Reports for a browser: one HTML file with plots as SVG, which loads nothing from elsewhere.
 
     page("Mix", facts({"samples": 12}), bars("tokens", [("0-255", 3), ("256-511", 9)]), curve("loss", {"loss": points}))
 
@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 720, 260
-"""Of a curve, in the SVG's own units; the page scales it."""
+"""Size of a curve in SVG units; the page scales it."""
 TICKS = 5
-"""Of an axis, about."""
+"""Approximate number of ticks of an axis."""
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 34
 COLOURS = ("#2a6fdb", "#d1662b", "#3c9a5f", "#8a5bc7")
 MOST_POINTS = 600
@@ -46,7 +46,7 @@ def facts(values: Mapping[str, object]) -> str:
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows of texts and numbers; numbers are set to the right."""
+    """Rows of texts and numbers; numbers are aligned to the right."""
     lines = []
     for row in rows:
         cells = (f"<td{_aligned(value)}>{escape(str(value))}</td>" for value in row)

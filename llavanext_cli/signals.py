@@ -14,23 +14,23 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TERMINATING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def raise_on_termination(
     raised: Callable[[int], BaseException] = lambda number: SystemExit(128 + number),
 ) -> Iterator[None]:
-    """SIGTERM of a scheduler, and SIGHUP of a terminal that is closed, raise within, so that everything is tidied up.
+    """Raise at SIGTERM (a scheduler) and SIGHUP (a closed terminal), so that the block can clean up.
 
     Args:
-        raised: makes the exception of the signal's number; by default the command ends with code 143, or 129.
+        raised: makes the exception from the number of the signal; the default ends the command with code 143 or 129.
     """
 
     def leave(number: int, frame: object) -> None:
         raise raised(number)
 
-    if threading.current_thread() is not threading.main_thread():  # whoever runs us there handles signals
+    if threading.current_thread() is not threading.main_thread():  # our caller handles signals
         yield
         return
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup
@@ -44,29 +44,29 @@ def raise_on_termination(
 
 @contextlib.contextmanager
 def route_sigint() -> Iterator[None]:
-    """SIGINT is blocked here and in every thread that begins here, so that nobody's handler runs; one waits for it.
+    """Block SIGINT in this thread and all that it starts, so that no library's handler runs; one thread waits for it.
 
-    Enter this before libraries are imported that start threads, as NumPy does.
+    Enter this before importing libraries that start threads, as NumPy does.
     """
-    if threading.current_thread() is not threading.main_thread():  # whoever runs us there handles signals
+    if threading.current_thread() is not threading.main_thread():  # our caller handles signals
         yield
         return
     main, over = threading.get_ident(), threading.Event()
 
-    def pass_on() -> None:
+    def forward() -> None:
         while signal.sigwait({signal.SIGINT}) and not over.is_set():
             _thread.interrupt_main(signal.SIGINT)
-            signal.pthread_kill(main, signal.SIGURG)  # wakes it where it waits for a key or a socket
+            signal.pthread_kill(main, signal.SIGURG)  # wakes it while it waits for a key or a socket
 
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     before = signal.signal(signal.SIGURG, lambda number, frame: None)
-    watcher = threading.Thread(target=pass_on, daemon=True)
+    watcher = threading.Thread(target=forward, daemon=True)
     watcher.start()
     try:
         yield
     finally:
         over.set()
-        assert watcher.ident is not None, "it was started"
+        assert watcher.ident is not None  # it was started
         signal.pthread_kill(watcher.ident, signal.SIGINT)
         watcher.join()
         signal.signal(signal.SIGURG, before)
@@ -75,21 +75,22 @@ def route_sigint() -> Iterator[None]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """What Python does at a signal waits: an exception in the middle of an import or a compilation leaves MindSpore in
-    pieces. Afterwards its handlers are gone, too."""
+    """Handle signals after the block: an exception in an import or a compilation would leave MindSpore broken.
+
+    Handlers that MindSpore installs within the block are removed, too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
     before = {}
-    for number in ENDING:
+    for number in TERMINATING:
         if callable(handler := signal.getsignal(number)):
             before[number] = handler
-            signal.signal(number, lambda number, frame: came.append(number))
+            signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield
     finally:
-        for number in reversed(before):  # SIGINT last: what follows may go on after it
+        for number in reversed(before):  # SIGINT last: the program may continue after it
             signal.signal(number, before[number])
-        if came:
-            before[signal.Signals(came[-1])](came[-1], None)
+        if received:
+            before[signal.Signals(received[-1])](received[-1], None)

@@ -1,4 +1,4 @@
-"""Imports point one way, and nothing heavy is imported on the way to `--help`: read from the source's syntax tree."""
+"""The floors of the package, and what `--help` may load: read from the syntax tree of every file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import llavanext_cli
 from llavanext_cli import errors
 
 PACKAGE = Path(llavanext_cli.__file__).parent
-LAYERS = (
+FLOORS = (
     ("errors",),
     ("config", "files", "machine", "plots", "records", "signals", "units"),
     ("processing", "mixing", "fetching"),
@@ -23,8 +23,9 @@ LAYERS = (
     ("demo",),
     ("app", "commands", "console", "options", "__main__"),
 )
-HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
-TOP = len(LAYERS) - 1
+"""Folders and files of the package, lowest first. A file imports from its own floor and those below."""
+FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
+TOP = len(FLOORS) - 1
 HEAVY = {
     "numpy",
     "PIL",
@@ -81,13 +82,19 @@ def tree_of(module: str) -> ast.Module:
 
 
 def part(module: str) -> str:
-    """`llavanext_cli.model.backend.cpu` belongs to "model"; the package itself to no layer."""
+    """`llavanext_cli.model.backend.cpu` belongs to "model"; the package itself to no floor."""
     return module.split(".")[1] if "." in module else ""
 
 
-def test_the_package_was_found():
+def files_imported_by(module: str) -> set[str]:
+    """Files of the package that a file imports anywhere, inside functions and for types too."""
+    names = {name for _, name in imports(tree_of(module), module)}
+    return {name for name in names if name in MODULES} - {module, "llavanext_cli"}
+
+
+def test_every_folder_and_file_has_a_floor():
     assert len(MODULES) > 20
-    assert {part(module) for module in MODULES} - {""} <= set(HEIGHT), "each folder needs its layer"
+    assert {part(module) for module in MODULES} - {""} == set(FLOOR)
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -95,11 +102,38 @@ def test_imports_point_down(module):
     wrong = [
         f"line {line}: {name}"
         for line, name in imports(tree_of(module), module)
-        if name.startswith("llavanext_cli.")
-        and part(name) in HEIGHT
-        and HEIGHT[part(name)] > HEIGHT.get(part(module), 0)
+        if name.startswith("llavanext_cli.") and FLOOR.get(part(name), 0) > FLOOR.get(part(module), 0)
     ]
     assert not wrong
+
+
+def test_neighbours_on_a_floor_import_in_one_direction_only():
+    """`training` and `inference` share a floor, and so do others: between two of them there is one direction at most."""
+    arrows = {(part(a), part(b)) for a in MODULES for b in files_imported_by(a)}
+    assert not {frozenset(arrow) for arrow in arrows if arrow[0] != arrow[1] and arrow[::-1] in arrows}
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Sets of two or more nodes of a graph that reach each other."""
+    reached = {}
+    for start in graph:
+        seen, waiting = set(), [start]
+        while waiting:
+            for node in graph[waiting.pop()] - seen:
+                seen.add(node)
+                waiting.append(node)
+        reached[start] = seen
+    found = {frozenset({a, *(b for b in reached[a] if a in reached[b])}) for a in graph if a in reached[a]}
+    return [set(circle) for circle in found]
+
+
+def test_no_files_import_each_other():
+    assert circles({module: files_imported_by(module) for module in MODULES}) == []
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
+    assert circles({"a": {"b"}, "b": set()}) == []
 
 
 @pytest.mark.parametrize("module", sorted(m for m in MODULES if part(m) == "processing"))
@@ -108,18 +142,18 @@ def test_processing_does_not_know_the_model(module):
 
 
 def loaded_with(*starts: str) -> dict[str, str]:
-    """Every module that importing `starts` imports with it → the module that asked for it."""
-    asked = {start: "" for start in starts}
+    """Every module that importing `starts` imports with it → the module that imports it."""
+    found = {start: "" for start in starts}
     waiting = list(starts)
     while waiting:
         module = waiting.pop()
         names = [name for _, name in imports(tree_of(module), module, only_at_start=True)] if module in MODULES else []
         names += [module.rpartition(".")[0]] if "." in module else []  # a package is imported before what is in it
         for name in names:
-            if name not in asked and (name in MODULES or not name.startswith("llavanext_cli")):
-                asked[name] = module
+            if name not in found and (name in MODULES or not name.startswith("llavanext_cli")):
+                found[name] = module
                 waiting.append(name)
-    return asked
+    return found
 
 
 def test_nothing_heavy_is_imported_on_the_way_to_help():
@@ -127,12 +161,12 @@ def test_nothing_heavy_is_imported_on_the_way_to_help():
     assert len(commands) > 1
     loaded = loaded_with("llavanext_cli.app", *commands)
     assert "typer" in loaded
-    heavy = {name: asker for name, asker in loaded.items() if name.split(".")[0] in HEAVY}
+    heavy = {name: importer for name, importer in loaded.items() if name.split(".")[0] in HEAVY}
     assert not heavy
 
 
-@pytest.mark.parametrize("module", sorted(m for m in MODULES if HEIGHT.get(part(m), 0) < TOP))
-def test_below_the_commands_nothing_prints_or_asks_typer(module):
+@pytest.mark.parametrize("module", sorted(m for m in MODULES if FLOOR.get(part(m), 0) < TOP))
+def test_nothing_below_the_commands_prints_or_uses_typer(module):
     tree = tree_of(module)
     printed = [
         f"line {node.lineno}"
@@ -154,16 +188,15 @@ def test_below_the_commands_nothing_prints_or_asks_typer(module):
         ("from a.b import c", ["a.b", "a.b.c"]),
     ],
 )
-def test_the_reader_of_imports_itself(source, expected):
+def test_imports_at_the_start_of_a_file(source, expected):
     assert [name for _, name in imports(ast.parse(source), "m", only_at_start=True)] == expected
 
 
-def test_the_reader_of_imports_looks_into_functions_when_asked():
+def test_imports_inside_functions():
     assert [name for _, name in imports(ast.parse("def f():\n    import numpy"), "m")] == ["numpy"]
 
 
-def test_errors_say_what_to_do() -> None:
-    """Each has a hint, but for two that are caught and explained as a broken manifest."""
+def test_every_error_has_a_hint() -> None:
     families = {name for name, kind in vars(errors).items() if isinstance(kind, type)} - {"RunStoppedError"}
     raised, bare = 0, []
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -172,8 +205,5 @@ def test_errors_say_what_to_do() -> None:
                 raised += 1
                 if len(node.args) < 2 and not any(keyword.arg == "hint" for keyword in node.keywords):
                     bare.append(f"{path.name}: {ast.unparse(node)}")
-    assert raised > 300
-    assert bare == [
-        "manifest.py: DataError('it names a file outside its folder')",
-        'remote.py: DataError("a file\'s origin is not complete")',
-    ]
+    assert raised
+    assert not bare

@@ -164,7 +164,7 @@ def test_help_and_version_on_a_full_disk(words):
     assert done.stderr.startswith("Error: No space left on device\nHint: make room")
 
 
-def test_a_working_folder_that_is_gone(tmp_path):
+def test_a_current_folder_that_was_removed(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     code = (
@@ -173,7 +173,7 @@ def test_a_working_folder_that_is_gone(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[0] == "Error: the working folder was removed"
+    assert done.stderr.splitlines()[0] == "Error: the current folder was removed"
 
 
 def test_a_broken_pipe_to_a_worker_is_a_bug_and_not_silence():
@@ -218,12 +218,12 @@ def test_verbose_reaches_the_processes_that_are_started():
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams_are_nowhere_to_write_and_no_traceback(tmp_path, closed):
-    program = PROBE.format(body='    console.out("data")\n    console.say("talk")')
+    program = PROBE.format(body='    console.out("data")\n    console.say("message")')
     words = ["bash", "-c", f'"$@" {closed}', "bash", sys.executable, "-c", program, "probe"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout == ("" if ">&-" in closed.split() else "data\n")
-    assert done.stderr == ("" if "2>&-" in closed.split() else "talk\n")
+    assert done.stderr == ("" if "2>&-" in closed.split() else "message\n")
 
 
 @pytest.mark.parametrize("arguments", [["presets", "list"], ["presets", "check"], ["presets", "show", "tiny-ask"]])
@@ -241,7 +241,8 @@ def test_an_ascii_terminal_gets_words_and_no_traceback():
 
 
 @pytest.mark.parametrize(
-    ("number", "hint"), [(errno.ENOSPC, "make room"), (errno.EACCES, "choose a place"), (errno.EROFS, "choose a place")]
+    ("number", "hint"),
+    [(errno.ENOSPC, "make room"), (errno.EACCES, "choose a place where"), (errno.EROFS, "choose a place that")],
 )
 def test_a_full_or_forbidden_disk_is_one_line_and_not_a_traceback(run, number, hint):
     def probe():
@@ -260,12 +261,12 @@ def test_another_fault_of_the_system_is_a_bug(run):
     assert isinstance(run(probe).exception, FileNotFoundError)
 
 
-def test_an_empty_path_is_not_the_working_folder(run):
+def test_an_empty_path_is_not_the_current_folder(run):
     def probe(folder: Annotated[pathlib.Path, typer.Option("--dir")] = pathlib.Path("d")):
         console.out(str(folder))
 
     result = run(probe, "--dir", "")
     assert result.exit_code == 2
-    assert "Invalid value for '--dir': it is empty, and a path is needed" in result.stderr
+    assert "Invalid value for '--dir': a path must not be empty" in result.stderr
     assert run(probe).stdout == "d\n"
     assert run(probe, "--dir", ".").stdout == ".\n"
