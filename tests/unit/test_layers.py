@@ -108,7 +108,7 @@ def test_imports_point_down(module):
 
 
 def test_neighbours_on_a_floor_import_in_one_direction_only():
-    """`training` and `inference` share a floor, and so do others: between two of them there is one direction at most."""
+    """Some folders share a floor, as training and inference do: between two of them there is at most one direction."""
     arrows = {(part(a), part(b)) for a in MODULES for b in files_imported_by(a)}
     assert not {frozenset(arrow) for arrow in arrows if arrow[0] != arrow[1] and arrow[::-1] in arrows}
 

@@ -53,7 +53,8 @@ def test_control_characters_of_data_are_escaped(capsys):
     console.fields({"id": evil})
     seen = capsys.readouterr()
     assert seen.err == (
-        f"Error: {escaped}\\nError: x\n  {escaped}\\nfake\nHint: {escaped}\nWarning: {escaped}\nNext: {escaped}\n{escaped}\n\tmore\n"
+        f"Error: {escaped}\\nError: x\n  {escaped}\\nfake\nHint: {escaped}\n"
+        f"Warning: {escaped}\nNext: {escaped}\n{escaped}\n\tmore\n"
     )
     assert seen.out == f"id\n{escaped}\\n\nid  {escaped}\n"
 
