@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from urllib.parse import unquote, urlsplit
 
 from llavanext_cli.errors import ConfigError
+from llavanext_cli.processing.tokens import TOKENIZER_FILES
 
 HUB = "hf"
 MODELSCOPE = "modelscope"
@@ -34,15 +35,6 @@ MODEL_SETTINGS = (
     "processor_config.json",
     "video_preprocessor_config.json",
     "chat_template.*",
-)
-TOKENIZER = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
 )
 
 
@@ -132,7 +124,7 @@ ARTIFACTS: dict[str, Artifact] = {
             # No commit of this repository is on public record that could be confirmed, so the branch it is.
             hub=Place("llava-hf/LLaVA-NeXT-Video-7B-hf", revision="main"),
             modelscope=Place("swift/LLaVA-NeXT-Video-7B-hf"),
-            include=(*WEIGHTS, *MODEL_SETTINGS, *TOKENIZER),
+            include=(*WEIGHTS, *MODEL_SETTINGS, *TOKENIZER_FILES),
         ),
         Artifact(
             name="video-7b-tokenizer",
@@ -141,7 +133,7 @@ ARTIFACTS: dict[str, Artifact] = {
             size=5_000_000,
             hub=Place("llava-hf/LLaVA-NeXT-Video-7B-hf", revision="main"),
             modelscope=Place("swift/LLaVA-NeXT-Video-7B-hf"),
-            include=(*MODEL_SETTINGS, *TOKENIZER),
+            include=(*MODEL_SETTINGS, *TOKENIZER_FILES),
         ),
         Artifact(
             name="v1.6-vicuna-7b",
@@ -150,7 +142,7 @@ ARTIFACTS: dict[str, Artifact] = {
             size=14_130_000_000,
             hub=Place("llava-hf/llava-v1.6-vicuna-7b-hf", revision="c916e6cdcd760b4cecd1dd4907f84ac649f93b23"),
             modelscope=Place("swift/llava-v1.6-vicuna-7b-hf"),
-            include=(*WEIGHTS, *MODEL_SETTINGS, *TOKENIZER),
+            include=(*WEIGHTS, *MODEL_SETTINGS, *TOKENIZER_FILES),
         ),
         Artifact(
             name="vicuna-7b",
@@ -159,7 +151,7 @@ ARTIFACTS: dict[str, Artifact] = {
             size=13_480_000_000,
             hub=Place("lmsys/vicuna-7b-v1.5", revision="3321f76e3f527bd14065daf69dad9344000a201d"),
             modelscope=Place("AI-ModelScope/vicuna-7b-v1.5"),
-            include=(*WEIGHTS, *PICKLED_WEIGHTS, *MODEL_SETTINGS, *TOKENIZER),
+            include=(*WEIGHTS, *PICKLED_WEIGHTS, *MODEL_SETTINGS, *TOKENIZER_FILES),
         ),
         Artifact(
             name="clip-vit-l-336",
@@ -168,7 +160,7 @@ ARTIFACTS: dict[str, Artifact] = {
             size=1_710_000_000,
             hub=Place("openai/clip-vit-large-patch14-336", revision="ce19dc912ca5cd21c8a653c79e251e808ccabcd1"),
             modelscope=Place("AI-ModelScope/clip-vit-large-patch14-336"),
-            include=(*WEIGHTS, *PICKLED_WEIGHTS, *MODEL_SETTINGS, *TOKENIZER),
+            include=(*WEIGHTS, *PICKLED_WEIGHTS, *MODEL_SETTINGS, *TOKENIZER_FILES),
         ),
         Artifact(
             name="mix665k",

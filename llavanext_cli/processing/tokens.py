@@ -23,6 +23,17 @@ from llavanext_cli.config.hf_config import read_config
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""The files of a tokenizer in a model folder; which of them exist depends on the model."""
+
 SPACE = "\u2581"
 """How SentencePiece spells a space inside a piece."""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from llavanext_cli.config.hf_config import REFETCH
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.fetching.registry import TOKENIZER
+from llavanext_cli.processing.tokens import TOKENIZER_FILES
 from llavanext_cli.units import format_size
 from llavanext_cli.weights.headers import short
 from llavanext_cli.weights.stream import disk_error
@@ -28,7 +28,7 @@ SPARE_BYTES = 64 << 20
 COMPANIONS = (
     "config.json",
     "generation_config.json",
-    *TOKENIZER,
+    *TOKENIZER_FILES,
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
