@@ -80,7 +80,7 @@ def run_ask(
         media = processor.load_media(sample)
         if time_instruction:
             sentences = [describe_times(clip, times) for clip, times in zip(clips, media.times, strict=True)]
-            sample = replace(sample, turns=(Turn("user", "\n".join([*sentences, question])),))
+            sample = Sample("", "", sample.media, (Turn("user", "\n".join([*sentences, question])),))
         if show is not None:
             write_contact_sheet(show, media, opened.architecture, [Path(medium.path).name for medium in sample.media])
         encoded = processor.encode_question(sample, media=media)

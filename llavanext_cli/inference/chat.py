@@ -6,13 +6,13 @@ turn is computed. Taking a turn back or beginning anew needs nothing special.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from llavanext_cli.errors import DataError, LlavaNextError
@@ -157,7 +157,7 @@ class Chat:
         sample = Sample("chat", "", tuple(one.medium for one in self.loaded), self.turns)
         try:
             with Path(path).expanduser().open("x", encoding="utf-8") as file:
-                file.write(json.dumps(sample.to_dict(), ensure_ascii=False) + "\n")
+                file.write(msgspec.json.encode(sample).decode() + "\n")
         except FileExistsError as error:
             raise DataError(f"{path}: is there already", "name another file") from error
         except OSError as error:

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from llavanext_cli.errors import DataError, LlavaNextError
 from llavanext_cli.inference.ask import build_question
 from llavanext_cli.mixing.samples import HEADER_KEY, header_roots, read_header, read_samples
 from llavanext_cli.processing.formats import CLIP_FORMATS, PICTURE_FORMATS, guess_kind
 from llavanext_cli.processing.processor import Roots
-from llavanext_cli.records import Medium, Sample, Turn
+from llavanext_cli.records import Medium, Sample, Turn, build_sample
 
 KEYS = ("id", "image", "images", "question", "video", "videos")
 """Of a line with a question."""
@@ -136,7 +138,7 @@ def _read_lines(path: Path, text: str) -> Inputs:
 
 def _to_sample(data: Any, where: str, folder: Path) -> Sample:
     if not isinstance(data, dict) or "question" not in data or "turns" in data:
-        return Sample.from_dict(data, where)
+        return build_sample(data, where)
     if not isinstance(data["question"], str):
         raise DataError(f"{where}: question must be text", AS_LINE)
     if not data["question"].strip():

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing.readers import SPEAKERS, Media
 from llavanext_cli.processing.formats import guess_kind
 from llavanext_cli.processing.prompt import check_placeholders
-from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Medium, Sample
+from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Medium, Sample, build_sample
 
 MEDIA_TAGS = ("<|reserved_special_token_3|>", "<|reserved_special_token_4|>")
 TEXT_TAG = "<text>"
@@ -93,8 +94,7 @@ def decode(data: Any, where: str, number: int) -> Sample:
     if media and marks == len(media) and all(medium.kind == "video" for medium in media):
         for turn in turns[::2]:
             turn["text"] = turn["text"].replace(IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER)
-    checked = Sample.from_dict({"turns": turns}, where)
-    sample = Sample(str(number), "", tuple(media), checked.turns)
+    sample = replace(build_sample({"id": number, "turns": turns}, where), media=tuple(media))
     problem = check_placeholders(sample)
     if problem:
         raise DataError(f"{where}: {problem.partition(': ')[2]}", "drop the record, or make the file again")

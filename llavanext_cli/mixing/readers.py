@@ -68,7 +68,7 @@ class Fault:
 
 
 class Media(msgspec.Struct, gc=False, omit_defaults=True):
-    """One medium of a sample, as `records.Medium.to_dict` writes it."""
+    """One medium of a sample, as `records.Medium` is written."""
 
     kind: str
     path: str
@@ -83,7 +83,7 @@ class Turn(msgspec.Struct, gc=False):
 
 
 class Converted(msgspec.Struct, gc=False):
-    """A sample in the form and key order of `records.Sample.to_dict`, ready to be written."""
+    """A sample in the form and key order of `records.Sample`, ready to be written."""
 
     id: str
     source: str

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from llavanext_cli.records import UInt8Array
 
 Roots = Mapping[str, "str | Path"]
-"""Data source to the folder that its media paths are relative to."""
+"""Data source to the folder that its media paths are relative to; "" stands for every other source."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,9 @@ def resolve_path(sample: Sample, medium: Medium, roots: Roots) -> Path:
     path = Path(medium.path).expanduser()
     if path.is_absolute():
         return path
-    if sample.source in roots:
-        return Path(roots[sample.source]).expanduser() / path
+    root = roots.get(sample.source, roots.get(""))
+    if root is not None:
+        return Path(root).expanduser() / path
     if not sample.source:
         return path  # as typed: relative to where the command runs
     raise DataError(

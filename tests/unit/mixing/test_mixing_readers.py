@@ -20,7 +20,7 @@ from llavanext_cli.mixing.readers import (
     texts_of,
 )
 from llavanext_cli.processing.prompt import check_placeholders
-from llavanext_cli.records import Sample
+from llavanext_cli.records import build_sample
 
 
 def talk(*texts: str, first: str = "human") -> list[dict]:
@@ -199,7 +199,7 @@ def test_the_line_is_what_the_contract_says(said, pictures):
     except BadRecordError as error:
         assert error.reason == "placeholders"
         return
-    sample = Sample.from_dict(line, "here")
-    assert sample.to_dict() == line
+    sample = build_sample(line, "here")
+    assert msgspec.json.decode(msgspec.json.encode(sample)) == line
     assert [turn.text for turn in sample.turns] == said
     assert check_placeholders(sample) is None

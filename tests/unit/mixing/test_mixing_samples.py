@@ -13,6 +13,7 @@ import pytest
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing.samples import read_samples
 from llavanext_cli.processing.processor import resolve_path
+from llavanext_cli.records import build_sample
 
 TURNS = [{"role": "user", "text": "<image>\nWhat?"}, {"role": "assistant", "text": "Un chat à midi."}]
 
@@ -37,7 +38,7 @@ def test_our_own_form(tmp_path):
     assert file.roots == {"a": tmp_path / "images", "b": Path("/data/b")}
     assert file[7].id == "7" and file[-1].id == "299" and [s.id for s in file[1:3]] == ["1", "2"]
     assert [sample.id for sample in file] == [str(number) for number in range(300)]
-    assert file[7].to_dict() == line(7)
+    assert file[7] == build_sample(line(7), "here")
     assert file._index.lines[0] == 2
     assert resolve_path(file[7], file[7].media[0], file.roots) == tmp_path / "images" / "coco" / "7.jpg"
     with pytest.raises(IndexError):
@@ -111,15 +112,18 @@ def test_copies_in_other_processes(tmp_path):
     ("text", "says"),
     [
         ("", "the file is empty"),
-        (json.dumps(HEADER), "the file holds no samples"),
+        (json.dumps(HEADER), "the file has no samples"),
         (json.dumps(HEADER) + "\n" + json.dumps(line(1)) + '\n{"id": 2,\n', "line 3"),
         (json.dumps(HEADER) + "\n\n" + json.dumps(line(1, turns=[])) + "\n", "line 3: a sample needs a list of turns"),
         (json.dumps(HEADER) + "\n" + json.dumps(line(1, turns=TURNS[::-1])), "line 2: turn 1 must be the user's"),
         (
             json.dumps(HEADER) + "\n" + json.dumps(line(1, media=[{"kind": "sound", "path": "x"}])),
-            "line 2: a medium needs",
+            "line 2: media[0].kind: invalid value 'sound'",
         ),
-        (json.dumps(HEADER) + "\n" + json.dumps(line(1, source="c")), "line 2: source 'c' is not among the roots"),
+        (
+            json.dumps(HEADER) + "\n" + json.dumps(line(1, source="c")),
+            "line 2: source 'c' is missing in the header's roots",
+        ),
         (json.dumps(HEADER) + "\n[1]\n", "line 2: a sample is an object"),
         (json.dumps(HEADER | {"llavanext_mix": 9}) + "\n", "line 1: the samples have format 9"),
         (json.dumps(HEADER | {"roots": ["a"]}) + "\n", "line 1: roots must name a folder"),
@@ -128,14 +132,14 @@ def test_copies_in_other_processes(tmp_path):
             '[{"id": 1, "image": "a", "conversations": [{"from": "human", "value": "x"}]}]',
             "line 1: this is a record of a raw",
         ),
-        ("[]", "the file holds no samples"),
+        ("[]", "the file has no samples"),
     ],
 )
 def test_faults_name_the_file_and_the_line(tmp_path, text, says):
     path = tmp_path / "s.jsonl"
     path.write_text(text)
     with pytest.raises(DataError) as error:
-        read_samples(path)
+        list(read_samples(path))
     assert str(path) in error.value.what and says in error.value.what
 
 

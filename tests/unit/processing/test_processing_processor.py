@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -79,7 +80,7 @@ def test_a_question(processor, roots):
 def test_media_can_be_decoded_once_for_a_whole_chat(processor, roots):
     first = sample(["what?"], [PICTURE, CLIP])
     media = processor.load_media(first, roots)
-    then = dataclasses.replace(first, turns=(*first.turns, Turn("assistant", "a cat"), Turn("user", "grey?")))
+    then = msgspec.structs.replace(first, turns=(*first.turns, Turn("assistant", "a cat"), Turn("user", "grey?")))
     kept = processor.encode_question(then, {}, media)
     fresh = processor.encode_question(then, roots)
     for field in ("input_ids", "labels", "tiles", "frames", "feature_index"):

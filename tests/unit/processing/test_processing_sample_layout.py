@@ -224,7 +224,7 @@ def test_a_sample_that_fits_exactly(mixture):
     ("seq_length", "tiles", "frames", "words", "key"),
     [
         (40, 6, 3, r"sample both: \d+ tokens, but 40 fit", "data.seq_length to at least"),
-        (200, 5, 3, "sample two: 6 picture tiles, but 5 fit", "data.tiles to at least 6"),
+        (200, 5, 3, "sample two: 6 image tiles, but 5 fit", "data.tiles to at least 6"),
         (200, 6, 2, "sample clip: 3 frames, but 2 fit", "data.videos (videos a sample) or lower data.frames"),
     ],
 )

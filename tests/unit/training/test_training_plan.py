@@ -87,7 +87,7 @@ def test_tiles_and_frames_that_do_not_fit_are_found_as_well(preset):
         check_sizes(sizes, preset)
     said = [fault.value.what, *fault.value.details]
     assert said == [
-        f"1 of 3 samples have too many picture tiles: 'b' has {room.tiles + 1}, and {room.tiles} fit",
+        f"1 of 3 samples have too many image tiles: 'b' has {room.tiles + 1}, and {room.tiles} fit",
         f"1 of 3 samples have too many frames: 'c' has {room.frames + 1}, and {room.frames} fit",
     ]
     assert f"--set data.tiles={room.tiles + 1} --set data.videos=" in fault.value.hint
