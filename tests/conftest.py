@@ -1,7 +1,8 @@
-"""Small things that several folders of tests need: a SentencePiece tokenizer folder, and clips."""
+"""How tests share workers and cores; and what several folders of them need: a tokenizer folder, videos, MindSpore."""
 
 import io
 import json
+import os
 import signal
 import string
 from pathlib import Path
@@ -14,6 +15,42 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+ROOT = Path(__file__).parent
+WORKERS, WORKER = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)), os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+if WORKERS > 1 and hasattr(os, "sched_setaffinity"):
+    # Each worker of pytest-xdist, and what it starts, has its share of the cores. MindSpore takes as many threads.
+    cores = sorted(os.sched_getaffinity(0))
+    number = int(WORKER.removeprefix("gw"))
+    os.sched_setaffinity(0, cores[number::WORKERS] or [cores[number % len(cores)]])
+
+SLOWEST_FIRST = ("demo", "mindspore", "simulation", "integration", "parity")
+
+
+def pytest_configure(config):
+    if not config.pluginmanager.hasplugin("xdist"):
+        config.addinivalue_line("markers", "xdist_group: tests of one worker")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Give tests that share something costly to one worker, and begin with the groups that take longest."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: next((i for i, name in enumerate(SLOWEST_FIRST) if _group(item).startswith(name)), 9))
+
+
+def _group(item: pytest.Item) -> str:
+    """`demo` for tests of the installed wheel and its demo, `mindspore` for those that compute in this process."""
+    file = item.path.relative_to(ROOT).with_suffix("")
+    if "built_wheel" in item.fixturenames:
+        return "demo"
+    if "compiled" in item.fixturenames:
+        return "simulation"
+    if "mindspore_cpu" in item.fixturenames:
+        return "mindspore"
+    return str(file)
 
 
 def _corpus() -> list[str]:
@@ -115,5 +152,5 @@ def mindspore_cpu(tmp_path_factory) -> Path:
     from llavanext_cli.model.runtime import load_libraries
 
     folder = tmp_path_factory.mktemp("libraries")
-    load_libraries(folder, "CPU", threads=2)
+    load_libraries(folder, "CPU")
     return folder

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -128,12 +129,19 @@ def data(tmp_path_factory, media) -> Path:
     return write_samples(tmp_path_factory.mktemp("data") / "data.jsonl", media, lines)
 
 
+@pytest.fixture(scope="session")
+def cache_home(tmp_path_factory) -> Path:
+    """$XDG_CACHE_HOME of all commands that tests run, so that each graph is compiled once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+
+
 @pytest.fixture
-def run_llavanext(tmp_path, tmp_path_factory):
+def run_llavanext(tmp_path, cache_home):
     """Run the real command in an empty folder: `run("ask", ...)`; gives the finished process and that folder."""
     work = tmp_path / "work"
     work.mkdir()
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.getbasetemp() / "cache")}
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache_home)}
 
     def run(*words, timeout: int = 600, typed: str | None = None) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "llavanext_cli", *map(str, words)]
@@ -146,7 +154,7 @@ def run_llavanext(tmp_path, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def built_wheel(tmp_path_factory) -> Path:
-    """The wheel, built from the sdist that lies beside it."""
+    """The wheel, built from the sdist beside it."""
     folder = tmp_path_factory.mktemp("dist")
     repository = Path(__file__).parents[2]
     command = [sys.executable, "-m", "build", "--outdir", str(folder), str(repository)]
@@ -163,3 +171,44 @@ def wheel_environment(built_wheel, tmp_path_factory) -> dict[str, str]:
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), str(built_wheel)]
     subprocess.run(command, check=True, timeout=600)
     return {"PYTHONPATH": str(target), "HOME": str(tmp_path_factory.mktemp("home"))}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What `llavanext demo --quick` left, and the finished process.
+
+    Attributes:
+        folder: holds data/, stage2.jsonl, models/, runs/, answers.jsonl, report.json; nothing may change it.
+    """
+
+    folder: Path
+    process: subprocess.CompletedProcess[str]
+
+    @property
+    def base(self) -> Path:
+        """The converted checkpoint that training began with."""
+        return self.folder / "models" / "base"
+
+    @property
+    def run(self) -> Path:
+        """The training run of stage 3: metrics.jsonl, checkpoints/, model/, train_report.html."""
+        return self.folder / "runs" / "stage3"
+
+    @property
+    def model(self) -> Path:
+        """The trained checkpoint."""
+        return self.run / "model"
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory, wheel_environment, cache_home) -> Demo:
+    """`llavanext demo --quick` of the installed wheel: tests of what train, ask and chat do when all is well share it.
+
+    Every test that uses it runs in the same worker of pytest-xdist (tests/conftest.py), so that it is made once.
+    """
+    work = tmp_path_factory.mktemp("demo")
+    environment = os.environ | wheel_environment | {"XDG_CACHE_HOME": str(cache_home)}
+    command = [sys.executable, "-m", "llavanext_cli", "demo", "--dir", "d", "--quick"]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=800, check=False)
+    assert done.returncode == 0, done.stderr
+    return Demo(work / "d", done)

