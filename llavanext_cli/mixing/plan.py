@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from llavanext_cli.mixing.mixfile import DataSet
 from llavanext_cli.mixing.report import SourceReport
 from llavanext_cli.mixing.sampling import within
-from llavanext_cli.mixing.splitter import Chunk, index_chunks
+from llavanext_cli.mixing.json_index import Chunk, index_chunks
 from llavanext_cli.mixing.worker import ChunkJob
 
 

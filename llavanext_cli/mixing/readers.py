@@ -22,7 +22,7 @@ from posixpath import normpath
 
 import msgspec
 
-from llavanext_cli.mixing.splitter import UNPARSED, record_lines, split_records
+from llavanext_cli.mixing.json_index import UNPARSED, record_lines, split_records
 from llavanext_cli.processing.prompt import check_placeholders
 from llavanext_cli.records import IMAGE_PLACEHOLDER, ROLES, VIDEO_PLACEHOLDER, Medium, Sample
 from llavanext_cli.records import Turn as SampleTurn

@@ -21,7 +21,7 @@ import msgspec
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing import mindformers_format
-from llavanext_cli.mixing.splitter import index_chunks, record_lines, split_records
+from llavanext_cli.mixing.json_index import index_chunks, record_lines, split_records
 from llavanext_cli.records import Sample, decode_json, decode_sample
 
 HEADER_KEY = "llavanext_mix"

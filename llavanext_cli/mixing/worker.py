@@ -34,7 +34,7 @@ from llavanext_cli.mixing.readers import (
     read_record,
     sample_id,
 )
-from llavanext_cli.mixing.splitter import Chunk, split_records
+from llavanext_cli.mixing.json_index import Chunk, split_records
 from llavanext_cli.mixing.spool import put
 
 Verdicts = dict[tuple[str, str], Verdict]
