@@ -23,15 +23,13 @@ from typing import BinaryIO
 import msgspec
 
 from llavanext_cli.errors import DataError
+from llavanext_cli.records import INVALID_JSON
 
 CHUNK_BYTES = 1 << 20
 """A worker converts a chunk of this size in about ten milliseconds."""
 
 MAX_RECORD_BYTES = 256 << 20
 """A record beyond this means a damaged file."""
-
-UNPARSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for text that it cannot parse."""
 
 _BLANK = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
@@ -112,7 +110,7 @@ def split_records(data: bytes, lines: bool) -> list[bytes | msgspec.Raw]:
     """The records of a chunk, still as JSON text."""
     try:
         return _line_of_raw.decode_lines(data) if lines else _array_of_raw.decode(b"[" + data + b"]")
-    except UNPARSED:
+    except INVALID_JSON:
         if lines:
             return [line.strip(_BLANK) for line in data.split(b"\n") if line.strip(_BLANK)]
         return [data[start:end] for start, end in _scan(data)[0]]
@@ -184,7 +182,7 @@ def _count_records(text: bytearray, cut: int) -> int:
     try:
         with memoryview(text) as view, view[: cut + 1] as array:
             return len(_array_of_raw.decode(array))
-    except UNPARSED:
+    except INVALID_JSON:
         return 0
     finally:
         text[cut] = ord(",")
@@ -195,7 +193,7 @@ def _check_end(text: bytes, place: _Place) -> tuple[int, int]:
     body = text.rstrip(_BLANK)
     try:
         return len(_array_of_raw.decode(b"[" + body)), len(body) - 1
-    except UNPARSED:
+    except INVALID_JSON:
         spans, position, problem = _scan(text)
     rest = text[position + 1 :].lstrip(_BLANK)
     if rest and not problem:
@@ -222,7 +220,7 @@ def _count_lines(text: bytes, place: _Place) -> int:
     try:
         if len(_line_of_raw.decode_lines(text)) == written:
             return written
-    except UNPARSED:
+    except INVALID_JSON:
         pass
     start = 0
     for line in lines:

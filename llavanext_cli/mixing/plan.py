@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from llavanext_cli.mixing.json_index import Chunk, index_chunks
 from llavanext_cli.mixing.mixfile import DataSet
 from llavanext_cli.mixing.report import SourceReport
 from llavanext_cli.mixing.sampling import within
-from llavanext_cli.mixing.json_index import Chunk, index_chunks
 from llavanext_cli.mixing.worker import ChunkJob
 
 

@@ -22,9 +22,9 @@ from posixpath import normpath
 
 import msgspec
 
-from llavanext_cli.mixing.json_index import UNPARSED, record_lines, split_records
+from llavanext_cli.mixing.json_index import record_lines, split_records
 from llavanext_cli.processing.prompt import check_placeholders
-from llavanext_cli.records import IMAGE_PLACEHOLDER, ROLES, VIDEO_PLACEHOLDER, Medium, Sample
+from llavanext_cli.records import IMAGE_PLACEHOLDER, INVALID_JSON, ROLES, VIDEO_PLACEHOLDER, Medium, Sample
 from llavanext_cli.records import Turn as SampleTurn
 
 _PLACEHOLDERS = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
@@ -107,7 +107,7 @@ def decode_records(data: bytes, lines: bool, chosen: Sequence[int]) -> list[Reco
         if len(chosen) and chosen[-1] - chosen[0] + 1 == len(chosen):
             records = _record_line.decode_lines(data) if lines else _records.decode(b"[" + data + b"]")
             return records[chosen[0] : chosen[-1] + 1]
-    except UNPARSED:
+    except INVALID_JSON:
         pass  # at least one record is not as it should be: look at each of them
     texts = split_records(data, lines)
     return [_decode(texts[position]) for position in chosen]
@@ -120,7 +120,7 @@ def _decode(text: bytes | msgspec.Raw) -> Record | BadRecordError:
         if not _starts_object(text):
             return BadRecordError("not_a_record", "the record is not an object")
         return BadRecordError("not_a_record", f"{str(error)[:1].lower()}{str(error)[1:]}".replace("$.", ""))
-    except UNPARSED:
+    except INVALID_JSON:
         if _has_constant(bytes(text)):  # Python's json writes NaN and Infinity, which JSON does not have
             return BadRecordError("not_a_record", "NaN or Infinity stands in it, and JSON has neither")
         return BadRecordError("not_unicode", "a text holds bytes or escapes that are not Unicode")
@@ -156,7 +156,7 @@ def describe_faults(
 def _id_of(text: bytes | msgspec.Raw) -> str:
     try:
         record = _anything.decode(text)
-    except UNPARSED:
+    except INVALID_JSON:
         return ""
     found = record.get("id", "") if isinstance(record, dict) else ""
     return found if isinstance(found, str) else msgspec.json.encode(found).decode()  # true is true, not True

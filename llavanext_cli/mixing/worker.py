@@ -20,6 +20,7 @@ import msgspec
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing import mindformers_format
+from llavanext_cli.mixing.json_index import Chunk, split_records
 from llavanext_cli.mixing.lengths import LengthRule, build_counter, check_size, measure_sample
 from llavanext_cli.mixing.media import FileState, Verdict, check_file, stat_file
 from llavanext_cli.mixing.readers import (
@@ -34,7 +35,6 @@ from llavanext_cli.mixing.readers import (
     read_record,
     sample_id,
 )
-from llavanext_cli.mixing.json_index import Chunk, split_records
 from llavanext_cli.mixing.spool import put
 
 Verdicts = dict[tuple[str, str], Verdict]
