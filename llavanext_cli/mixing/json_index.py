@@ -239,7 +239,7 @@ def _scan(data: bytes | bytearray) -> tuple[list[tuple[int, int]], int, str]:
     """Byte spans of the elements in `data`, the inside of an array.
 
     Returns:
-        The spans, where the scan stopped, and why if that is an error. A closing bracket or the end stop it without one.
+        The spans, where the scan stopped, and why if that is an error. At a closing bracket or the end it is not one.
     """
     # latin-1 keeps one character a byte, so that positions are byte positions; the grammar itself is ASCII.
     text = data.decode("latin-1")
