@@ -99,6 +99,7 @@ def train(
             nodes=place,
             on_bad=on_bad.value,
             progress=on_check,
+            say=console.say,
         )
     if other_form := check_chat_template(checkpoint):
         console.warn(other_form)

@@ -11,9 +11,13 @@ picture headers and decodes nothing.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os.path
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +25,7 @@ from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.errors import CheckpointError, DataError
 from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.image import build_tiles, load_image, normalise, read_image_size
-from llavanext_cli.processing.prompt import Segment, build_question_prompt, build_training_prompt
+from llavanext_cli.processing.prompt import CONVERSATIONS, Segment, build_question_prompt, build_training_prompt
 from llavanext_cli.processing.sample_layout import ClipPlan, MediumPlan, measure, pack
 from llavanext_cli.processing.tokens import Tokenizer
 from llavanext_cli.processing.video import load_clip
@@ -75,6 +79,22 @@ class Processor:
                     f"{name} is {theirs} in the tokenizer, but config.json says {token} {ours}",
                     "take both from the same checkpoint",
                 )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of everything that `measure` depends on besides the sample and its media: two
+        processors with the same fingerprint count the same tokens, tiles and frames."""
+        arch, tokenizer = self.arch, self.tokenizer
+        facts = {
+            "tokenizer": asdict(tokenizer)
+            | {"model": hashlib.sha256(tokenizer.model).hexdigest(), "special_ids": sorted(tokenizer.special_ids)},
+            "tile": [arch.vision.image_size, arch.vision.patches, arch.tile_features],
+            "pinpoints": arch.image_grid_pinpoints,
+            "frame": arch.frame_features,
+            "frames": self.frames,
+            "conversation": asdict(CONVERSATIONS[arch.conversation]),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def encode(self, sample: Sample, roots: Roots, media: Media | None = None) -> EncodedSample:
         """Encode a training sample; answers are supervised.
@@ -160,18 +180,18 @@ class Processor:
         )
 
 
-def resolve_path(sample: Sample, medium: Medium, roots: Roots) -> Path:
-    """Where a medium lies: an absolute path as it is, a relative one under the root of the sample's source.
+def resolve_path(sample: Sample, medium: Medium, roots: Roots) -> str:
+    """Path of a medium: an absolute one as it is, a relative one below the root of the sample's source.
 
     Raises:
         DataError: the path is relative and the source has no root.
     """
-    path = Path(medium.path).expanduser()
-    if path.is_absolute():
+    path = os.path.expanduser(medium.path)  # strings, not Paths: a run resolves hundreds of thousands
+    if path.startswith("/"):
         return path
     root = roots.get(sample.source, roots.get(""))
     if root is not None:
-        return Path(root).expanduser() / path
+        return os.path.join(os.path.expanduser(root), path)
     if not sample.source:
         return path  # as typed: relative to where the command runs
     raise DataError(

@@ -84,6 +84,7 @@ def check_training(
     nodes: Nodes = ONE_NODE,
     on_bad: str = "fail",
     progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> ReadyRun:
     """Everything that can be found wrong before a device is touched or a file written.
 
@@ -96,13 +97,14 @@ def check_training(
         overrides: "key.path=value" changes to the preset.
         nodes: the machines of the run; `devices` are those of all of them.
         on_bad: what becomes of a sample that cannot be read while training: "fail" or "skip".
-        progress: called with (done, total) while the samples' lengths are counted.
+        progress: called with (done, total) while the samples are checked.
+        say: called with a line for the user when samples must be counted again.
 
     Raises:
         LlavaNextError: preset, checkpoint or data cannot be used, or samples do not fit.
     """
     from llavanext_cli.mixing.samples import read_samples
-    from llavanext_cli.training.inputs import check_sizes, measure_samples
+    from llavanext_cli.training.inputs import UNREADABLE, check_sizes, measure_samples
     from llavanext_cli.weights.checkpoint import open_checkpoint
 
     opened = open_checkpoint(checkpoint)
@@ -110,14 +112,14 @@ def check_training(
     check_model_settings(preset, overrides, opened.architecture)
     samples = read_samples(data)
     plan = plan_run(preset, len(samples))
-    sizes = measure_samples(samples, opened, preset, progress, on_bad == "skip")
-    check_sizes(sizes, preset)
+    sizes = measure_samples(samples, opened, preset, progress, on_bad == "skip", say)
+    check_sizes(sizes, samples, preset)
     job = Job(
         _absolute(preset_name), overrides, devices, data.resolve(), checkpoint.resolve(), out.resolve(), None, on_bad
     )
     expanded = expand(preset, architecture=opened.architecture, out=job.libraries_folder, steps=plan.steps)
     command = worker_command(preset, job, nodes)
-    return ReadyRun(preset, job, plan, expanded, command, nodes, len(samples) - len(sizes))
+    return ReadyRun(preset, job, plan, expanded, command, nodes, int((sizes[:, 0] == UNREADABLE).sum()))
 
 
 def worker_command(preset: Preset, job: Job, nodes: Nodes) -> tuple[str, ...]:

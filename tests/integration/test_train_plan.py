@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
-from llavanext_cli.errors import TrainingError
+from llavanext_cli.errors import DataError, TrainingError
+from llavanext_cli.training.launch import check_training
 
 SMALL = ("--set", "data.seq_length=256", "--set", "data.frames=4", "--set", "train.batch_size=2")
+AGAIN = "Counting 48 samples again: the mix was counted with another tokenizer, architecture"
 ASCEND = ("video-7b-stage2", "--set", "data.frames=4", "--set", "train.recompute=1", "--set", "data.seq_length=512")
 
 
@@ -40,6 +46,66 @@ def test_plan_says_what_a_run_takes_and_writes_nothing(run_llavanext, data, tiny
     assert "57 GB" in shown.stdout
 
 
+def counted(path: Path, data: Path, checkpoint: Path, frames: int, **size: int) -> Path:
+    """A copy of `data` as `mix --tokenizer` writes it: each sample with its size, the header with what counted them.
+    `size` replaces what was counted."""
+    from llavanext_cli.config.architecture import load_architecture
+    from llavanext_cli.mixing.samples import read_samples
+    from llavanext_cli.processing.processor import Processor
+    from llavanext_cli.processing.tokens import load_tokenizer
+
+    processor = Processor(load_architecture(checkpoint), load_tokenizer(checkpoint), frames=frames)
+    file = read_samples(data)
+    rows = [replace(sample, **processor.measure(sample, file.roots)._asdict() | size) for sample in file]
+    head = file.header | {"counted_by": processor.fingerprint}
+    path.write_bytes(msgspec.json.Encoder().encode_lines([head, *rows]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "said", "fault"),
+    [
+        (4, {}, [], None),
+        (4, {"tokens": 1234}, [], "48 of 48 samples have too many tokens: 's0' has 1234, and 256 fit"),
+        (
+            8,
+            {"tokens": 1234},
+            [AGAIN],
+            None,
+        ),
+    ],
+    ids=["recorded", "nothing is counted again", "other frames"],
+)
+def test_sizes_that_mix_recorded_are_used_if_the_run_would_count_the_same(
+    data, tiny_checkpoint, tmp_path, monkeypatch, frames, size, said, fault
+):
+    from llavanext_cli.processing.tokens import Tokenizer
+
+    file = counted(tmp_path / "mix.jsonl", data, tiny_checkpoint, frames, **size)
+    encoded, lines = [], []
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text, first=False: encoded.append(text) or [1])
+    checked = partial(
+        check_training, "tiny-stage2", file, tiny_checkpoint, tmp_path / "run", overrides=SMALL[1::2], say=lines.append
+    )
+    if fault:
+        with pytest.raises(DataError, match=fault):
+            checked()
+    else:
+        assert checked().plan.samples == 48
+    assert bool(encoded) == bool(said)
+    assert [line.partition(" or number")[0] for line in lines] == said
+
+
+def test_media_are_looked_for_even_if_all_samples_are_counted(data, tiny_checkpoint, tmp_path):
+    file = counted(tmp_path / "mix.jsonl", data, tiny_checkpoint, 4)
+    file.write_text(file.read_text().replace("5.png", "gone.png"))
+    with pytest.raises(DataError, match=r"\d+ of 48 samples name an image or video that does not exist") as error:
+        check_training("tiny-stage2", file, tiny_checkpoint, tmp_path / "run", overrides=SMALL[1::2])
+    assert "gone.png" in error.value.details[0]
+    run = check_training("tiny-stage2", file, tiny_checkpoint, tmp_path / "run", overrides=SMALL[1::2], on_bad="skip")
+    assert 0 < run.unreadable < 48
+
+
 def test_numbers_that_the_checkpoints_model_does_not_divide_by_are_refused(run_llavanext, data, tiny_checkpoint):
     split = ("--set", "parallel.tensor=8", "--set", "parallel.data=1")  # the preset's own model has 32 heads
     done = run_llavanext(*words(ASCEND, data, tiny_checkpoint, *split, "--plan"))
@@ -49,9 +115,9 @@ def test_numbers_that_the_checkpoints_model_does_not_divide_by_are_refused(run_l
 
 
 def test_a_disk_that_is_too_small_is_said_before_the_first_step(run_llavanext, data, tiny_checkpoint, monkeypatch):
-    from llavanext_cli.training import launch, preview
+    from llavanext_cli.training import preview
 
-    run = launch.check_training("tiny-stage2", data, tiny_checkpoint, run_llavanext.folder / "run", overrides=(
+    run = check_training("tiny-stage2", data, tiny_checkpoint, run_llavanext.folder / "run", overrides=(
         "data.seq_length=256", "data.frames=4", "train.batch_size=2", "train.save_every=5",
     ))  # fmt: skip
     preview.check_resources(run)

@@ -3,6 +3,7 @@
 import dataclasses
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from llavanext_cli.config.presets import load_preset
@@ -72,9 +73,14 @@ def test_workers_share_each_global_batch(ranks):
         assert seen == whole[first + step * 8 : first + (step + 1) * 8]
 
 
+def check(preset, **sizes: SampleSize) -> None:
+    """`check_sizes` of samples with these ids and sizes."""
+    check_sizes(np.array([*sizes.values()]), [SimpleNamespace(id=name) for name in sizes], preset)
+
+
 def test_lengths_that_do_not_fit_are_counted_and_the_worst_is_named(preset):
     with pytest.raises(DataError) as fault:
-        check_sizes([("a", TINY), ("b", TINY._replace(tokens=300)), ("c", TINY._replace(tokens=1001))], preset)
+        check(preset, a=TINY, b=TINY._replace(tokens=300), c=TINY._replace(tokens=1001))
     assert fault.value.what == "2 of 3 samples have too many tokens: 'c' has 1001, and 256 fit"
     assert "data.seq_length=1008" in fault.value.hint
     assert not fault.value.details
@@ -82,9 +88,8 @@ def test_lengths_that_do_not_fit_are_counted_and_the_worst_is_named(preset):
 
 def test_tiles_and_frames_that_do_not_fit_are_found_as_well(preset):
     room = room_of(preset)
-    sizes = [("a", TINY), ("b", SampleSize(10, room.tiles + 1, 0)), ("c", SampleSize(10, 0, room.frames + 1))]
     with pytest.raises(DataError) as fault:
-        check_sizes(sizes, preset)
+        check(preset, a=TINY, b=SampleSize(10, room.tiles + 1, 0), c=SampleSize(10, 0, room.frames + 1))
     said = [fault.value.what, *fault.value.details]
     assert said == [
         f"1 of 3 samples have too many image tiles: 'b' has {room.tiles + 1}, and {room.tiles} fit",
@@ -94,7 +99,7 @@ def test_tiles_and_frames_that_do_not_fit_are_found_as_well(preset):
 
 
 def test_sizes_that_just_fit(preset):
-    assert check_sizes([("a", room_of(preset))], preset) is None
+    assert check(preset, a=room_of(preset)) is None
 
 
 def test_every_parameter_of_the_model_belongs_to_a_part():
