@@ -1,7 +1,7 @@
-"""Whatever a stranger hands us: one line that says what, a hint that says what next, an exit code, nothing left behind.
+"""Whatever a stranger hands us: one line that says what is wrong, a hint what to do, an exit code, nothing left behind.
 
-`pytest tests/integration/test_bad_inputs.py -s` prints the table of everything that is tried here, with the message.
-Faults that need a server, a full disk or a killed worker are in test_fetch, test_convert and test_train.
+`pytest tests/integration/test_bad_inputs.py -n 0 -s` prints everything that is tried here, with the message.
+Errors that need a server, a full disk or a killed worker are in test_fetch, test_convert and test_train.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import random
 import shutil
 import struct
@@ -28,32 +29,14 @@ from llavanext_cli.weights.convert import run_convert
 
 DRAW = random.Random(0)
 RAN = Path(tempfile.gettempdir()) / "llavanext-was-here"
-"""What a pickle makes, if it is run."""
+"""A file that appears if a pickle is run."""
 PROMPT = "A chat between a curious user and an artificial intelligence assistant. "
 PROMPT += "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: ASSISTANT: "
 SENTENCES = [PROMPT] * 50 + [" ".join("".join(DRAW.choices("aeinorst", k=5)) for _ in range(12)) for _ in range(200)]
 TRIED: list[tuple[str, int, str]] = []
 
 Make = Callable[[Path], list[object]]
-CASES: dict[str, tuple[Make, int, str]] = {}
-"""What is tried → a function that prepares a folder and returns the command, the exit code, a part of the message."""
-
-
-def case(name: str, says: str, code: int = 1) -> Callable[[Make], Make]:
-    def add(make: Make) -> Make:
-        assert name not in CASES
-        CASES[name] = (make, code, says)
-        return make
-
-    return add
-
-
-def simple(name: str, says: str, *words: object, code: int = 1) -> None:
-    """A command that needs nothing but the folder's checkpoint, data and picture."""
-    CASES[name] = (lambda folder: list(words), code, says)
-
-
-# ------------------------------------------------------------------------------------------------- what is handed over
+"""From a folder that holds hf/, its checkpoint base/ and a.png to the words of a command."""
 
 
 def png(width: int, height: int) -> bytes:
@@ -70,6 +53,9 @@ def jpeg() -> bytes:
     buffer = io.BytesIO()
     Image.radial_gradient("L").convert("RGB").save(buffer, "JPEG")
     return buffer.getvalue()
+
+
+JPEG, BOMB = jpeg(), png(60000, 60000)
 
 
 def put(path: Path, content: str | bytes | dict | list) -> Path:
@@ -133,473 +119,309 @@ def reconfigured(**values: object) -> Callable[[Path], None]:
     return edit
 
 
-# ---------------------------------------------------------------------------------------------------- presets and --set
-
-simple("no such preset", "no preset named 'tiny-stag2'", "presets", "show", "tiny-stag2")
-simple("no such command", "No such command 'trian'", "trian", code=2)
-simple("no such option", "No such option: --modle", "presets", "list", "--modle", code=2)
-simple("a key that is none", "train.learning_rat", "presets", "show", "tiny-stage2", "-s", "train.learning_rat=1")
-simple("a value of another type", "train.epochs", "presets", "show", "tiny-stage2", "-s", "train.epochs=many")
-simple("a negative rate", "train.learning_rate", "presets", "show", "tiny-stage2", "-s", "train.learning_rate=-1")
-simple("not a number", "train.learning_rate", "presets", "show", "tiny-stage2", "-s", "train.learning_rate=nan")
-simple("no equals sign", "KEY=VALUE", "presets", "show", "tiny-stage2", "-s", "train.epochs")
-simple("a preset file that is not there", "mine.yaml", "presets", "check", "none/mine.yaml")
-
-
-@case("a preset that is a picture", "mine.yaml")
-def _(folder):
-    return ["presets", "check", put(folder / "mine.yaml", jpeg())]
-
-
-@case("a preset with two faults", "wrong")
-def _(folder):
-    text = "extends: base/tiny\ntask: train\ntrain:\n  epoch: 1\n  learning_rate: fast\n"
-    return ["presets", "check", put(folder / "mine.yaml", text)]
-
-
-@case("a preset that extends itself", "extends")
-def _(folder):
-    return ["presets", "check", put(folder / "mine.yaml", "extends: mine\ntask: train\n")]
-
-
-@case("a copy of a preset that is a picture", "not UTF-8 text")
-def _(folder):
-    return ["presets", "copy", put(folder / "mine.yaml", jpeg()), folder / "copy.yaml"]
-
-
-@case("a copy of a preset over a device", "is a device or a pipe")
-def _(folder):
-    return ["presets", "copy", "tiny-ask", "/dev/null", "--force"]
-
-
-simple("demo: a negative seed", "--seed", "demo", "--dir", "never", "--seed", "-1", code=2)
-
-
-# ----------------------------------------------------------------------------------------------------------------- ask
-
-
-@case("ask: no such picture", "none.png")
-def _(folder):
-    return ask(folder, "--image", folder / "none.png")
-
-
-@case("ask: a folder for a picture", "base")
-def _(folder):
-    return ask(folder, "--image", folder / "base")
-
-
-@case("ask: garbage named .jpg", "garbage.jpg")
-def _(folder):
-    return ask(folder, "--image", put(folder / "garbage.jpg", bytes(range(256)) * 20))
-
-
-@case("ask: an empty picture", "empty.png")
-def _(folder):
-    return ask(folder, "--image", put(folder / "empty.png", b""))
-
-
-@case("ask: a truncated JPEG", "half.jpg")
-def _(folder):
-    return ask(folder, "--image", put(folder / "half.jpg", jpeg()[:900]))
-
-
-@case("ask: a PNG of 60 000 x 60 000 declared pixels", "bomb.png")
-def _(folder):
-    return ask(folder, "--image", put(folder / "bomb.png", png(60000, 60000)))
-
-
-@case("ask: a text named .mp4", "clip.mp4")
-def _(folder):
-    return ask(folder, "--video", put(folder / "clip.mp4", "not a clip at all\n" * 99))
-
-
-@case("ask: an empty clip", "empty.mp4")
-def _(folder):
-    return ask(folder, "--video", put(folder / "empty.mp4", b""))
-
-
-@case("ask: no such checkpoint", "none")
-def _(folder):
-    return ["ask", "What?", "--checkpoint", folder / "none", "--preset", "tiny-ask", "--image", folder / "a.png"]
-
-
-@case("ask: a Hugging Face folder for a checkpoint", "convert")
-def _(folder):
-    return ["ask", "What?", "--checkpoint", folder / "hf", "--preset", "tiny-ask", "--image", folder / "a.png"]
-
-
-@case("ask: a train preset", "tiny-stage2")
-def _(folder):
-    return ["ask", "What?", "--checkpoint", folder / "base", "--preset", "tiny-stage2", "--image", folder / "a.png"]
-
-
-@case("ask: more placeholders than pictures", "<image>")
-def _(folder):
-    command = ask(folder, "--image", folder / "a.png")
-    command[1] = "<image> <image> Which?"
-    return command
-
-
-@case("ask: a truncated checkpoint", "the file is cut short")
-def _(folder):
+def cut_checkpoint(folder: Path, edit: Callable[[Path], object]) -> list[object]:
+    """A question for a copy of the checkpoint with one thing wrong."""
     shutil.copytree(folder / "base", folder / "cut")
-    (file,) = (folder / "cut").glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:-1000])
+    edit(folder / "cut")
     return ["ask", "What?", "--checkpoint", folder / "cut", "--preset", "tiny-ask", "--image", folder / "a.png"]
 
 
-@case("ask: a checkpoint without its tokenizer", "tokenizer")
-def _(folder):
-    shutil.copytree(folder / "base", folder / "cut")
-    (folder / "cut" / "tokenizer.model").unlink()
-    return ["ask", "What?", "--checkpoint", folder / "cut", "--preset", "tiny-ask", "--image", folder / "a.png"]
+def ask_of(folder: Path, checkpoint: str, preset: str = "tiny-ask") -> list[object]:
+    return ["ask", "What?", "--checkpoint", folder / checkpoint, "--preset", preset, "--image", folder / "a.png"]
 
 
-@case("ask: --show over the picture", "is what the question is about")
-def _(folder):
-    return ask(folder, "--image", folder / "a.png", "--show", folder / "a.png", "--force")
-
-
-@case("ask: --show into a folder", "is a folder")
-def _(folder):
-    return ask(folder, "--image", folder / "a.png", "--show", folder, "--force")
-
-
-@case("ask: --show into a device", "is a device or a pipe")
-def _(folder):
-    return ask(folder, "--image", folder / "a.png", "--show", "/dev/null", "--force")
-
-
-@case("ask: --show without an ending", "no ending that names its format")
-def _(folder):
-    return ask(folder, "--image", folder / "a.png", "--show", folder / "sheet")
-
-
-@case("ask: a hundred million frames, set", "data.frames")
-def _(folder):
-    return ask(folder, "--image", folder / "a.png", "--set", "data.frames=99999999")
-
-
-@case("ask: a hundred million frames", "--frames", code=2)
-def _(folder):
-    return ask(folder, "--video", folder / "a.mp4", "--frames", "99999999")
-
-
-@case("ask: a batch that is a picture", "no line of it is valid JSON")
-def _(folder):
-    words = ["--batch", folder / "a.png", "--out", folder / "answers.jsonl"]
-    return ["ask", *words, "--checkpoint", folder / "base", "--preset", "tiny-ask"]
-
-
-@case("ask: --show without a picture", "nothing to show")
-def _(folder):
-    return ask(folder, "--show", folder / "saw.png")
-
-
-@case("ask: answers over a picture", "holds no answers")
-def _(folder):
-    questions = put(folder / "questions.jsonl", '{"question": "What is it?"}\n')
-    words = ["ask", "--batch", questions, "--out", folder / "a.png", "--force", "--checkpoint", folder / "base"]
-    return [*words, "--preset", "tiny-ask"]
-
-
-@case("ask: an NPU without CANN", "CANN: not found", code=3)
-def _(folder):
-    return ask(folder, "--image", folder / "a.png", "--set", "runtime.target=Ascend")
-
-
-# --------------------------------------------------------------------------------------------------------------- train
-
-
-@case("train: no such data file", "none.jsonl")
-def _(folder):
-    return train(folder, folder / "none.jsonl")
-
-
-@case("train: an empty data file", "empty.jsonl")
-def _(folder):
-    return train(folder, put(folder / "empty.jsonl", ""))
-
-
-@case("train: a broken line", "line 3")
-def _(folder):
-    return train(folder, data_file(folder, sample(), '{"id": "8", "turns": ['))
-
-
-@case("train: a line that is a list", "line 2")
-def _(folder):
-    return train(folder, data_file(folder, "[1, 2]"))
-
-
-@case("train: the assistant begins", "turn 1 must be the user's")
-def _(folder):
-    return train(folder, data_file(folder, sample() | {"turns": [{"role": "assistant", "text": "A sign."}]}))
-
-
-@case("train: two placeholders, one picture", "<image>")
-def _(folder):
-    return train(folder, data_file(folder, sample("<image> <image> What?")))
-
-
-@case("train: a picture that is gone", "gone.png")
-def _(folder):
-    return train(folder, data_file(folder, sample(path="gone.png")))
-
-
-@case("train: a source without a root", "elsewhere")
-def _(folder):
-    return train(folder, data_file(folder, sample(source="elsewhere")))
-
-
-@case("train: longer than seq_length", "seq_length")
-def _(folder):
-    return train(folder, data_file(folder, sample(answer="It is a sign. " * 200)))
-
-
-@case("train: a checkpoint of another shape", "the checkpoint's model.text.hidden_size is 128")
-def _(folder):
-    return train(folder, data_file(folder, sample()), "--set", "model.text.hidden_size=64")
-
-
-@case("train: heads that do not divide", "num_attention_heads")
-def _(folder):
-    return train(folder, data_file(folder, sample()), "--set", "model.text.num_attention_heads=3")
-
-
-@case("train: devices that the preset does not give", "devices")
-def _(folder):
-    return train(folder, data_file(folder, sample()), "--set", "parallel.devices=3", "--set", "parallel.data=2")
-
-
-@case("train: an ask preset", "tiny-ask")
-def _(folder):
-    return ["train", "tiny-ask", "--data", data_file(folder, sample()), "-c", folder / "base", "-o", folder / "run"]
-
-
-@case("train: an out folder that holds something", "holds something that is no training run")
-def _(folder):
-    put(folder / "run" / "precious.txt", "mine")
-    return train(folder, data_file(folder, sample()))
-
-
-# ----------------------------------------------------------------------------------------------------------------- mix
-
-
-@case("mix: no such mix file", "none.yaml")
-def _(folder):
-    return ["mix", folder / "none.yaml", "--out", folder / "out.jsonl"]
-
-
-@case("mix: no data sets", "datasets")
-def _(folder):
-    return ["mix", put(folder / "mix.yaml", "{}"), "--out", folder / "out.jsonl"]
-
-
-@case("mix: a data set that is not there", "a.json")
-def _(folder):
-    return mix(folder, None)
-
-
-@case("mix: an unknown strategy", "middle:10")
-def _(folder):
-    return mix(folder, [record()], "middle:10")
-
-
-@case("mix: more than 100 %", "120%")
-def _(folder):
-    return mix(folder, [record()], "first:120%")
-
-
-@case("mix: a negative count", "-3")
-def _(folder):
-    return mix(folder, [record()], "end:-3")
-
-
-@case("mix: an unknown key", "json_pat")
-def _(folder):
-    return mix(folder, [record()], json_pat="x")
-
-
-@case("mix: truncated JSON", "line")
-def _(folder):
-    return mix(folder, json.dumps([record()] * 3, indent=1)[:-40])
-
-
-@case("mix: JSON that is a number", "a.json")
-def _(folder):
-    return mix(folder, "42")
-
-
-@case("mix: over one of its pictures", "llavanext mix has not written it")
-def _(folder):
-    return [*mix(folder, [record()])[:-1], folder / "a.png", "--force"]
-
-
-@case("mix: a report that is no page", "the report is an HTML page")
-def _(folder):
-    return [*mix(folder, [record()]), "--report", folder / "report.png"]
-
-
-@case("mix: out to stdout", "not to stdout")
-def _(folder):
-    return [*mix(folder, [record()])[:-1], "-"]
-
-
-@case("mix: only records that are none", "all 3 records are bad")
-def _(folder):
-    return mix(folder, [1, "two", None])
-
-
-@case("mix: a path out of its root", "climbs out of the media folder")
-def _(folder):
-    return [*mix(folder, [record(image="../../etc/passwd")]), "--on-bad", "fail"]
-
-
-@case("mix: a picture that is text", "a.png")
-def _(folder):
-    put(folder / "set" / "a.png", "text")
-    return [*mix(folder, [record()]), "--on-bad", "fail", "--check", "full"]
-
-
-@case("mix: an output folder that is not there", "does not exist")
-def _(folder):
-    return [*mix(folder, [record()])[:-1], folder / "none" / "out.jsonl"]
-
-
-@case("mix: an output that is there", "out.jsonl exists")
-def _(folder):
-    put(folder / "out.jsonl", "mine")
-    return mix(folder, [record()])
-
-
-# ------------------------------------------------------------------------------------------------------------- convert
+def batch(folder: Path, questions: Path, out: str) -> list[object]:
+    words = ["--batch", questions, "--out", folder / out, "--force", "--checkpoint", folder / "base"]
+    return ["ask", *words, "--preset", "tiny-ask"]
 
 
 def convert(folder: Path, edit: Callable[[Path], object]) -> list[object]:
     return ["convert", changed(folder, edit), folder / "new"]
 
 
-@case("convert: no such folder", "none")
-def _(folder):
-    return ["convert", folder / "none", folder / "new"]
+def only_weights(copy: Path) -> Path:
+    return next(copy.glob("*.safetensors"))
 
 
-@case("convert: an empty folder", "empty")
-def _(folder):
-    (folder / "empty").mkdir()
-    return ["convert", folder / "empty", folder / "new"]
+def truncate(file: Path, by: int) -> None:
+    file.write_bytes(file.read_bytes()[:-by])
 
 
-@case("convert: into itself", "inside")
-def _(folder):
-    return ["convert", folder / "hf", folder / "hf" / "new"]
+def show(folder: Path, place: Path) -> list[object]:
+    return ask(folder, "--image", folder / "a.png", "--show", place, "--force")
 
 
-@case("convert: a destination that is there", "base")
-def _(folder):
-    return ["convert", folder / "hf", folder / "base"]
+def train_over(folder: Path) -> list[object]:
+    put(folder / "run" / "precious.txt", "mine")
+    return train(folder, data_file(folder, sample()))
 
 
-@case("convert: no config.json", "config.json")
-def _(folder):
-    return convert(folder, lambda copy: (copy / "config.json").unlink())
+def train_without(folder: Path, weight: str) -> list[object]:
+    manifest = json.loads((folder / "base" / "llavanext_manifest.json").read_text())
+    del manifest["tensors"][weight]
+    put(folder / "base" / "llavanext_manifest.json", manifest)
+    return train(folder, data_file(folder, sample()))
 
 
-@case("convert: another architecture", "no LLaVA-NeXT model")
-def _(folder):
-    return convert(folder, reconfigured(model_type="blip-2"))
+def lie_about_length(copy: Path) -> None:
+    only_weights(copy).write_bytes(struct.pack("<Q", 1 << 60) + only_weights(copy).read_bytes()[8:])
 
 
-@case("convert: an unknown activation", "projector_hidden_act")
-def _(folder):
-    return convert(folder, reconfigured(projector_hidden_act="mish9"))
+def poison(copy: Path) -> None:
+    """A pickle that runs a command when it is loaded."""
 
-
-@case("convert: heads that do not fit", "num_key_value_heads")
-def _(folder):
-    return convert(folder, reconfigured(text_config__num_key_value_heads=3))
-
-
-@case("convert: a truncated file of weights", "safetensors")
-def _(folder):
-    def cut(copy: Path) -> None:
-        file = next(copy.glob("*.safetensors"))
-        file.write_bytes(file.read_bytes()[:-100])
-
-    return convert(folder, cut)
-
-
-@case("convert: a header that lies about its length", "safetensors")
-def _(folder):
-    def lie(copy: Path) -> None:
-        file = next(copy.glob("*.safetensors"))
-        file.write_bytes(struct.pack("<Q", 1 << 60) + file.read_bytes()[8:])
-
-    return convert(folder, lie)
-
-
-@case("convert: weights that are HTML", "safetensors")
-def _(folder):
-    return convert(folder, lambda copy: put(next(copy.glob("*.safetensors")), "<html>404</html>"))
-
-
-@case("convert: a pickle that would run code", "system")
-def _(folder):
     class Evil:
         def __reduce__(self):
             return os.system, (f"touch {RAN}",)
 
-    def poison(copy: Path) -> None:
-        import pickle
-
-        next(copy.glob("*.safetensors")).unlink()
-        with zipfile.ZipFile(copy / "pytorch_model.bin", "w") as archive:
-            archive.writestr("archive/data.pkl", pickle.dumps({"image_newline": Evil()}, protocol=2))
-            archive.writestr("archive/version", "3\n")
-
-    return convert(folder, poison)
+    only_weights(copy).unlink()
+    with zipfile.ZipFile(copy / "pytorch_model.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"image_newline": Evil()}, protocol=2))
+        archive.writestr("archive/version", "3\n")
 
 
-# --------------------------------------------------------------------------------------------------------------- fetch
+def setting(*settings: str) -> Make:
+    return lambda f: ["presets", "show", "tiny-stage2", *(word for one in settings for word in ("-s", one))]
 
 
-@case("fetch: no such artifact", "video-7b")
-def _(folder):
-    return ["fetch", "video-7", "--to", folder / "new"]
+def preset(content: str | bytes) -> Make:
+    return lambda f: ["presets", "check", put(f / "mine.yaml", content)]
 
 
-@case("fetch: nowhere to put it", "--to", code=2)
-def _(folder):
-    return ["fetch", "video-7b"]
+def image(content: bytes, name: str) -> Make:
+    return lambda f: ask(f, "--image", put(f / name, content))
 
 
-@case("fetch: a file for a folder", "a.png")
-def _(folder):
-    return ["fetch", "video-7b", "--to", folder / "a.png"]
+def train_on(*lines: dict | str, more: tuple[str, ...] = ()) -> Make:
+    return lambda f: train(f, data_file(f, *lines), *more)
 
 
-@case("fetch: a check of a folder that was not fetched", "base")
-def _(folder):
-    return ["fetch", "--check", folder / "base"]
+def mix_of(records: object, strategy: str = "all", *more: object, **entry: object) -> Make:
+    return lambda f: [*mix(f, records, strategy, **entry), *more]
 
 
-@case("fetch: an address of no kind", "file:///etc/passwd")
-def _(folder):
-    return ["fetch", "file:///etc/passwd", "--to", folder / "new"]
+PRESETS = {
+    "no such preset": ("no preset named 'tiny-stag2'", lambda f: ["presets", "show", "tiny-stag2"]),
+    "an unknown key": ("train.learning_rat", setting("train.learning_rat=1")),
+    "a value of another type": ("train.epochs", setting("train.epochs=many")),
+    "a negative rate": ("train.learning_rate", setting("train.learning_rate=-1")),
+    "not a number": ("train.learning_rate", setting("train.learning_rate=nan")),
+    "no equals sign": ("--set train.epochs: expected KEY=VALUE", setting("train.epochs")),
+    "a preset file that is not there": ("mine.yaml", lambda f: ["presets", "check", "none/mine.yaml"]),
+    "a preset that is an image": ("mine.yaml", preset(JPEG)),
+    "a preset with two errors": (
+        "wrong",
+        preset("extends: base/tiny\ntask: train\ntrain:\n  epoch: 1\n  learning_rate: fast\n"),
+    ),
+    "a preset that extends itself": ("extends", preset("extends: mine\ntask: train\n")),
+    "a copy of a preset that is an image": (
+        "not UTF-8 text",
+        lambda f: ["presets", "copy", put(f / "mine.yaml", JPEG), f / "copy.yaml"],
+    ),
+    "a copy of a preset over a device": (
+        "is a device or a pipe",
+        lambda f: ["presets", "copy", "tiny-ask", "/dev/null", "--force"],
+    ),
+}
+USAGE = {
+    "no such command": ("No such command 'trian'", lambda f: ["trian"]),
+    "no such option": ("No such option: --modle", lambda f: ["presets", "list", "--modle"]),
+    "demo: a negative seed": ("'--seed': -1 is not in the range", lambda f: ["demo", "--dir", "never", "--seed", "-1"]),
+    "ask: a hundred million frames": (
+        "'--frames': 99999999 is not in the range",
+        lambda f: ask(f, "--video", f / "a.mp4", "--frames", "99999999"),
+    ),
+    "fetch: nowhere to put it": ("--to FOLDER is missing", lambda f: ["fetch", "video-7b"]),
+}
+"""Wrong command lines: exit code 2, and typer's own words in the place of a hint."""
 
+ASK = {
+    "no such image": ("none.png: no such picture", lambda f: ask(f, "--image", f / "none.png")),
+    "a folder for an image": ("base: is a folder, not a picture", lambda f: ask(f, "--image", f / "base")),
+    "garbage named .jpg": ("garbage.jpg: is not a picture", image(bytes(range(256)) * 20, "garbage.jpg")),
+    "an empty image": ("empty.png: the picture file is empty", image(b"", "empty.png")),
+    "a truncated JPEG": ("half.jpg: the picture is corrupt or truncated", image(JPEG[:900], "half.jpg")),
+    "a PNG of 60 000 x 60 000 declared pixels": ("bomb.png: more than 178956970 pixels", image(BOMB, "bomb.png")),
+    "a text named .mp4": (
+        "clip.mp4: cannot be read as a clip",
+        lambda f: ask(f, "--video", put(f / "clip.mp4", "not a clip at all\n" * 99)),
+    ),
+    "an empty video": ("empty.mp4: the clip is empty", lambda f: ask(f, "--video", put(f / "empty.mp4", b""))),
+    "no such checkpoint": ("none: no such folder", lambda f: ask_of(f, "none")),
+    "a Hugging Face folder for a checkpoint": (
+        "hf: a Hugging Face folder, not yet converted",
+        lambda f: ask_of(f, "hf"),
+    ),
+    "no such preset": ("no preset named 'tiny-aks'", lambda f: ask_of(f, "base", "tiny-aks")),
+    "a train preset": ("tiny-stage2 is a preset for training", lambda f: ask_of(f, "base", "tiny-stage2")),
+    "no question": ("no question", lambda f: ["ask", "--checkpoint", f / "base", "--preset", "tiny-ask"]),
+    "more placeholders than images": (
+        "2 placeholders (<image>, <video>) for 1 media",
+        lambda f: ["ask", "<image> <image> Which?", *ask_of(f, "base")[2:]],
+    ),
+    "a truncated checkpoint": (
+        "the file is cut short",
+        lambda f: cut_checkpoint(f, lambda cut: truncate(only_weights(cut), 1000)),
+    ),
+    "a checkpoint without its tokenizer": (
+        "cut: no tokenizer.model",
+        lambda f: cut_checkpoint(f, lambda cut: (cut / "tokenizer.model").unlink()),
+    ),
+    "--show over the image": ("a.png is what the question is about", lambda f: show(f, f / "a.png")),
+    "--show into a folder": ("is a folder", lambda f: show(f, f)),
+    "--show into a device": ("/dev/null is a device or a pipe, not a file", lambda f: show(f, Path("/dev/null"))),
+    "--show without an ending": ("sheet has no ending that names its format", lambda f: show(f, f / "sheet")),
+    "--show without an image": ("--show has nothing to show", lambda f: ask(f, "--show", f / "saw.png")),
+    "a hundred million frames, set": (
+        "data.frames",
+        lambda f: ask(f, "--image", f / "a.png", "--set", "data.frames=99999999"),
+    ),
+    "a batch that is an image": (
+        "a.png: no line of it is valid JSON",
+        lambda f: batch(f, f / "a.png", "answers.jsonl"),
+    ),
+    "answers over an image": (
+        "a.png: holds no answers",
+        lambda f: batch(f, put(f / "questions.jsonl", '{"question": "What is it?"}\n'), "a.png"),
+    ),
+}
+NO_CANN = {
+    "ask: an NPU without CANN": (
+        "CANN: not found",
+        lambda f: ask(f, "--image", f / "a.png", "--set", "runtime.target=Ascend"),
+    )
+}
+TRAIN = {
+    "no such data file": ("none.jsonl: No such file or directory", lambda f: train(f, f / "none.jsonl")),
+    "an empty data file": ("empty.jsonl: the file is empty", lambda f: train(f, put(f / "empty.jsonl", ""))),
+    "a broken line": ("mine.jsonl, line 3: not valid JSON", train_on(sample(), '{"id": "8", "turns": [')),
+    "a line that is a list": ("mine.jsonl, line 2: a sample is an object", train_on("[1, 2]")),
+    "the assistant begins": (
+        "mine.jsonl, line 2: turn 1 must be the user's, not 'assistant'",
+        train_on(sample() | {"turns": [{"role": "assistant", "text": "A sign."}]}),
+    ),
+    "two placeholders, one image": (
+        "sample 7: 2 placeholders (<image>, <video>) for 1 media",
+        train_on(sample("<image> <image> What?")),
+    ),
+    "an image that is gone": ("gone.png", train_on(sample(path="gone.png"))),
+    "a source without a root": ("line 2: source 'elsewhere' is missing in", train_on(sample(source="elsewhere"))),
+    "longer than seq_length": ("1 of 1 samples have too many tokens", train_on(sample(answer="It is a sign. " * 200))),
+    "a checkpoint of another shape": (
+        "the checkpoint's model.text.hidden_size is 128",
+        train_on(sample(), more=("--set", "model.text.hidden_size=64")),
+    ),
+    "heads that do not divide": (
+        "the checkpoint's model.text.num_attention_heads is 4",
+        train_on(sample(), more=("--set", "model.text.num_attention_heads=3")),
+    ),
+    "devices that the preset does not divide into": (
+        "devices",
+        train_on(sample(), more=("--set", "parallel.devices=3", "--set", "parallel.data=2")),
+    ),
+    "no such preset": (
+        "no preset named 'tiny-stage9'",
+        lambda f: ["train", "tiny-stage9", "--data", data_file(f, sample()), "-c", f / "base", "-o", f / "run"],
+    ),
+    "an ask preset": (
+        "tiny-ask is a preset for asking",
+        lambda f: ["train", "tiny-ask", "--data", data_file(f, sample()), "-c", f / "base", "-o", f / "run"],
+    ),
+    "no such checkpoint": (
+        "none: no such folder",
+        lambda f: ["train", "tiny-stage2", "--data", data_file(f, sample()), "-c", f / "none", "-o", f / "run"],
+    ),
+    "a checkpoint without one weight": ("image_newline", lambda f: train_without(f, "image_newline")),
+    "an out folder that holds something": ("holds something that is no training run", lambda f: train_over(f)),
+}
+MIX = {
+    "no such mix file": ("none.yaml: no such mix file", lambda f: ["mix", f / "none.yaml", "--out", f / "out.jsonl"]),
+    "no data sets": ("must hold a list", lambda f: ["mix", put(f / "mix.yaml", "{}"), "--out", f / "out.jsonl"]),
+    "a data set that is not there": ("a.json", mix_of(None)),
+    "an unknown strategy": ("middle:10", mix_of([record()], "middle:10")),
+    "more than 100 %": ("120%", mix_of([record()], "first:120%")),
+    "a negative count": ("-3", mix_of([record()], "end:-3")),
+    "an unknown key": ("json_pat", mix_of([record()], json_pat="x")),
+    "truncated JSON": ("not valid JSON", mix_of(json.dumps([record()] * 3, indent=1)[:-40])),
+    "JSON that is a number": ("a data set is a list of records", mix_of("42")),
+    "over one of its images": (
+        "a.png exists",
+        lambda f: [*mix(f, [record()])[:-1], f / "a.png", "--force"],
+    ),
+    "a report that is not a page": (
+        "report.png: the report is an HTML page",
+        lambda f: [*mix(f, [record()]), "--report", f / "report.png"],
+    ),
+    "out to stdout": ("not to stdout", lambda f: [*mix(f, [record()])[:-1], "-"]),
+    "only invalid records": ("all 3 records are bad", mix_of([1, "two", None])),
+    "a path out of its root": (
+        "climbs out of the media folder",
+        mix_of([record(image="../../etc/passwd")], "all", "--on-bad", "fail"),
+    ),
+    "an image that is text": (
+        "set/t.png: is not a picture",
+        lambda f: [
+            *mix(f, [record(image=put(f / "set" / "t.png", "text").name)]),
+            "--on-bad",
+            "fail",
+            "--check",
+            "full",
+        ],
+    ),
+    "an output folder that is not there": (
+        "does not exist",
+        lambda f: [*mix(f, [record()])[:-1], f / "none" / "out.jsonl"],
+    ),
+    "an output that is there": (
+        "out.jsonl exists",
+        lambda f: [*mix(f, [record()])[:-1], put(f / "out.jsonl", "mine")],
+    ),
+}
+CONVERT = {
+    "no such folder": ("none: no such folder", lambda f: ["convert", f / "none", f / "new"]),
+    "an empty folder": ("empty: no config.json", lambda f: ["convert", put(f / "empty/x", "").parent, f / "new"]),
+    "into itself": ("hf", lambda f: ["convert", f / "hf", f / "hf" / "new"]),
+    "a destination that is there": ("base", lambda f: ["convert", f / "hf", f / "base"]),
+    "no config.json": ("changed: no config.json", lambda f: convert(f, lambda copy: (copy / "config.json").unlink())),
+    "another architecture": ("LLaVA-NeXT model", lambda f: convert(f, reconfigured(model_type="blip-2"))),
+    "an unknown activation": ("projector_hidden_act", lambda f: convert(f, reconfigured(projector_hidden_act="mish9"))),
+    "heads that do not fit": (
+        "num_key_value_heads",
+        lambda f: convert(f, reconfigured(text_config__num_key_value_heads=3)),
+    ),
+    "a truncated file of weights": (
+        "the file is cut short",
+        lambda f: convert(f, lambda copy: truncate(only_weights(copy), 100)),
+    ),
+    "a header of 2^60 bytes": ("cannot hold the header", lambda f: convert(f, lie_about_length)),
+    "weights that are HTML": (
+        "model.safetensors",
+        lambda f: convert(f, lambda copy: put(only_weights(copy), "<html>404</html>")),
+    ),
+    "a pickle that would run code": ("holds 'posix.system'", lambda f: convert(f, poison)),
+}
+FETCH = {
+    "no such artifact": ("no artifact is called 'video-7'", lambda f: ["fetch", "video-7", "--to", f / "new"]),
+    "a file for a folder": ("a.png", lambda f: ["fetch", "video-7b", "--to", f / "a.png"]),
+    "a check of a folder that was not fetched": ("base", lambda f: ["fetch", "--check", f / "base"]),
+    "an address of no kind": ("'file:///etc/passwd'", lambda f: ["fetch", "file:///etc/passwd", "--to", f / "new"]),
+    "no network": (
+        "127.0.0.1:9",
+        lambda f: ["fetch", "org/repo", "--to", f / "new", "--endpoint", "http://127.0.0.1:9", "--retries", 0],
+    ),
+}
 
-@case("fetch: no network", "127.0.0.1")
-def _(folder):
-    words = ["fetch", "org/repo", "--to", folder / "new", "--endpoint", "http://127.0.0.1:9", "--retries", 0]
-    return [*words, "--timeout", 1]
-
-
-# ------------------------------------------------------------------------------------------------------------ the tests
+TABLES = [("presets: ", 1, PRESETS), ("", 2, USAGE), ("ask: ", 1, ASK), ("", 3, NO_CANN), ("train: ", 1, TRAIN)]
+TABLES += [("mix: ", 1, MIX), ("convert: ", 1, CONVERT), ("fetch: ", 1, FETCH)]
+CASES = {
+    f"{command}{name}": (says, make, code) for command, code, table in TABLES for name, (says, make) in table.items()
+}
+"""What is tried → a phrase of the message, the command, the exit code."""
 
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory) -> Path:
-    """A Hugging Face folder, its checkpoint and a picture."""
+    """A Hugging Face folder, its checkpoint and an image."""
     folder = tmp_path_factory.mktemp("stock")
     write_model(folder / "hf", SENTENCES, seed=0)
     run_convert(folder / "hf", folder / "base")
@@ -618,18 +440,18 @@ def table():
 def test_it_is_refused_in_one_line(name, stock, tmp_path, monkeypatch):
     folder = tmp_path / "here"
     shutil.copytree(stock, folder)
-    make, code, says = CASES[name]
+    says, make, code = CASES[name]
     words = [str(word) for word in make(folder)]
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob("*"))
     done = CliRunner().invoke(app, words)
-    lines = done.stderr.strip().splitlines()
-    errors = [line for line in lines if line.startswith("Error: ")]
-    TRIED.append((name, done.exit_code, " ".join(errors).removeprefix("Error: ").replace(f"{folder}/", "")))
-    assert done.exit_code == code, (done.exception, done.stderr)
-    assert len(errors) == 1 and says in done.stderr, done.stderr
-    assert code == 2 or [line for line in lines if line.startswith("Hint: ")], done.stderr
-    assert "Traceback" not in done.stderr
+    said = done.stderr.replace(f"{folder}/", "")
+    errors = [line for line in said.splitlines() if line.startswith("Error: ")]
+    TRIED.append((name, done.exit_code, " ".join(errors).removeprefix("Error: ")))
+    assert done.exit_code == code, (done.exception, said)
+    assert len(errors) == 1 and says in said, said
+    assert code == 2 or "\nHint: " in said, said
+    assert "Traceback" not in said
     assert done.stdout == "" or words[:2] == ["presets", "check"]  # its verdict on each preset is data
     left = set(sorted(folder.rglob("*"))) - set(before)
     assert {path.name for path in left} <= {"out.jsonl.cache"}  # mix remembers its checks
