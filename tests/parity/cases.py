@@ -1,4 +1,4 @@
-"""The inputs of the parity suite: pictures of twelve aspect ratios, several media, clips, and none.
+"""The inputs of the parity suite: images of twelve aspect ratios, several media, videos, and none.
 
 Pixels come from a frozen random stream and need no codec, so that they are the same everywhere.
 """
@@ -22,10 +22,10 @@ SIZES = (
     *[(28, 28), (56, 56), (40, 60), (60, 40), (20, 200), (200, 20)],
     *[(33, 47), (100, 99), (64, 48), (48, 64), (300, 40), (57, 113)],
 )
-"""(height, width) of twelve pictures: every grid of the tiny model, and paddings even and odd on either side."""
+"""(height, width) of twelve images: every grid of the tiny model, and paddings even and odd on either side."""
 
 FRAMES = 4
-QUESTIONS = ("60x40", "two pictures", "text only", "picture and clip")
+QUESTIONS = ("60x40", "two images", "text only", "image and video")
 """Cases that are also asked, for greedy answers of at most `ANSWER_TOKENS` tokens."""
 ANSWER_TOKENS = 32
 
@@ -37,60 +37,60 @@ class Case:
     Attributes:
         name: its row in tables.
         sample: the conversation; the paths of its media are never opened.
-        pictures: `uint8[H, W, 3]` each.
-        clips: `uint8[F, H, W, 3]` each.
+        images: `uint8[H, W, 3]` each.
+        videos: `uint8[F, H, W, 3]` each.
         encoded: what our processor makes of them.
     """
 
     name: str
     sample: Sample
-    pictures: tuple[np.ndarray, ...]
-    clips: tuple[np.ndarray, ...]
+    images: tuple[np.ndarray, ...]
+    videos: tuple[np.ndarray, ...]
     encoded: EncodedSample
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        return [picture.shape[:2] for picture in self.pictures]
+        return [image.shape[:2] for image in self.images]
 
 
-def picture(number: int, size: tuple[int, int]) -> np.ndarray:
-    """Coarse blocks under fine noise: a resized, a shifted or a turned picture differs in every patch."""
+def image(number: int, size: tuple[int, int]) -> np.ndarray:
+    """Coarse blocks under fine noise: a resized, a shifted or a turned image differs in every patch."""
     random = np.random.RandomState(1000 + number)
     coarse = random.randint(0, 256, (5, 7, 3)).astype(np.uint8)
     blocks = np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.NEAREST), np.int64)
     return np.clip(blocks + random.randint(-40, 41, (*size, 3)), 0, 255).astype(np.uint8)
 
 
-def clip(number: int, size: tuple[int, int]) -> np.ndarray:
-    return np.stack([picture(100 * (number + 1) + frame, size) for frame in range(FRAMES)])
+def video(number: int, size: tuple[int, int]) -> np.ndarray:
+    return np.stack([image(100 * (number + 1) + frame, size) for frame in range(FRAMES)])
 
 
 def conversations() -> dict[str, tuple[list[str], list[np.ndarray], list[np.ndarray]]]:
-    """Name → (turns, pictures, clips)."""
+    """Name → (turns, images, videos)."""
     cases = {
         f"{height}x{width}": ([f"<image>\nwhat is it, {width}?", "a grey cat on the mat"], [(height, width)], [])
         for height, width in SIZES
     }
-    cases["two pictures"] = (
+    cases["two images"] = (
         ["<image> and <image>\nhow many?", "three of them", "and?", "a ball"],
         [(40, 60), (200, 20)],
         [],
     )
     cases["text only"] = (["what is it? how many birds?", "three of them flew away."], [], [])
-    cases["clip"] = (["<video>\nwhat is it?", "a red ball"], [], [(40, 60)])
-    cases["picture and clip"] = (["<image> with <video> there?", "the cat, not the ball"], [(57, 113)], [(33, 30)])
+    cases["video"] = (["<video>\nwhat is it?", "a red ball"], [], [(40, 60)])
+    cases["image and video"] = (["<image> with <video> there?", "the cat, not the ball"], [(57, 113)], [(33, 30)])
     return {
         name: (
             turns,
-            [picture(number, size) for number, size in enumerate(pictures, 10 * index)],
-            [clip(index + number, size) for number, size in enumerate(clips)],
+            [image(number, size) for number, size in enumerate(images, 10 * index)],
+            [video(index + number, size) for number, size in enumerate(videos)],
         )
-        for index, (name, (turns, pictures, clips)) in enumerate(cases.items())
+        for index, (name, (turns, images, videos)) in enumerate(cases.items())
     }
 
 
 def random_conversations(count: int) -> dict[str, tuple[list[str], list[np.ndarray], list[np.ndarray]]]:
-    """As `conversations`, drawn: a picture, a clip, several media in any order, or text; one or two rounds."""
+    """As `conversations`, drawn: an image, a video, several media in any order, or text; one or two rounds."""
     random = np.random.RandomState(7)
     words = "what is it how many birds are there a grey cat on the mat red ball three of them flew away"
     words = words.split(" ")
@@ -102,12 +102,12 @@ def random_conversations(count: int) -> dict[str, tuple[list[str], list[np.ndarr
         question = " and ".join(f"<{kind}>" for kind in media) + ("\n" if media else "") + say(2)
         turns = [question, say(1)] if number % 3 else [question, say(1), say(1), say(1)]
         sizes = [tuple(int(side) for side in random.randint(20, 160, 2)) for _ in media]
-        pictures = [size for size, kind in zip(sizes, media, strict=True) if kind == "image"]
-        clips = [size for size, kind in zip(sizes, media, strict=True) if kind == "video"]
+        images = [size for size, kind in zip(sizes, media, strict=True) if kind == "image"]
+        videos = [size for size, kind in zip(sizes, media, strict=True) if kind == "video"]
         made[f"random {number}"] = (
             turns,
-            [picture(1000 * number + place, size) for place, size in enumerate(pictures)],
-            [clip(1000 * number + place, size) for place, size in enumerate(clips)],
+            [image(1000 * number + place, size) for place, size in enumerate(images)],
+            [video(1000 * number + place, size) for place, size in enumerate(videos)],
         )
     return made
 
@@ -127,7 +127,7 @@ def build_cases(
     """
     arch = processor.arch
     cases = []
-    for name, (turns, pictures, clips) in (talks or conversations()).items():
+    for name, (turns, images, videos) in (talks or conversations()).items():
         if names is not None and name not in names:
             continue
         kinds = [word for turn in turns for word in re.findall("<(image|video)>", turn)]
@@ -137,12 +137,12 @@ def build_cases(
             media=tuple(Medium(kind, f"{number}") for number, kind in enumerate(kinds)),
             turns=tuple(Turn(("user", "assistant")[n % 2], text) for n, text in enumerate(turns)),
         )
-        images = [Image.fromarray(pixels) for pixels in pictures]
-        plans = [plan_tiles((image.height, image.width), arch) for image in images]
+        opened = [Image.fromarray(pixels) for pixels in images]
+        plans = [plan_tiles((image.height, image.width), arch) for image in opened]
         side = arch.vision.image_size
         nothing = np.zeros((0, 3, side, side), np.uint8)
-        tiles = [build_tiles(image, plan, arch) for image, plan in zip(images, plans, strict=True)]
-        frames = [np.stack([build_frame(frame, side) for frame in pixels]) for pixels in clips]
+        tiles = [build_tiles(image, plan, arch) for image, plan in zip(opened, plans, strict=True)]
+        frames = [np.stack([build_frame(frame, side) for frame in pixels]) for pixels in videos]
         of_kind = {"image": iter(plans), "video": iter([ClipPlan(len(pixels)) for pixels in frames])}
         media = Media(
             tuple(next(of_kind[kind]) for kind in kinds),
@@ -154,5 +154,5 @@ def build_cases(
             encoded = processor.encode_question(sample, {}, media)
         else:
             encoded = processor.encode(sample, {}, media)
-        cases.append(Case(name, sample, tuple(pictures), tuple(clips), encoded))
+        cases.append(Case(name, sample, tuple(images), tuple(videos), encoded))
     return cases

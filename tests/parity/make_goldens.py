@@ -2,7 +2,7 @@
 
     python -m tests.parity.make_goldens [FOLDER]        (from the repository's root; needs torch; takes seconds)
 
-Weights, pictures and clips are not stored: models.py and cases.py make them from frozen random streams. Stored are the
+Weights, images and videos are not stored: models.py and cases.py make them from frozen random streams. Stored are the
 tokenizer, and of every stage of every case some values at even distances, with the stage's norm and size.
 test_goldens.py compares them with our model where torch is absent, and with a fresh run of this script where it is not.
 """
@@ -22,7 +22,7 @@ FILE = "goldens.npz"
 SAMPLES = 96
 """Values kept of each stage; of integers all."""
 GRADIENT_SAMPLES = 12
-GRADIENT_CASES = ("57x113", "two pictures", "picture and clip")
+GRADIENT_CASES = ("57x113", "two images", "image and video")
 PIECES = 440
 """Of the tokenizer. `<video>` and `<image>` follow."""
 

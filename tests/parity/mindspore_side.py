@@ -172,14 +172,14 @@ class Forward:
             sample = case.encoded
             length, tiles, frames = sample.length, len(sample.tiles), len(sample.frames)
             begin = model.tiles * arch.tile_features  # of the frames' rows in the table
-            pictures, clips = table[row, : tiles * arch.tile_features], table[row, begin:]
+            images, videos = table[row, : tiles * arch.tile_features], table[row, begin:]
             stages = {
                 "pixels": np.concatenate([sample.tiles, sample.frames]),
                 "ids": sample.input_ids,
                 "labels": sample.labels,
                 "tower": np.concatenate([tower[row, :tiles], tower[row, model.tiles :][:frames]]),
                 "pooled": pooled[row, :frames],
-                "projected": np.concatenate([pictures, clips[: frames * arch.frame_features]]),
+                "projected": np.concatenate([images, videos[: frames * arch.frame_features]]),
                 **{name: value[row, :length] for name, value in hidden.items()},
                 "logits": logits[row, :length],
             }

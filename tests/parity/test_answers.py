@@ -27,8 +27,8 @@ def answers(reference, questions):
 def test_the_questions_are_worth_asking(questions, answers):
     assert len(questions) == COUNT
     assert len({case.encoded.length for case in questions}) > COUNT / 2
-    assert any(len(case.pictures) == 2 and case.clips for case in questions)
-    assert any(not case.pictures and not case.clips for case in questions)
+    assert any(len(case.images) == 2 and case.videos for case in questions)
+    assert any(not case.images and not case.videos for case in questions)
     assert len(set(map(tuple, answers))) > 0.9 * COUNT
 
 

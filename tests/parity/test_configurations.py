@@ -14,7 +14,7 @@ from llavanext_cli.weights.convert import run_convert
 from tests.parity.cases import ANSWER_TOKENS, QUESTIONS, build_cases
 from tests.parity.models import tiny_config, write_hf_folder
 from tests.parity.stages import TABLE, check_stages, gradient_errors, tolerance
-from tests.parity.variants import CACHED, GRADIENT_VARIANTS, MEDIA_CASES, ODD_GRID, SMALLER, VARIANTS
+from tests.parity.variants import CACHED, COMBINED, MEDIA_CASES, ODD_GRID, SMALLER, VARIANTS, combine
 
 
 @pytest.fixture
@@ -34,23 +34,38 @@ def both_sides(mindspore_cpu, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("name", list(VARIANTS))
-def test_stages(name, both_sides):
+@pytest.mark.parametrize(
+    "names", [*COMBINED, *[pytest.param((name,), marks=pytest.mark.full) for name in VARIANTS]], ids=" + ".join
+)
+def test_stages(names, both_sides):
     from tests.parity.mindspore_side import Forward
 
-    model, reference = both_sides(VARIANTS[name].changes, VARIANTS[name].cases)
-    assert [case.name for case in model.cases] == sorted(VARIANTS[name].cases, key=[c.name for c in model.cases].index)
+    variant, name = combine(names), " + ".join(names)
+    model, reference = both_sides(variant.changes, variant.cases)
+    assert {case.name for case in model.cases} == set(variant.cases)
     for case, stages in zip(model.cases, Forward(model).stages(model.cases), strict=True):
         theirs = reference.stages(case)
         assert set(theirs) - {"loss"} <= set(stages)
         check_stages(name, stages, theirs)
 
 
-@pytest.mark.parametrize("name", list(GRADIENT_VARIANTS))
-def test_loss_and_gradients(name, both_sides):
+def test_every_variant_is_in_a_combination():
+    assert sorted(name for names in COMBINED for name in names) == sorted(VARIANTS)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("pooling conv", "grouped queries", "tied embeddings"),
+        pytest.param(("pooling max", "feature strategy full"), marks=pytest.mark.full),
+    ],
+    ids=" + ".join,
+)
+def test_loss_and_gradients(names, both_sides):
     from tests.parity.mindspore_side import Learning, hub_gradients
 
-    model, reference = both_sides(GRADIENT_VARIANTS[name].changes, GRADIENT_VARIANTS[name].cases)
+    variant, name = combine(names), "gradients: " + " + ".join(names)
+    model, reference = both_sides(variant.changes, variant.cases)
     learning = Learning(model)
     for case in model.cases:
         loss, gradients = learning([case.encoded])
@@ -65,10 +80,10 @@ def test_loss_and_gradients(name, both_sides):
 
 
 def test_full_strategy_is_beyond_transformers(both_sides):
-    """Why its row is computed with a small repair: by itself transformers cannot, neither pictures nor clips."""
+    """Why its row is computed with a small repair: by itself transformers cannot, neither images nor videos."""
     from transformers import LlavaNextVideoForConditionalGeneration
 
-    model, reference = both_sides(VARIANTS["feature strategy full"].changes, ("100x99", "clip"))
+    model, reference = both_sides(VARIANTS["feature strategy full"].changes, ("100x99", "video"))
     untouched = LlavaNextVideoForConditionalGeneration(reference.config).eval()
     for case in model.cases:
         with pytest.raises(RuntimeError, match="size"):
@@ -109,27 +124,32 @@ def test_greedy_tokens_with_the_cache(both_sides, mindspore_cpu, monkeypatch):
 # --- numerics of the original training code, which transformers does not have ---
 
 
+ORIGINAL = {
+    "project, then pool": {"pool_before_projector": False},
+    "bilinear pooling": {"spatial_pool_mode": "interpolate", **ODD_GRID},
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("original: project, then pool", {"pool_before_projector": False}),
-        ("original: bilinear pooling", {"spatial_pool_mode": "interpolate", **ODD_GRID}),
-    ],
+    "names", [tuple(ORIGINAL), *[pytest.param((name,), marks=pytest.mark.full) for name in ORIGINAL]], ids=" + ".join
 )
-def test_original_numerics(name, changes, both_sides):
+def test_original_numerics(names, both_sides):
     from tests.parity import torch_side
     from tests.parity.mindspore_side import Forward
 
-    cases = ("clip", "picture and clip")
-    model, reference = both_sides(changes, cases, changes_there={"spatial_pool_mode": "average"})
-    plain = [reference.stages(case)["logits"] for case in model.cases] if "project" in name else []
-    (torch_side.project_first if "project" in name else torch_side.interpolate)(reference)
-    for number, (case, stages) in enumerate(zip(model.cases, Forward(model).stages(model.cases), strict=True)):
+    changes = {key: value for name in names for key, value in ORIGINAL[name].items()}
+    model, reference = both_sides(changes, ("video", "image and video"), changes_there={"spatial_pool_mode": "average"})
+    if "bilinear pooling" in names:
+        torch_side.interpolate(reference)
+    plain = [reference.stages(case)["logits"] for case in model.cases]
+    if "project, then pool" in names:
+        torch_side.project_first(reference)
+    for case, stages, logits in zip(model.cases, Forward(model).stages(model.cases), plain, strict=True):
         theirs = reference.stages(case)
-        if plain:
+        if "project, then pool" in names:
             del theirs["pooled"]  # recorded before it is pooled
-            assert np.abs(theirs["logits"] - plain[number]).max() > 0.1, "the order makes no difference here"
-        check_stages(name, stages, theirs)
+            assert np.abs(theirs["logits"] - logits).max() > 0.1, "the order makes no difference here"
+        check_stages(f"original: {' + '.join(names)}", stages, theirs)
 
 
 # --- what is refused ---

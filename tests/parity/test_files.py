@@ -1,4 +1,4 @@
-"""The whole way from picture files: what `Processor` makes of a sample against transformers' processor, live.
+"""The whole way from image files: what `Processor` makes of a sample against transformers' processor, live.
 
 Both sides get the names of the same files and open them on their own.
 """
@@ -42,7 +42,7 @@ def processors(make_tokenizer_folder):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_turned_pictures_from_files(form, processors, tmp_path):
+def test_turned_images_from_files(form, processors, tmp_path):
     from transformers.image_utils import load_image
 
     ours, theirs = processors
@@ -53,17 +53,17 @@ def test_turned_pictures_from_files(form, processors, tmp_path):
     names = [f"{number}" for number in range(len(STORED))]
     sample = Sample(
         id="s",
-        source="pictures",
+        source="images",
         media=tuple(Medium("image", name) for name in names),
         turns=(Turn("user", "<image>\n<image> and <image>?"), Turn("assistant", "a grey cat")),
     )
-    roots = {"pictures": tmp_path}
+    roots = {"images": tmp_path}
     planned = ours.plan_media(sample, roots)  # from the headers
     encoded = ours.encode(sample, roots)
 
-    pictures = [load_image(str(tmp_path / name)) for name in names]
+    images = [load_image(str(tmp_path / name)) for name in names]
     text = f"{SYSTEM} USER: <image>\n<image> and <image>? ASSISTANT: a grey cat</s>"
-    expected = theirs(images=pictures, text=text, return_tensors="np")
+    expected = theirs(images=images, text=text, return_tensors="np")
     sizes = [(401, 150), (260, 90), (333, 120)]
     assert [plan.size for plan in planned] == sizes == [tuple(size) for size in expected["image_sizes"].tolist()]
     assert ours.load_media(sample, roots).plans == planned

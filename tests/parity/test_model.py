@@ -13,15 +13,15 @@ from tests.parity.cases import ANSWER_TOKENS, QUESTIONS, build_cases, conversati
 from tests.parity.greedy import answer_without_cache
 from tests.parity.stages import TABLE, check_stages, gradient_errors, relative_error, tolerance
 
-MIXED = ("20x200", "two pictures", "text only", "clip")
+MIXED = ("20x200", "two images", "text only", "video")
 
 
 def test_the_cases_are_those_that_matter(model):
-    pictures = [case for case in model.cases if len(case.pictures) == 1 and not case.clips]
-    assert len({case.sizes[0][1] / case.sizes[0][0] for case in pictures}) >= 9
-    assert len(pictures) == 12
-    assert {len(case.encoded.tiles) for case in pictures} == {3, 4, 5}  # every grid of the pinpoints
-    assert {(len(c.pictures), len(c.clips)) for c in model.cases} >= {(2, 0), (0, 0), (0, 1), (1, 1)}
+    images = [case for case in model.cases if len(case.images) == 1 and not case.videos]
+    assert len({case.sizes[0][1] / case.sizes[0][0] for case in images}) >= 9
+    assert len(images) == 12
+    assert {len(case.encoded.tiles) for case in images} == {3, 4, 5}  # every grid of the pinpoints
+    assert {(len(c.images), len(c.videos)) for c in model.cases} >= {(2, 0), (0, 0), (0, 1), (1, 1)}
 
 
 @pytest.mark.parametrize("name", list(conversations()))
@@ -35,7 +35,7 @@ def test_stages(name, model, reference, ours):
 
 
 def test_mixed_padded_batch(model, reference, forward):
-    """Pictures, two pictures, a clip and text only, padded and masked on their side, padded on ours."""
+    """Images, two images, a video and text only, padded and masked on their side, padded on ours."""
     cases = [case for case in model.cases if case.name in MIXED]
     assert len({case.encoded.length for case in cases}) == len(MIXED)
     theirs = reference.padded(cases)

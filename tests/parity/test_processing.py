@@ -66,7 +66,7 @@ def test_token_counts_of_random_sizes(pinpoints):
     assert [plan_tiles(size, arch).tokens for size in sizes] == expected
 
 
-# --- pictures ---
+# --- images ---
 
 SIZES = [
     *[(336, 336), (672, 672), (480, 640), (640, 480), (427, 640), (640, 427), (1080, 1920), (1920, 1080)],
@@ -75,7 +75,7 @@ SIZES = [
     *[(401, 500), (500, 401), (333, 777), (777, 333), (335, 337), (337, 335), (671, 673), (673, 671)],
     *[(1133, 567), (567, 1133), (1141, 570), (423, 752), (752, 423), (1008, 336), (336, 1008), (1007, 337)],
     *[(99, 101), (150, 151), (512, 512), (511, 1022), (3000, 2000)],
-    # Thin and tall only: transformers reads what is 1 or 3 pixels high, before or after it is resized, as a picture of
+    # Thin and tall only: transformers reads what is 1 or 3 pixels high, before or after it is resized, as an image of
     # so many channels.
     *[(1009, 1), (2017, 2), (20_000, 1), (2, 1)],
 ]
@@ -119,7 +119,7 @@ def test_tiles_of_other_architectures(height, width):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Saves a picture in a form; gives its path."""
+    """Saves an image in a form; gives its path."""
 
     def save(image: Image.Image, form: str, **options) -> Path:
         path = tmp_path / f"a.{form}"
@@ -146,7 +146,7 @@ def test_tiles_of_a_palette_with_a_transparent_colour(saved):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_tiles_of_turned_pictures(orientation, saved):
+def test_tiles_of_turned_images(orientation, saved):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(Image.fromarray(noise(120, 201)), "jpeg", exif=exif)
@@ -185,7 +185,7 @@ def test_tiles_of_a_photograph():
     compare_tiles(image, image)
 
 
-# --- clips ---
+# --- videos ---
 
 
 @pytest.mark.parametrize("size", [(96, 128), (128, 96), (240, 426), (340, 336), (336, 336), (338, 600)])
@@ -275,19 +275,19 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
     "detailed, and polite answers to the user's questions."
 )
-PICTURE, CLIP = Medium("image", "a.jpg"), Medium("video", "a.mp4")
+IMAGE, VIDEO = Medium("image", "a.jpg"), Medium("video", "a.mp4")
 SMALL_PLANS = {"image": [plan_tiles((20, 2000), ARCH), plan_tiles((100, 2000), ARCH)], "video": [ClipPlan(2)] * 2}
 
 CONVERSATIONS = {
     "text only": (["what is it?", "a grey cat."], []),
     "three rounds": (["what is it?", "a cat", "how many birds?", "three of them", "and?", "they flew away."], []),
-    "a picture": (["<image>\nwhat is it?", "a grey cat."], [PICTURE]),
-    "a picture, rounds": (["<image>\nwhat?", "a cat", "grey?", "Yes, grey.", "a ball?", "No"], [PICTURE]),
-    "two pictures": (["<image>\n<image>\ncompare them", "one cat, one ball", "sure?", "Yes"], [PICTURE, PICTURE]),
-    "within the text": (["is <image> in <image>?", "no", "really?", "really"], [PICTURE, PICTURE]),
-    "a picture in each round": (["<image>\nwhat?", "a cat", "<image>\nand?", "a ball"], [PICTURE, PICTURE]),
-    "a clip": (["<video>\nwhat moves?", "a red ball", "where?", "away"], [CLIP]),
-    "odd characters": (["<image>\n漢字?\n\n 12 ½", "🐈 héllo\nthree", "ok  ?", "3.14!"], [PICTURE]),
+    "an image": (["<image>\nwhat is it?", "a grey cat."], [IMAGE]),
+    "an image, rounds": (["<image>\nwhat?", "a cat", "grey?", "Yes, grey.", "a ball?", "No"], [IMAGE]),
+    "two images": (["<image>\n<image>\ncompare them", "one cat, one ball", "sure?", "Yes"], [IMAGE, IMAGE]),
+    "within the text": (["is <image> in <image>?", "no", "really?", "really"], [IMAGE, IMAGE]),
+    "an image in each round": (["<image>\nwhat?", "a cat", "<image>\nand?", "a ball"], [IMAGE, IMAGE]),
+    "a video": (["<video>\nwhat moves?", "a red ball", "where?", "away"], [VIDEO]),
+    "odd characters": (["<image>\n漢字?\n\n 12 ½", "🐈 héllo\nthree", "ok  ?", "3.14!"], [IMAGE]),
 }
 
 
@@ -347,9 +347,9 @@ def test_ids_of_the_sentence_in_the_documentation(tokenizers):
     ours, theirs = tokenizers
     sentence = "[INST] <image>\nWhat is shown in this image? [/INST]"
     assert sentence.replace("\n", "\\n") in LlavaNextForConditionalGeneration.forward.__doc__
-    plan = plans_of([PICTURE])[0]
+    plan = plans_of([IMAGE])[0]
     arch = Architecture(image_token_index=ours.added["<image>"], video_token_index=ours.added["<video>"])
-    segments = build_question_prompt(as_sample(["What is shown in this image?"], [PICTURE]), "mistral_instruct")
+    segments = build_question_prompt(as_sample(["What is shown in this image?"], [IMAGE]), "mistral_instruct")
     packed = pack(segments, [plan], ours, arch, "s")
     assert packed.input_ids.tolist() == theirs(sentence.replace("<image>", "<image>" * plan.tokens)).input_ids
 
@@ -366,10 +366,10 @@ def test_ids_through_the_whole_processor(tokenizers):
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
-    texts, media = CONVERSATIONS["two pictures"]
+    texts, media = CONVERSATIONS["two images"]
     packed, plans = packed_and_plans(ours, texts, media)
-    pictures = [Image.fromarray(noise(*plan.size)) for plan in plans]
-    assert packed.input_ids.tolist() == processor(images=pictures, text=joined(texts))["input_ids"][0]
+    images = [Image.fromarray(noise(*plan.size)) for plan in plans]
+    assert packed.input_ids.tolist() == processor(images=images, text=joined(texts))["input_ids"][0]
 
 
 # --- labels ---
@@ -443,6 +443,6 @@ def test_where_the_original_masks_everything_nothing_is_lost(llama_tokenizers, a
 
 
 def test_segments_hold_the_answers_and_no_more(llama_tokenizers):
-    segments = build_training_prompt(as_sample(*CONVERSATIONS["a picture, rounds"]))
+    segments = build_training_prompt(as_sample(*CONVERSATIONS["an image, rounds"]))
     assert [s.text for s in segments if s.kind == TEXT and s.supervised] == [" a cat", " Yes, grey.", " No"]
     assert not any(s.supervised for s in segments if s.kind == MEDIUM)

@@ -85,12 +85,12 @@ class Reference:
 
     def media(self, cases: list[Case]) -> dict[str, Any]:
         made: dict[str, Any] = {}
-        pictures = [picture for case in cases for picture in case.pictures]
-        clips = [frames for case in cases for frames in case.clips]
-        if pictures:
-            made |= dict(self.images(pictures, return_tensors="pt", do_pad=True))
-        if clips:
-            made["pixel_values_videos"] = self.videos(clips, return_tensors="pt")["pixel_values_videos"]
+        images = [image for case in cases for image in case.images]
+        videos = [frames for case in cases for frames in case.videos]
+        if images:
+            made |= dict(self.images(images, return_tensors="pt", do_pad=True))
+        if videos:
+            made["pixel_values_videos"] = self.videos(videos, return_tensors="pt")["pixel_values_videos"]
         return made
 
     def ids_and_labels(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -99,8 +99,8 @@ class Reference:
         Placeholders are repeated as transformers' processor repeats them.
         """
         side = self.config.vision_config.image_size
-        pictures = [self.counter._get_number_of_features(*size, side, side) for size in case.sizes]
-        counts = {"<image>": pictures, "<video>": [self.frame_tokens * len(frames) for frames in case.clips]}
+        images = [self.counter._get_number_of_features(*size, side, side) for size in case.sizes]
+        counts = {"<image>": images, "<video>": [self.frame_tokens * len(frames) for frames in case.videos]}
         text, question, answer = FORMS[self.config.text_config.model_type]
         spans = []
         for turn in case.sample.turns:
@@ -120,8 +120,8 @@ class Reference:
         """`float32[G + F, 3, R, R]`, what the two image processors make of the case."""
         side = self.config.vision_config.image_size
         parts = [np.zeros((0, 3, side, side), np.float32)]
-        parts += [self.images(picture, return_tensors="np")["pixel_values"][0] for picture in case.pictures]
-        parts += [self.videos(list(frames), return_tensors="np")["pixel_values_videos"][0] for frames in case.clips]
+        parts += [self.images(image, return_tensors="np")["pixel_values"][0] for image in case.images]
+        parts += [self.videos(list(frames), return_tensors="np")["pixel_values_videos"][0] for frames in case.videos]
         return np.concatenate(parts)
 
     def stages(self, case: Case) -> dict[str, np.ndarray]:
@@ -147,7 +147,7 @@ class Reference:
 
     @contextmanager
     def recording(self):
-        """Record what the modules return, in the order of their calls: pictures first, then clips."""
+        """Record what the modules return, in the order of their calls: images first, then videos."""
         record: dict[str, list[np.ndarray]] = {}
         inner, config = self.model.model, self.config
 

@@ -1,18 +1,17 @@
-"""Models beyond the 7B: what a config.json may say otherwise, one row each."""
+"""Models beyond the 7B: what a config.json may say instead, one row each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-MEDIA_CASES = ("100x99", "two pictures", "text only", "picture and clip")
-PICTURE_CASES = ("100x99", "57x113", "two pictures", "text only")
+MEDIA_CASES = ("100x99", "two images", "text only", "image and video")
+IMAGE_CASES = ("100x99", "57x113", "two images", "text only")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A configuration that has a parity row: what it changes in the tiny model's config.json, by dotted key, and the
-    cases that are computed with it."""
+    """What a row changes in the tiny model's config.json, by dotted key, and the cases that are computed with it."""
 
     changes: dict[str, Any]
     cases: tuple[str, ...] = MEDIA_CASES
@@ -35,10 +34,10 @@ VARIANTS: dict[str, Variant] = {
     "grouped queries": Variant({"text_config.num_key_value_heads": 2}),
     "one key head": Variant({"text_config.num_key_value_heads": 1}),
     "llava-v1.6-mistral": Variant(
-        {"model_type": "llava_next", "architectures": ["LlavaNextForConditionalGeneration"], **MISTRAL}, PICTURE_CASES
+        {"model_type": "llava_next", "architectures": ["LlavaNextForConditionalGeneration"], **MISTRAL}, IMAGE_CASES
     ),
     "llava-v1.6-vicuna": Variant(
-        {"model_type": "llava_next", "architectures": ["LlavaNextForConditionalGeneration"]}, PICTURE_CASES
+        {"model_type": "llava_next", "architectures": ["LlavaNextForConditionalGeneration"]}, IMAGE_CASES
     ),
     # 40 layers, 40 heads of 128, 5120 wide, 13824 in between: the same proportions, an odd number of heads, deeper
     "13B shapes": Variant(
@@ -69,17 +68,27 @@ VARIANTS: dict[str, Variant] = {
     "features of the last layer": Variant({"vision_feature_layer": -1}),
     "features of layer 1": Variant({"vision_feature_layer": 1}),
 }
-GRADIENT_VARIANTS: dict[str, Variant] = {
-    "conv, tied, grouped: gradients": Variant(
-        {"spatial_pool_mode": "conv", "text_config.num_key_value_heads": 2}
-        | {"tie_word_embeddings": True, "text_config.tie_word_embeddings": True}
-    ),
-    "max, full: gradients": Variant({"spatial_pool_mode": "max", "vision_feature_select_strategy": "full"}),
-}
+COMBINED = (
+    ("llava-v1.6-mistral", "nine grids"),
+    ("llava-v1.6-vicuna", "rope_scaling linear", "other epsilons"),
+    ("13B shapes", "stride 3", "features of the last layer"),
+    ("one key head", "pooling conv", "tied embeddings"),
+    ("feature strategy full", "pooling max", "features of layer 1"),
+    ("tiles of 30 pixels", "other activations", "grouped queries"),
+)
+"""Variants that do not touch each other share a graph; `-m full` computes each of them alone, too."""
+
+
+def combine(names: tuple[str, ...]) -> Variant:
+    """All changes of the variants at once. One without videos decides the cases."""
+    changes = {key: value for name in names for key, value in VARIANTS[name].changes.items()}
+    return Variant(changes, VARIANTS[names[0]].cases)
+
+
 CACHED = {
     "text_config.num_key_value_heads": 2,
     "text_config.rope_scaling": {"rope_type": "linear", "factor": 4.0},
 }
-"""What the cells that keep a cache do on their own: heads that share keys, and positions."""
+"""What the cells with a cache compute on their own: heads that share keys, and positions."""
 SMALLER = {"text_config.num_hidden_layers": 1, "vision_config.num_hidden_layers": 2}
-"""Fewer layers than the model that the rest of the suite shares: the graph of each row is compiled anew."""
+"""Fewer layers than the model that the rest of the suite shares, as the graph of each row must be compiled."""
