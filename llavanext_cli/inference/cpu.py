@@ -53,10 +53,10 @@ class CpuEngine:
         graphs: GraphStore | None = None,
         workers: int = 1,
     ):
-        from llavanext_cli.model.backend.decoder import Embedder, Tower
+        from llavanext_cli.model.backend.decoder import Embedder, MediaEncoder
 
         self.network, self.arch, self.batch, self.bucket, self.cache_step = network, arch, batch, bucket, cache_step
-        self.tower, self.embedder = Tower(network), Embedder(network)
+        self.tower, self.embedder = MediaEncoder(network), Embedder(network)
         self.decoders: dict[int, Any] = {}  # never emptied: MindSpore knows cells by `id`, also those that are gone
         self.length = 0
         self.graphs, self.workers = graphs, workers

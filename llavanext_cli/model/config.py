@@ -1,7 +1,7 @@
 """The model's configuration as MindFormers carries it: our architecture, the static shapes and the run-time choices.
 
-MindFormers builds a network from `model.model_config` of its YAML; `LlavaNextConfig` is that section. It is made by
-`config.mindformers.expand` and read here, nowhere else.
+MindFormers builds a network from `model.model_config` of its YAML; `LlavaNextConfig` is that section.
+`config.mindformers.expand` writes it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class LlavaNextConfig(PretrainedConfig):
         target: "Ascend" or "CPU"; the CPU gets the cells of `model.backend`.
         batch_size: samples a device and step.
         seq_length: positions of the static graph (training), or of the KV cache (inference).
-        frames: static number of frames (F) of a sample; the other tiles are its pictures'.
+        frames: static number of frames (F) of a sample; the other tiles belong to its images.
         compute_dtype, param_init_type: "float32", "float16" or "bfloat16".
         use_flash_attention: fused attention in the tower and the language model (Ascend only).
         use_past: True builds the inference graph with the paged KV cache.
         num_blocks, block_size: size of that cache, in blocks and tokens a block.
         calculate_per_token_loss: return (sum of losses, number of supervised tokens) instead of their quotient, so that
-            several workers can average over the tokens of the global batch.
-        lora: rank, alpha, dropout, targets and seed of low-rank matrices on the language model; None without.
-        lazy_inline: let the compiler inline the model late (Ascend only), which saves time. Llama always is.
+            several workers can average over the supervised tokens of the global batch.
+        lora: rank, alpha, dropout, targets and seed of the language model's LoRA matrices; None without LoRA.
+        lazy_inline: let the compiler inline the model late, which saves compile time (Ascend only). Llama always does.
         parallel_config: MindFormers' `TransformerOpParallelConfig`, or its mapping.
     """
 
@@ -93,11 +93,11 @@ class LlavaNextConfig(PretrainedConfig):
 
     @property
     def compresses_mask(self) -> bool:
-        """Whether flash attention gets one fixed triangle of 2048 x 2048 in the place of an S x S mask for each sample.
+        """Whether flash attention gets one fixed 2048 x 2048 triangle instead of an S x S mask for each sample.
 
-        Both say "causal", and that is all there is to say: padding is on the right, where no supervised position looks.
-        The full mask would also hide every `<unk>` of the text, whose id is the padding's. Shorter sequences must take
-        it: MindFormers compresses from 2048 tokens on.
+        Both masks are causal, and no more is needed: padding is on the right, where no supervised position attends.
+        The full mask would also hide every `<unk>` of the text, whose id is that of padding. MindFormers compresses
+        masks from 2048 tokens on; shorter sequences need the full mask.
         """
         return self.use_flash_attention and not self.use_past and self.seq_length >= 2048
 
@@ -119,8 +119,8 @@ class LlavaNextConfig(PretrainedConfig):
             vocab_size=text.vocab_size,
             rms_norm_eps=text.rms_norm_eps,
             theta=text.rope_theta,
-            # Linear scaling is position interpolation (Chen et al. 2023). MindFormers 1.9.0 has a LINEAR too, whose
-            # check refuses every number.
+            # Linear scaling is position interpolation (Chen et al. 2023). MindFormers 1.9.0 also has LINEAR, but its
+            # check rejects every number.
             extend_method=(SeqExtendMethod.PI if scaling else SeqExtendMethod.NONE).value,
             scaling_factor=float(scaling["factor"]) if scaling else 1.0,
             tie_word_embeddings=text.tie_word_embeddings,

@@ -1,10 +1,10 @@
-"""Media features take the place of token embeddings: one gather, driven by an index made on the host.
+"""Media features replace token embeddings: one gather, driven by an index that the host computes.
 
-    table  [ picture tiles G*Q | frames F*Qv | newline | text ]      N + 2 rows, records.py
+    table  [ image tiles G*Q   | frames F*Qv | newline | text ]      N + 2 rows, records.py
     index  [ text text 0 1 2 … 575 newline … text text ]             sample_layout.py
     out    [ emb  emb  table[0] … table[N] …  emb  emb ]
 
-Nothing on the device knows what anyres is: unpadding, newlines, frames and several pictures are all in the index.
+The device knows nothing of anyres: unpadding, newlines, frames and several images are all in the index.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mindspore.ops import operations as P
 
 
 class Fusion(nn.Cell):
-    """Put features where the index says.
+    """Replace embeddings by features where the index says so.
 
     Inputs:
         - **embeddings** - `[B, S, D]` token embeddings.

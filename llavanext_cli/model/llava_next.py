@@ -35,13 +35,12 @@ class LlavaNext(PreTrainedModel):
 
     Inputs:
         - **input_ids** - `int32[B, S]`.
-        - **tiles** - `float32[B, G + F, 3, R, R]`, or None: `input_ids` alone, as when one token is decoded.
-        - **feature_index** - `int32[B, S]`, rows of the feature table, or None with `tiles`.
+        - **tiles** - `float32[B, G + F, 3, R, R]`, or None without media, as when one token is decoded.
+        - **feature_index** - `int32[B, S]`, rows of the feature table; None when `tiles` is None.
         - **labels** - `int32[B, S]`, already shifted (records.Batch); None when not training.
         - **batch_valid_length** - `int32[B]`, with a KV cache: tokens of each sequence so far, this call's included.
         - **block_tables**, **slot_mapping** - the paged cache's bookkeeping, as in MindFormers (Ascend).
-        - **frames** (int) - how many of `tiles` are frames, the last ones; a constant of the compiled graph. Default:
-          the config's.
+        - **frames** (int) - how many of `tiles`, the last ones, are frames; constant in a graph. Default: the config's.
 
     Outputs:
         Training: the loss averaged over supervised tokens, or the pair (sum, number of tokens) when
@@ -115,38 +114,38 @@ class LlavaNext(PreTrainedModel):
         )
         if self.training or self.language_model.predict_run_mode:
             return output
-        return output[0]  # MindFormers also hands back tokens and mask
+        return output[0]  # MindFormers also returns tokens and mask
 
     def embed(self, input_ids, tiles, feature_index, frames):
-        """`[B, S, D]`: token embeddings with the features of the media in their places."""
+        """`[B, S, D]`: token embeddings, with the media's features in the places of their placeholders."""
         words = self.cast_words(self.language_model.to_embeddings(input_ids), self.dtype)
         return self.fusion(words, self.features(tiles, frames), self.image_newline, feature_index)
 
     def features(self, tiles, frames):
         """Tiles and frames to rows of the feature table: `[B, G + F, 3, R, R]` → `[B, N, D]`.
 
-        Pictures go through tower and projector; frames through tower, pooler and projector (the last two in the other
-        order when `pool_before_projector` is false).
+        Image tiles go through tower and projector; frames through tower, pooler and projector (the last two in the
+        other order when `pool_before_projector` is false).
         """
         batch, count = self.shape(tiles)[:2]
         features = self.vision_tower(self.reshape(tiles, (batch * count, 3, self.side, self.side)))
         if frames == 0:
             return self.reshape(self.projector(features), (batch, -1, self.width))
         if frames == count:
-            return self.reshape(self.pooled(features), (batch, -1, self.width))
-        pictures = self.projector(self.pick(features, batch, count, 0, count - frames))
-        clips = self.pooled(self.pick(features, batch, count, count - frames, count))
-        pictures = self.reshape(pictures, (batch, -1, self.width))
-        return self.concat((pictures, self.reshape(clips, (batch, -1, self.width))))
+            return self.reshape(self.pool_and_project(features), (batch, -1, self.width))
+        images = self.projector(self.slice_tiles(features, batch, count, 0, count - frames))
+        videos = self.pool_and_project(self.slice_tiles(features, batch, count, count - frames, count))
+        images = self.reshape(images, (batch, -1, self.width))
+        return self.concat((images, self.reshape(videos, (batch, -1, self.width))))
 
-    def pick(self, features, batch, count, begin, end):
+    def slice_tiles(self, features, batch, count, begin, end):
         """Tiles `begin` to `end` of every sample: `[B * (end - begin), Q, Dv]`."""
         rows, width = self.tile_rows, self.vision_width
         features = self.reshape(features, (batch, count, rows, width))
         features = self.slice(features, (0, begin, 0, 0), (batch, end, rows, width), (1, 1, 1, 1))
         return self.reshape(features, (batch * (end - begin), rows, width))
 
-    def pooled(self, features):
+    def pool_and_project(self, features):
         """Frames to rows of the feature table: `[T, Q, Dv]` → `[T, Qv, D]`."""
         if self.pool_first:
             return self.projector(self.pooler(features))

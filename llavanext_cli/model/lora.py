@@ -1,9 +1,9 @@
-"""LoRA on MindFormers' Llama: low-rank matrices beside chosen projections, which themselves stay as they are.
+"""LoRA on MindFormers' Llama: trained low-rank matrices beside chosen projections, whose own weights are frozen.
 
-MindFormers' own adapter is not used: it drops the strategy by which a matrix product's result is cut, so that the sum
-of the two products would be gathered on every device.
+MindFormers' own adapter is not used: it drops the sharding strategy of a matrix product's output, so that every device
+would gather the sum of the two products.
 
-Source: Hu et al. 2021 (LoRA); the first values are those of its authors' code.
+Source: Hu et al. 2021 (LoRA); initial values as in the authors' code.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mindspore.parallel._utils import _get_parallel_mode
 
 
 def add_lora(language_model, lora: Mapping[str, Any]) -> None:
-    """Put a `LoraLinear` in the place of every projection that is a target.
+    """Replace every projection that is a target by a `LoraLinear`.
 
     Args:
-        language_model: a `LlamaForCausalLM`, whose parameters have their last names.
+        language_model: a `LlamaForCausalLM` whose parameters have their final names.
         lora: rank, alpha, dropout, targets and seed.
     """
     for layer in language_model.model.layers:
@@ -37,13 +37,13 @@ def add_lora(language_model, lora: Mapping[str, Any]) -> None:
 
 
 class LoraLinear(nn.Cell):
-    """In the place of MindFormers' `Linear` without a bias: `W x + alpha / rank * B A x`, then its activation.
+    """Replaces MindFormers' `Linear` without a bias: `W x + alpha / rank * B A x`, then its activation.
 
-    A (`lora_a`, `float32[rank, in]`) begins with random values that depend on seed and name alone, B (`lora_b`,
-    `float32[out, rank]`) with zeros: the first step sees the model as it was.
+    A (`lora_a`, `float32[rank, in]`) starts with random values that depend only on seed and name, B (`lora_b`,
+    `float32[out, rank]`) with zeros: the first step sees the unchanged model.
 
     Args:
-        base: the `Linear`; its weight, its operators and their strategies are taken over.
+        base: the `Linear`, whose weight, operators and sharding strategies are reused.
         lora: rank, alpha, dropout and seed.
 
     Inputs:
@@ -91,9 +91,9 @@ class LoraLinear(nn.Cell):
         return self.reshape(self.cast(y, dtype), (*shape[:-1], self.out_channels))
 
     def shard(self, strategy, out_strategy):
-        """As the base's product is cut: inputs `((rows, in), (out, in))`, result `((rows, out),)` or left to them."""
+        """Shard like the base's product: inputs `((rows, in), (out, in))`, output `((rows, out),)` or None."""
         (rows, inner), (outer, _) = strategy
-        # Where `in` is cut, the parts of A x are added up over the devices, and may be spread over them by rows.
+        # Where `in` is split, devices sum their parts of A x, and may then split the sum by rows.
         rows_after = out_strategy[0][0] if out_strategy else rows
         self.matmul_a.shard(((rows, inner), (1, inner)), ((rows_after, 1),) if inner > 1 else None)
         self.mul.shard(((rows_after, 1), ()))

@@ -1,4 +1,4 @@
-"""A preset's network on its devices, as every worker builds it and as `training.simulate` compiles it."""
+"""A preset's network on its devices, as every worker builds it and as the simulation compiles it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def build_preset_network(
     config = MindFormerConfig(**expand(preset, architecture=architecture, out=folder, steps=steps, batch=batch))
     build_context(config)
     build_parallel_config(config)
-    # Frozen weights are cut, too, and a checkpoint needs to know how.
+    # Frozen weights are split, too, and a checkpoint needs to know how.
     ms.set_auto_parallel_context(strategy_ckpt_config={"only_trainable_params": False})
     config.model.model_config.parallel_config = config.parallel_config
     ms.set_seed(config.seed)

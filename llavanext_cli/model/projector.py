@@ -37,12 +37,12 @@ class Projector(nn.Cell):
 
 
 class Pooler(nn.Cell):
-    """Fewer features for a frame: its P x P grid pooled with `spatial_pool_stride`. `[T, Q, C]` → `[T, Qv, C]`.
+    """Pools the P x P grid of a frame with `spatial_pool_stride`, for fewer features. `[T, Q, C]` → `[T, Qv, C]`.
 
-    A class token (the "full" select strategy) is no part of the grid, and is left out.
+    A class token (the "full" select strategy) is not part of the grid and is dropped.
 
     Average pooling and interpolation are linear in the grid, so both are one product with a constant `[Qv, P*P]`
-    matrix: the fastest form on every backend, and trivially differentiable.
+    matrix: the fastest form on every backend.
     """
 
     def __init__(self, config, width: int):
@@ -100,8 +100,8 @@ class Pooler(nn.Cell):
 
 
 def average_matrix(side: int, stride: int) -> np.ndarray:
-    """`float32[Qv, P*P]` that averages each stride x stride window; left-over rows and columns are dropped, as
-    `AvgPool2d` does."""
+    """`float32[Qv, P*P]` that averages each stride x stride window; like `AvgPool2d`, it drops left-over rows and
+    columns."""
     line = np.zeros((side // stride, side))
     for i in range(side // stride):
         line[i, i * stride : (i + 1) * stride] = 1 / stride

@@ -1,4 +1,4 @@
-"""Importing this module makes our classes known to MindFormers' registry, under their own names."""
+"""Importing this module registers our classes with MindFormers, under their own names."""
 
 from llavanext_cli.model.config import LlavaNextConfig
 from llavanext_cli.model.llava_next import LlavaNext

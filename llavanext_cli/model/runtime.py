@@ -1,7 +1,7 @@
-"""Prepare MindSpore and MindFormers before their first import: where they may write, and how much they may say.
+"""Prepare MindSpore and MindFormers before their first import: where they write, and how much they print.
 
-Both decide at import time. MindFormers makes `./output/log` in the working folder and logs to stdout, MindSpore drops
-`./rank_0` on a failed compile and warns on stderr; here all of that goes to a folder of ours.
+Both read their settings at import time. By default MindFormers writes `./output/log` and logs to stdout; MindSpore
+writes `./rank_0` after a failed compile and warns on stderr. Here all files go to a folder of ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llavanext_cli.signals import defer_signals
 
 
 def library_environment(folder: Path, verbose: bool = False) -> dict[str, str]:
-    """Environment variables that keep the libraries' files under `folder` and their talk off the terminal."""
+    """Environment variables that keep the libraries' files under `folder` and their messages off the terminal."""
     return {
         "LOG_MF_PATH": str(folder / "mindformers"),
         "LOCAL_DEFAULT_PATH": str(folder / "mindformers"),
@@ -30,7 +30,7 @@ def library_environment(folder: Path, verbose: bool = False) -> dict[str, str]:
 
 
 def share_threads(threads: int | None, workers: int) -> int:
-    """Threads of one of `workers` processes on this machine: as asked for, or a fair share of the cores."""
+    """Threads of one of `workers` processes: as asked for, or its share of the cores."""
     return threads or max(1, usable_cores() // workers)
 
 
@@ -40,13 +40,13 @@ _done: set[str] = set()
 def load_libraries(
     folder: Path, target: str, *, threads: int | None = None, graphs: Path | None = None, verbose: bool = False
 ) -> None:
-    """Import MindSpore, MindFormers and our classes, quietly, and choose the device. A process's first call counts.
+    """Import MindSpore, MindFormers and our classes quietly, and choose the device and threads, once in a process.
 
     Args:
-        folder: for the libraries' own logs; made when missing.
+        folder: for the libraries' own logs; created if missing.
         target: "Ascend" or "CPU".
-        threads: threads of the CPU kernels; None for all cores this process may use (MindSpore's own default is 25).
-        graphs: folder for compiled graphs, see inference/graphs.py; None: they are not kept.
+        threads: threads of the CPU kernels; None for all cores that this process may use (MindSpore's default is 25).
+        graphs: folder for compiled graphs, see inference/graphs.py; None does not keep them.
         verbose: leave warnings and logs on the terminal.
 
     Raises:
@@ -77,7 +77,7 @@ def load_libraries(
 
 
 def _drop_stream_handlers() -> None:
-    """MindFormers' logger keeps its files and loses the terminal."""
+    """MindFormers' logger writes to its files only."""
     from mindformers.tools.logger import get_logger
 
     log = get_logger()
@@ -88,7 +88,7 @@ def _drop_stream_handlers() -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Send what is written to file descriptors 1 and 2 nowhere: the libraries' C++ parts write there as they load."""
+    """Discard what is written to file descriptors 1 and 2: the libraries' C++ code writes there while it loads."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)

@@ -1,4 +1,4 @@
-"""The CLIP vision tower, as far as LLaVA-NeXT uses it: up to the layer whose features are taken, without a head.
+"""The CLIP vision tower, up to the layer whose features LLaVA-NeXT uses, and without a head.
 
 Source: Radford et al. 2021 (CLIP); names and numerics of transformers' `CLIPVisionModel`. Shapes: records.py.
 """
@@ -194,7 +194,7 @@ class VisionAttention(nn.Cell):
         self.scores = P.BatchMatMul(transpose_b=True)
         self.mul = P.Mul()
         self.softmax = P.Softmax()
-        self.mix = P.BatchMatMul()
+        self.weighted_sum = P.BatchMatMul()
         self.cast = P.Cast()
         self.shape = P.Shape()
 
@@ -208,7 +208,7 @@ class VisionAttention(nn.Cell):
         else:
             scores = self.scores(self.mul(query, self.scale), key)  # [T, heads, L, L]
             weights = self.cast(self.softmax(self.cast(scores, mstype.float32)), self.dtype)
-            context = self.mix(weights, value)
+            context = self.weighted_sum(weights, value)
         context = self.reshape(self.merge_heads(context, (0, 2, 1, 3)), (count, length, self.width))
         return self.out(context)
 
@@ -224,7 +224,7 @@ class VisionAttention(nn.Cell):
         self.mul.shard((rows, ()))
         self.cast.shard((rows,))
         self.softmax.shard((rows,))
-        self.mix.shard((rows, rows))
+        self.weighted_sum.shard((rows, rows))
         if self.use_flash:
             self.flash.shard(data_parallel_only(parallel_config))
 
@@ -272,7 +272,7 @@ class LayerNorm(nn.Cell):
 
 
 def data_parallel_only(parallel_config):
-    """The same parallel configuration with the model axis collapsed: the tower is small and is never split."""
+    """The parallel configuration without tensor parallelism: the tower is small and is never split."""
     from mindformers.modules.transformer import TransformerOpParallelConfig
 
     return TransformerOpParallelConfig(data_parallel=parallel_config.data_parallel)

@@ -90,7 +90,7 @@ def test_bias(mindspore_cpu):
 
 
 def test_rotary(mindspore_cpu):
-    from llavanext_cli.model.backend.cpu import Turn
+    from llavanext_cli.model.backend.cpu import ApplyRotary
 
     angles = np.tile(np.outer(np.arange(9), 100.0 ** -np.linspace(0, 1, 8)), 2)
     tables = [np.tile(table(angles), (2, 3, 1, 1)).astype(np.float32) for table in (np.cos, np.sin)]  # [2, 3, 9, 16]
@@ -100,7 +100,7 @@ def test_rotary(mindspore_cpu):
         low, high = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-high, low), dim=-1) * sin
 
-    check(Turn(), turn, [random(2, 3, 9, 16)], tables)
+    check(ApplyRotary(), turn, [random(2, 3, 9, 16)], tables)
 
 
 @pytest.mark.parametrize("supervised", [0, 1, 13, 40])

@@ -1,16 +1,16 @@
-"""Attention on a CPU, in the tower and while training: the causal half of the scores alone, and a gradient of its own.
+"""Attention on a CPU, in the tower and in training: only the causal half of the scores, and its own gradient.
 
-    chunk 1  ████            Each chunk of query rows attends only to keys up to its own last row: of many chunks,
-    chunk 2  ████████        little more than half of the full square.
+    chunk 1  ████            Each chunk of query rows attends only to keys up to its own last row: with many chunks,
+    chunk 2  ████████        little more than half of the full square is computed.
     chunk 3  ████████████
 
-With P the weights, O what comes out, and dO its gradient, the gradient of the scores is
+With the weights P, the output O and its gradient dO, the gradient of the scores is
 
     dS = P * (dO V^T - rowsum(dO * O))
 
-where the sum over a row is that of P * dO V^T, over head_dim numbers instead of S. Subtracting it from every column is
-one column more in the product, [dO, -sum] [V, 1]^T, so that a pass over the square is all that is left: sums and
-differences that broadcast are many times slower than products on this backend.
+where rowsum(dO * O) = rowsum(P * dO V^T), but adds head_dim numbers instead of S. Subtracting the sum from every column
+takes one more column in the product, [dO, -sum] [V, 1]^T, and then one pass over the square: sums and differences that
+broadcast are many times slower than products on this backend.
 
 Source: Dao et al. 2022 (FlashAttention), appendix B.4.
 """
@@ -25,24 +25,24 @@ from mindspore import dtype as mstype
 from mindspore.ops import operations as P
 
 MASKED = -1e9
-"""Added to the score of a key that may not be seen."""
+"""Added to the score of a masked key."""
 CHUNK = 256
 """Rows of one chunk of queries."""
 
 
 class Attention(nn.Cell):
-    """In the place of MindFormers' `FlashAttention`.
+    """Replaces MindFormers' `FlashAttention`.
 
-    Padding is on the right, where no token that counts can see it, so causality is all there is to mask.
+    Padding is on the right, where no token of the sample attends to it, so a causal mask is enough.
 
     Args:
         head_dim: of a query or key.
-        causal: the greatest S if a position sees those before it and itself; None if it sees all.
+        causal: the greatest S if a position attends to itself and those before it; None if it attends to all.
 
     Inputs:
         - **query** - `[B, heads, S, head_dim]`.
-        - **key**, **value** - `[B, kv_heads, S, head_dim]`; as many heads share one of them as it takes.
-        - **mask** - None: it is made here.
+        - **key**, **value** - `[B, kv_heads, S, head_dim]`; heads / kv_heads query heads share each of them.
+        - **mask** - None; the mask is built here.
 
     Outputs:
         `[B, heads, S, head_dim]`.
@@ -59,14 +59,14 @@ class Attention(nn.Cell):
 
 
 class ScaledAttention(nn.Cell):
-    """`Attention` of queries that are scaled already. Gives, beside what comes out, what the gradient needs: for each
-    chunk of c rows its weights, `[B, kv_heads, group * c, end]`."""
+    """`Attention` of scaled queries. Besides the output it returns what the gradient needs: the weights of each chunk
+    of c rows, `[B, kv_heads, group * c, end]`."""
 
     def __init__(self, head_dim: int, causal: int | None):
         super().__init__(auto_prefix=False)
         self.causal = causal is not None
-        self.row = Tensor(np.arange(causal or 1, dtype=np.int32))
-        self.column = Tensor(np.ones((head_dim, 1), np.float32))
+        self.positions = Tensor(np.arange(causal or 1, dtype=np.int32))
+        self.ones_column = Tensor(np.ones((head_dim, 1), np.float32))
         self.product = P.BatchMatMul()
         self.product_nt = P.BatchMatMul(transpose_b=True)
         self.product_tn = P.BatchMatMul(transpose_a=True)
@@ -98,7 +98,7 @@ class ScaledAttention(nn.Cell):
             rows = self.reshape(self.rows(query, begin, end), (batch, kv_heads, -1, dim))
             scores = self.product_nt(rows, self.rows(key, 0, seen))
             if self.causal:
-                mask = self.future(begin, end, self.dtype(query))
+                mask = self.causal_mask(begin, end, self.dtype(query))
                 scores = self.add(scores, self.tile(mask, (batch, kv_heads, heads // kv_heads, 1)))
             weights = self.cast(self.softmax(self.cast(scores, mstype.float32)), self.dtype(value))
             context = self.product(weights, self.rows(value, 0, seen))
@@ -112,7 +112,7 @@ class ScaledAttention(nn.Cell):
         context, all_weights = out
         gradient = gradients[0]
         wide = self.cast(self.mul(gradient, context), mstype.float32)
-        total = self.matmul(self.reshape(wide, (-1, dim)), self.column)
+        total = self.matmul(self.reshape(wide, (-1, dim)), self.ones_column)
         total = self.cast(self.neg(self.reshape(total, (batch, heads, length, 1))), dtype)
         left = self.join_columns((gradient, total))  # [dO, -sum]
         right = self.join_columns((value, self.ones((batch, kv_heads, length, 1), dtype)))  # [V, 1]
@@ -132,11 +132,11 @@ class ScaledAttention(nn.Cell):
         return self.join(queries), keys, values
 
     def join(self, parts):
-        """The rows of all chunks."""
+        """All chunks as one, along the rows."""
         return self.join_rows(parts) if len(parts) > 1 else parts[0]
 
     def accumulate(self, total, part, length):
-        """`total`, or None, and `part` for the first positions, as far as it goes: `[B, kv_heads, S, head_dim]`."""
+        """`total` (None for zero) plus `part`, which covers the first positions: `[B, kv_heads, S, head_dim]`."""
         batch, heads, rows, dim = self.shape(part)
         if rows < length:
             part = self.join_rows((part, self.zeros((batch, heads, length - rows, dim), self.dtype(part))))
@@ -149,9 +149,9 @@ class ScaledAttention(nn.Cell):
             return x
         return self.slice(x, (0, 0, begin, 0), (batch, heads, end, dim), (1, 1, 1, 1))
 
-    def future(self, begin, end, dtype):
-        """What is added to the scores of rows `begin` to `end` with keys up to `end`: `[1, 1, c, end]`."""
-        keys = self.reshape(self.slice(self.row, (0,), (end,), (1,)), (1, end))
-        own = self.reshape(self.slice(self.row, (begin,), (end,), (1,)), (end - begin, 1))
-        mask = self.mul(self.cast(self.greater(keys, own), dtype), MASKED)
+    def causal_mask(self, begin, end, dtype):
+        """Added to the scores of rows `begin` to `end` with keys up to `end`: `[1, 1, c, end]`."""
+        keys = self.reshape(self.slice(self.positions, (0,), (end,), (1,)), (1, end))
+        queries = self.reshape(self.slice(self.positions, (begin,), (end,), (1,)), (end - begin, 1))
+        mask = self.mul(self.cast(self.greater(keys, queries), dtype), MASKED)
         return self.reshape(mask, (1, 1, end - begin, end))

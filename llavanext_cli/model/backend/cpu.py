@@ -1,9 +1,9 @@
-"""CPU cells that take the places of Ascend operators: of the vision tower and of MindFormers' `LlamaForCausalLM`.
+"""CPU cells that replace Ascend operators in the vision tower and in MindFormers' `LlamaForCausalLM`.
 
-Each keeps the signature of the cell or operator it replaces, so that the code above it is the same on both machines.
-Element-wise operators that broadcast are about twenty times slower than full ones on MindSpore's CPU backend: masks
-and rotary tables are tiled to full size first (identical tiles of different layers become one in the compiled graph).
-Answering with a KV cache has a decoder of its own, decoder.py.
+Each keeps the signature of the cell or operator that it replaces, so that the code that calls it is the same on both.
+On MindSpore's CPU backend, element-wise operators that broadcast are about twenty times slower than others: masks and
+rotary tables are tiled to full size first (the compiler merges identical tiles of different layers). Answering with a
+KV cache has its own decoder, decoder.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llavanext_cli.records import IGNORE_INDEX
 
 
 def use_cpu_cells(network, config) -> None:
-    """Swap the cells of `network` (a `LlavaNext`) that have no CPU kernel or a slow one."""
+    """Replace the cells of `network` (a `LlavaNext`) that have no CPU kernel or a slow one."""
     vision, text = config.architecture.vision, config.architecture.text
     for _, cell in list(network.cells_and_names()):
         if isinstance(cell, Linear) and cell.has_bias:
@@ -34,9 +34,9 @@ def use_cpu_cells(network, config) -> None:
             cell.use_flash, cell.flash = True, Attention(cell.head_dim)
         elif isinstance(cell, LlamaRMSNorm):
             cell.norm, cell.rcast = RMSNorm(text.hidden_size, text.rms_norm_eps), P.Cast()
-            cell.rms_norm = cell._rms_norm  # the way with a fused operator
+            cell.rms_norm = cell._rms_norm  # the branch with a fused operator
         elif isinstance(cell, LLamaAttention):
-            cell.apply_rotary_emb = Rotary()
+            cell.apply_rotary_emb = RotaryEmbedding()
             cell.use_flash_attention, cell.flash_attention = True, Attention(text.head_dim, causal=config.seq_length)
     language_model = network.language_model
     language_model.model.casual_mask = NoMask()
@@ -45,14 +45,14 @@ def use_cpu_cells(network, config) -> None:
 
 
 class NoMask(nn.Cell):
-    """In the place of `LowerTriangularMaskWithDynamic`: attention makes its own mask, for less than the full square."""
+    """Replaces `LowerTriangularMaskWithDynamic`: attention builds its own mask, smaller than the full square."""
 
     def construct(self, tokens):
         return None
 
 
 class SupervisedLoss(nn.Cell):
-    """The language model's head and its loss, for the positions alone that have a label: seldom more than a quarter.
+    """The language model's head and loss, only for positions that have a label: seldom more than a quarter.
 
     Args:
         head: from hidden states to logits.
@@ -60,10 +60,10 @@ class SupervisedLoss(nn.Cell):
 
     Inputs:
         - **hidden** - `[B, S, D]`, of the last layer.
-        - **labels** - `int32[B, S]`, `IGNORE_INDEX` where nothing is to be learnt.
+        - **labels** - `int32[B, S]`, `IGNORE_INDEX` where there is no label.
 
     Outputs:
-        `float32[1]` the sum of the losses, and `float32[1]` how many they are.
+        `float32[1]` the sum of the losses, and `float32[1]` their number.
     """
 
     def __init__(self, head, vocab: int):
@@ -72,7 +72,7 @@ class SupervisedLoss(nn.Cell):
         self.log_softmax = P.LogSoftmax()
         self.loss = P.NLLLoss(reduction="sum", ignore_index=IGNORE_INDEX)
         self.weights = Tensor(np.ones(vocab, np.float32))
-        self.spare = Tensor([0], mstype.int64)
+        self.dummy_row = Tensor([0], mstype.int64)
         self.no_label = Tensor([IGNORE_INDEX], mstype.int32)
         self.not_equal = P.NotEqual()
         self.non_zero = P.NonZero()
@@ -85,21 +85,23 @@ class SupervisedLoss(nn.Cell):
     def construct(self, hidden, labels):
         labels = ops.stop_gradient(self.reshape(labels, (-1,)))
         supervised = self.not_equal(labels, IGNORE_INDEX)
-        place = self.reshape(self.non_zero(supervised), (-1,))  # [K]; one more, so that there never are none
+        place = self.reshape(
+            self.non_zero(supervised), (-1,)
+        )  # [K]; a row without label is added, as kernels reject 0 rows
         labels = self.concat((self.gather(labels, place, 0), self.no_label))
-        rows = self.gather(self.reshape(hidden, (-1, hidden.shape[-1])), self.concat((place, self.spare)), 0)
+        rows = self.gather(self.reshape(hidden, (-1, hidden.shape[-1])), self.concat((place, self.dummy_row)), 0)
         logits = self.cast(self.head(rows), mstype.float32)  # [K + 1, V]
         total, _ = self.loss(self.log_softmax(logits), labels, self.weights)
         count = self.sum(self.cast(supervised, mstype.float32))
         return self.reshape(total, (1,)), self.reshape(count, (1,))
 
 
-class Rotary(nn.Cell):
-    """In the place of `RotaryEmbedding`: rotate queries and keys `[B, heads, S, head_dim]` by their positions."""
+class RotaryEmbedding(nn.Cell):
+    """Replaces MindFormers' cell of this name: rotates queries and keys `[B, heads, S, head_dim]` by position."""
 
     def __init__(self):
         super().__init__(auto_prefix=False)
-        self.turn = Turn()
+        self.apply_rotary = ApplyRotary()
         self.tile = P.Tile()
         self.shape = P.Shape()
 
@@ -110,11 +112,11 @@ class Rotary(nn.Cell):
     def rotate(self, x, cos, sin):
         batch, heads = self.shape(x)[:2]
         times = (batch // self.shape(cos)[0], heads, 1, 1)
-        return self.turn(x, self.tile(cos, times), self.tile(sin, times))
+        return self.apply_rotary(x, self.tile(cos, times), self.tile(sin, times))
 
 
-class Turn(nn.Cell):
-    """`x cos + (-high, low) sin`, in float32; cosines and sines are of the shape of x. Gradients are turned back."""
+class ApplyRotary(nn.Cell):
+    """`x cos + (-high, low) sin`, in float32; all of one shape. The gradient is the rotation by the opposite angle."""
 
     def __init__(self):
         super().__init__(auto_prefix=False)
@@ -129,8 +131,8 @@ class Turn(nn.Cell):
     def construct(self, x, cos, sin):
         wide = self.cast(x, mstype.float32)
         low, high = self.split(wide)
-        turned = self.concat((self.neg(high), low))
-        return self.cast(self.add(self.mul(wide, cos), self.mul(turned, sin)), self.dtype(x))
+        swapped = self.concat((self.neg(high), low))
+        return self.cast(self.add(self.mul(wide, cos), self.mul(swapped, sin)), self.dtype(x))
 
     def bprop(self, x, cos, sin, out, gradient):
         return self.construct(gradient, cos, self.neg(sin)), cos, sin  # the tables are constant

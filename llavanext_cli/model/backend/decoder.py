@@ -1,19 +1,15 @@
-"""Answering on a CPU: MindFormers' Llama layers, called in an order of our own around a KV cache.
+"""Answering on a CPU: MindFormers' Llama layers, called by our own code around a KV cache.
 
-    prefill  all of a prompt: S tokens, nothing cached    attends to itself, in chunks of rows
+    prefill  a whole prompt: S tokens, nothing cached     attends to itself, in the chunks of rows of attention.py
     decode   S more tokens, one or a whole turn           attends to the cache, itself included
 
-    chunk 1  ████            Each chunk of query rows attends only to keys up to its own last row: half of the
-    chunk 2  ████████        products of the full square, and a mask that is never the full square.
-    chunk 3  ████████████
+Both end with the logits of one position of each sequence and its likeliest token, found on the device. The last layer
+computes keys and values of all positions, and the rest of that position only. Padding is on the right: only later
+positions attend to a key, so what is written after the end of a sequence has no effect, and is overwritten when the
+sequence gets there. Sequences of a batch differ in length.
 
-Both end with the logits of one position of each sequence and its likeliest token, found on the device. Of the last
-layer only that position is computed beyond its key and value. Padding is on the right: a key is seen by positions
-after it and by no others, so what is written behind a sequence's end is never seen, and is overwritten when the
-sequence gets there. Sequences of a batch have lengths of their own.
-
-The weights are the network's own parameters. Element-wise operators that broadcast over the inner axes are many times
-slower than full ones on this backend, so masks and rotary tables are tiled first, once for all layers.
+The weights are the network's own parameters. As in cpu.py, masks and rotary tables are tiled to full size first, once
+for all layers.
 """
 
 from __future__ import annotations
@@ -26,14 +22,14 @@ from mindspore import dtype as mstype
 from mindspore.ops import operations as P
 
 from llavanext_cli.model.backend.attention import MASKED
-from llavanext_cli.model.backend.cpu import Turn
+from llavanext_cli.model.backend.cpu import ApplyRotary
 from llavanext_cli.model.backend.norms import RMSNorm
 
 CHUNK = 512
 """Rows of one chunk of queries."""
 
 
-class Tower(nn.Cell):
+class MediaEncoder(nn.Cell):
     """Tiles or frames to rows of the feature table: `float32[T, 3, R, R]` → `[T * Q, D]` (frames: `[T * Qv, D]`)."""
 
     def __init__(self, network):
@@ -49,7 +45,7 @@ class Tower(nn.Cell):
 
 
 class Embedder(nn.Cell):
-    """Token embeddings with the rows of a feature table `[B, N, D]` in their places: `int32[B, S]` → `[B, S, D]`."""
+    """Token embeddings, some replaced by rows of a feature table `[B, N, D]`: `int32[B, S]` → `[B, S, D]`."""
 
     def __init__(self, network):
         super().__init__(auto_prefix=False)
@@ -75,8 +71,8 @@ class Decoder(nn.Cell):
 
     Inputs:
         - **hidden** - `[B, S, D]` embeddings.
-        - **past** - `int32[B]`, positions that are cached already; zeros for a prefill.
-        - **last** - `int32[B]`, which of the S positions is each sequence's last.
+        - **past** - `int32[B]`, number of cached positions; zeros for a prefill.
+        - **last** - `int32[B]`, index of each sequence's last position among the S.
         - **is_prefill** (bool) - a constant of the graph: nothing is cached.
 
     Outputs:
@@ -97,7 +93,7 @@ class Decoder(nn.Cell):
         self.count = len(cells)
         self.norm_out, self.lm_head = llama.model.norm_out, llama.lm_head
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
-        self.row = Tensor(np.arange(max(length, 1), dtype=np.int32))
+        self.positions = Tensor(np.arange(max(length, 1), dtype=np.int32))
         self.first_row = Tensor(np.arange(batch * self.kv_heads, dtype=np.int32).reshape(-1, 1) * length)
         self.dtype = config.compute_dtype
         self.gather = P.Gather()
@@ -111,7 +107,7 @@ class Decoder(nn.Cell):
 
     def construct(self, hidden, past, last, is_prefill):
         batch, length, width = hidden.shape
-        position = self.reshape(past, (batch, 1)) + self.reshape(self.row[:length], (1, length))  # [B, S]
+        position = self.reshape(past, (batch, 1)) + self.reshape(self.positions[:length], (1, length))  # [B, S]
         final = self.reshape(past + last, (batch, 1))
         rows = self.cache_rows(position, length)
         rope, final_rope = self.rope(position, length), self.rope(final, 1)
@@ -138,7 +134,7 @@ class Decoder(nn.Cell):
         return self.reshape(position + self.first_row, (-1,))
 
     def causal_masks(self, position, length):
-        """For each chunk of rows, what its keys up to its own last row may not see: `[B, kv_heads, group * c, end]`."""
+        """For each chunk of rows, added to its scores with keys up to its last row: `[B, kv_heads, group * c, end]`."""
         masks = ()
         line = self.reshape(position[0], (1, length))
         for begin in range(0, length, CHUNK):
@@ -157,18 +153,18 @@ class Decoder(nn.Cell):
         return masks
 
     def cache_mask(self, position, length):
-        """What queries at positions `[B, c]` may not see of the cache: `[B, kv_heads, group * c, C]`."""
-        keys = self.tile(self.reshape(self.row, (1, 1, self.length)), (self.batch, length, 1))
-        own = self.tile(self.reshape(position, (self.batch, length, 1)), (1, 1, self.length))
-        mask = self.mul(self.cast(self.greater(keys, own), self.dtype), MASKED)
+        """Added to the scores of queries at positions `[B, c]` with all of the cache: `[B, kv_heads, group * c, C]`."""
+        keys = self.tile(self.reshape(self.positions, (1, 1, self.length)), (self.batch, length, 1))
+        queries = self.tile(self.reshape(position, (self.batch, length, 1)), (1, 1, self.length))
+        mask = self.mul(self.cast(self.greater(keys, queries), self.dtype), MASKED)
         mask = self.reshape(mask, (self.batch, 1, length, self.length))
         return self.tile(mask, (1, self.kv_heads, self.group, 1))
 
 
 class CachedLayer(nn.Cell):
-    """One of MindFormers' decoder layers with its part of the cache.
+    """One of MindFormers' decoder layers with its cache.
 
-    The cache is one row a position: `[B * kv_heads * C, head_dim]`, see `Decoder.cache_rows`.
+    The cache has one row a head and position: `[B * kv_heads * C, head_dim]`, see `Decoder.cache_rows`.
     """
 
     def __init__(self, layer, config, batch: int, length: int, number: int, workers: int = 1):
@@ -191,9 +187,9 @@ class CachedLayer(nn.Cell):
         self.dtype = config.compute_dtype
         self.reshape = P.Reshape()
         self.transpose = P.Transpose()
-        self.turn = Turn()
+        self.apply_rotary = ApplyRotary()
         self.scores = P.BatchMatMul(transpose_b=True)
-        self.mix = P.BatchMatMul()
+        self.weighted_sum = P.BatchMatMul()
         self.mul = P.Mul()
         self.add = P.Add()
         self.softmax = P.Softmax()
@@ -202,8 +198,8 @@ class CachedLayer(nn.Cell):
         self.cast = P.Cast()
 
     def construct(self, hidden, residual, rope, residual_rope, rows, masks, is_prefill):
-        """`[B, T, D]`: what the layer makes of `residual [B, T, D]`, the rows whose result is wanted (None: all of
-        `hidden`); keys and values are of `hidden [B, S, D]`."""
+        """`[B, T, D]`: the layer's output for the rows `residual [B, T, D]` (None: all of `hidden`); keys and values
+        come from `hidden [B, S, D]`."""
         attention = self.layer.attention
         normed = self.norm(hidden, self.layer.attention_norm.weight)[0]
         query = normed
@@ -211,10 +207,10 @@ class CachedLayer(nn.Cell):
             residual = hidden
         else:
             query = self.norm(residual, self.layer.attention_norm.weight)[0]
-        query = self.rotate(self.split(attention.wq(query), self.heads), residual_rope)
+        query = self.rotate(self.split_heads(attention.wq(query), self.heads), residual_rope)
         query = self.mul(query, self.scale)
-        key = self.rotate(self.split(attention.wk(normed), self.kv_heads), rope)
-        value = self.split(attention.wv(normed), self.kv_heads)
+        key = self.rotate(self.split_heads(attention.wk(normed), self.kv_heads), rope)
+        value = self.split_heads(attention.wv(normed), self.kv_heads)
         keys = self.update(self.keys, rows, self.reshape(key, (-1, self.head_dim)))
         values = self.update(self.values, rows, self.reshape(value, (-1, self.head_dim)))
         if not is_prefill:
@@ -228,7 +224,7 @@ class CachedLayer(nn.Cell):
         return self.add(residual, self.all_reduce(self.layer.feed_forward(normed)))
 
     def all_reduce(self, part):
-        """The sum of what the workers' heads or hidden units come to."""
+        """The sum over the workers' heads or hidden units."""
         return self.sum_up(part) if self.is_shared else part
 
     def attend(self, query, key, value, masks):
@@ -240,16 +236,16 @@ class CachedLayer(nn.Cell):
             seen = mask.shape[3]
             rows = query if count == length else query[:, :, begin : begin + count]
             rows = self.reshape(rows, (batch, self.kv_heads, self.group * count, dim))
-            some = seen < key.shape[2]
-            scores = self.scores(rows, key[:, :, :seen] if some else key)
+            is_part = seen < key.shape[2]
+            scores = self.scores(rows, key[:, :, :seen] if is_part else key)
             weights = self.softmax(self.cast(self.add(scores, mask), mstype.float32))
-            part = self.mix(self.cast(weights, self.dtype), value[:, :, :seen] if some else value)
+            part = self.weighted_sum(self.cast(weights, self.dtype), value[:, :, :seen] if is_part else value)
             parts += (self.reshape(part, (batch, heads, count, dim)),)
             begin += count
         context = self.join(parts) if len(parts) > 1 else parts[0]
         return self.reshape(self.transpose(context, (0, 2, 1, 3)), (batch, length, heads * dim))
 
-    def split(self, x, heads):
+    def split_heads(self, x, heads):
         """`[B, S, heads * head_dim]` → `[B, heads, S, head_dim]`."""
         batch, length, _ = x.shape
         return self.transpose(self.reshape(x, (batch, length, heads, self.head_dim)), (0, 2, 1, 3))
@@ -260,4 +256,4 @@ class CachedLayer(nn.Cell):
         cos, sin = rope
         if heads < self.heads:
             cos, sin = cos[:, :heads], sin[:, :heads]
-        return self.turn(x, cos, sin)
+        return self.apply_rotary(x, cos, sin)

@@ -1,10 +1,10 @@
-"""Layer norms and biases on a CPU, with gradients of their own.
+"""Layer norms and biases on a CPU, with their own gradients.
 
-MindSpore's operators that broadcast or reduce, and its kernels for layer norm, are several times slower here than
-products: a sum along rows or columns is a product with a vector, and what is to be broadcast is an outer product first.
+MindSpore's operators that broadcast or reduce, and its layer norm kernels, are several times slower on a CPU than
+products. So a sum along rows or columns is written as a product with a vector, and a broadcast as an outer product.
 
-With c the rows (centred, for a layer norm), r = 1 / sqrt(mean(c^2) + eps) of each row, w the weight and g the gradient
-of what comes out,
+With the rows c (centred, for a layer norm), r = 1 / sqrt(mean(c^2) + eps) of each row, the weight w and the gradient g
+of the output,
 
     out = c * (r w^T) + b
     dc  = g * (r w^T) - c * (r^3 s 1^T)     where s = mean of each row of g * c * w
@@ -49,16 +49,16 @@ class Rows(nn.Cell):
         """`[W]` → `float32[1, W]`."""
         return self.reshape(self.cast(weight, mstype.float32), (1, self.width))
 
-    def like(self, rows, x):
+    def restore(self, rows, x):
         """`[N, W]` → the shape and type of x."""
         return self.reshape(self.cast(rows, self.dtype(x)), self.shape(x))
 
     def means(self, rows):
-        """`[N, W]` → each row's mean in all of its places, `[N, W]`."""
+        """`[N, W]` → the mean of each row, repeated along the row: `[N, W]`."""
         return self.matmul(self.matmul(rows, self.mean), self.flat)
 
     def sum_rows(self, rows, weights, x):
-        """The sum of rows, each times its weight: `[N, W]` and `[N, 1]` → `[W]`, of the type of x."""
+        """The weighted sum of the rows: `[N, W]` and `[N, 1]` → `[W]`, of the type of x."""
         return self.cast(self.reshape(self.matmul_tn(weights, rows), (self.width,)), self.dtype(x))
 
     def scale(self, rows, weight, eps):
@@ -68,23 +68,23 @@ class Rows(nn.Cell):
 
     def scale_gradient(self, gradient, rows, weight, factor, scale):
         """`dc` and `dw`."""
-        both = self.mul(gradient, rows)
-        means = self.matmul(both, self.reshape(self.row(weight), (self.width, 1))) * (1 / self.width)
+        product = self.mul(gradient, rows)
+        means = self.matmul(product, self.reshape(self.row(weight), (self.width, 1))) * (1 / self.width)
         cubed = self.mul(self.mul(factor, factor), factor)
-        turned = self.matmul(self.mul(cubed, means), self.flat)
-        inner = self.sub(self.mul(gradient, scale), self.mul(rows, turned))
-        return inner, self.sum_rows(both, factor, weight)
+        correction = self.matmul(self.mul(cubed, means), self.flat)
+        inner = self.sub(self.mul(gradient, scale), self.mul(rows, correction))
+        return inner, self.sum_rows(product, factor, weight)
 
 
 class RMSNorm(Rows):
-    """In the place of the operator `RmsNorm`: `x * weight / sqrt(mean(x^2) + eps)` in float32.
+    """Replaces the operator `RmsNorm`: `x * weight / sqrt(mean(x^2) + eps)` in float32.
 
     Inputs:
         - **x** - `[..., W]`.
         - **weight** - `[W]`.
 
     Outputs:
-        The norm, of the shape and type of x, and the two that its gradient needs: `float32[N, 1]` and `[N, W]`.
+        The norm, of the shape and type of x, and two tensors for its gradient: `float32[N, 1]` and `[N, W]`.
     """
 
     def __init__(self, width: int, eps: float):
@@ -94,23 +94,23 @@ class RMSNorm(Rows):
     def construct(self, x, weight):
         rows = self.rows(x)
         factor, scale = self.scale(rows, weight, self.eps)
-        return self.like(self.mul(rows, scale), x), factor, scale
+        return self.restore(self.mul(rows, scale), x), factor, scale
 
     def bprop(self, x, weight, out, gradients):
         _, factor, scale = out
         inner, weight_gradient = self.scale_gradient(self.rows(gradients[0]), self.rows(x), weight, factor, scale)
-        return self.like(inner, x), weight_gradient
+        return self.restore(inner, x), weight_gradient
 
 
 class LayerNorm(Rows):
-    """In the place of the operator `LayerNorm` over the last axis, in float32.
+    """Replaces the operator `LayerNorm` over the last axis, in float32.
 
     Inputs:
         - **x** - `float32[..., W]`.
         - **weight**, **bias** - `float32[W]`.
 
     Outputs:
-        The norm, of the shape of x, and the three that its gradient needs: `float32[N, W]`, `[N, 1]` and `[N, W]`.
+        The norm, of the shape of x, and three tensors for its gradient: `float32[N, W]`, `[N, 1]` and `[N, W]`.
     """
 
     def __init__(self, width: int, eps: float):
@@ -121,18 +121,18 @@ class LayerNorm(Rows):
         rows = self.rows(x)
         centred = self.sub(rows, self.means(rows))
         factor, scale = self.scale(centred, weight, self.eps)
-        return self.like(self.bias_add(self.mul(centred, scale), bias), x), centred, factor, scale
+        return self.restore(self.bias_add(self.mul(centred, scale), bias), x), centred, factor, scale
 
     def bprop(self, x, weight, bias, out, gradients):
         _, centred, factor, scale = out
         gradient = self.rows(gradients[0])
         inner, weight_gradient = self.scale_gradient(gradient, centred, weight, factor, scale)
         bias_gradient = self.sum_rows(gradient, self.ones(self.shape(factor), mstype.float32), bias)
-        return self.like(self.sub(inner, self.means(inner)), x), weight_gradient, bias_gradient
+        return self.restore(self.sub(inner, self.means(inner)), x), weight_gradient, bias_gradient
 
 
 class BiasAdd(Rows):
-    """In the place of the operator `Add` in MindFormers' `Linear`: `[N, W]` and `[W]` → `[N, W]`."""
+    """Replaces the operator `Add` in MindFormers' `Linear`: `[N, W]` and `[W]` → `[N, W]`."""
 
     def construct(self, x, bias):
         return self.bias_add(x, bias)

@@ -1,4 +1,4 @@
-"""The training step on a CPU: MindFormers' own, without what only an Ascend has or what is slow here."""
+"""The training step on a CPU: MindFormers' own, without operators that only Ascend has or that are slow on a CPU."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mindspore.ops import operations as P
 from mindspore.parallel._utils import _get_parallel_mode
 
 LARGE = 1 << 20
-"""Elements of a gradient whose squares are summed by several threads."""
+"""From this number of elements on, several threads sum the squares of a gradient."""
 PARTS = 8
-"""That they share."""
+"""Parts of such a gradient, for the threads to share."""
 
 _square_sum = C.MultitypeFuncGraph("square_sum")
 _scale = C.MultitypeFuncGraph("scale")
@@ -44,11 +44,11 @@ class CPUTrainOneStepCell(MFTrainOneStepCell):
 
     The network must return (sum of losses, number of supervised tokens). Both are summed over the workers before they
     are divided, so that the loss, and with it every gradient, is the average over the supervised tokens of the global
-    batch, however unevenly they fall. A step whose gradients have no finite norm leaves the weights alone; MindSpore's
-    overflow check has no CPU kernel.
+    batch, however unevenly workers have them. A step whose gradients have no finite norm changes no weights:
+    MindSpore's overflow check has no CPU kernel.
 
     Inputs:
-        What the network takes.
+        Those of the network.
 
     Outputs:
         As MindFormers' own: loss, whether gradients were not finite, loss scale, learning rate, and norm of the
@@ -68,7 +68,7 @@ class CPUTrainOneStepCell(MFTrainOneStepCell):
         gradients = self.grad_reducer(self.grad(self.network, self.weights)(*inputs, sensitivity))
         if self.parallel:
             total, tokens = self.sum_over_workers(total), self.sum_over_workers(tokens)
-        tokens = F.maximum(tokens, F.ones_like(tokens))  # a batch of skipped samples teaches nothing: no 0 / 0
+        tokens = F.maximum(tokens, F.ones_like(tokens))  # a batch of skipped samples only: no 0 / 0
         factor = 1 / (tokens * self.scale_sense)
         norm = factor * F.sqrt(F.addn(self.hyper_map(_square_sum, gradients)))
         overflow = F.logical_not(F.isfinite(norm))
