@@ -15,11 +15,11 @@ from llavanext_cli.signals import raise_on_termination
 from llavanext_cli.units import format_memory, format_size
 
 if TYPE_CHECKING:
-    from llavanext_cli.training.launch import ReadyRun
+    from llavanext_cli.training.ready_run import ReadyRun
 
 
 class OnBad(str, Enum):
-    """What becomes of a sample that cannot be read."""
+    """What happens at a sample that cannot be read."""
 
     fail = "fail"
     skip = "skip"
@@ -38,7 +38,7 @@ def train(
     out: options.Out,
     devices: options.Devices = None,
     set_: options.Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in OUT.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in OUT.")] = False,
     on_bad: Annotated[
         OnBad, typer.Option("--on-bad", help="A sample that cannot be read ends the run, or is skipped.")
     ] = OnBad.fail,
@@ -51,11 +51,11 @@ def train(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Print the complete MindFormers YAML, and above it the command as a comment; do nothing."
+            "--dry-run", help="Print the complete MindFormers YAML, with the command as a comment; start nothing."
         ),
     ] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say what it takes: memory of a device, steps, tokens, checkpoints.")
+        bool, typer.Option("--plan", help="Print what a run takes: memory of a device, steps, tokens, checkpoints.")
     ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Compile the training step for its devices, in simulation; nothing runs.")
@@ -74,33 +74,34 @@ def train(
     from llavanext_cli.config.chat_template import check_chat_template
     from llavanext_cli.launching.msrun import Nodes, parse_master
     from llavanext_cli.machine.doctor import require_versions
-    from llavanext_cli.training.folder import check_out
-    from llavanext_cli.training.launch import check_training, run_training
+    from llavanext_cli.training.job import TrainRequest
+    from llavanext_cli.training.launch import run_training
     from llavanext_cli.training.preview import check_resources
+    from llavanext_cli.training.ready_run import check_training
+    from llavanext_cli.training.run_folder import check_out
 
     if dry_run and (plan or check):
-        raise typer.BadParameter("--plan and --check do nothing either", param_hint="--dry-run")
+        raise typer.BadParameter("give it alone, without --plan and --check", param_hint="--dry-run")
     if plan and check and json:
-        raise typer.BadParameter("--plan and --check print one each: give one of them", param_hint="--json")
+        raise typer.BadParameter("give --plan or --check, as each prints one object", param_hint="--json")
     if not math.isfinite(timeout):
-        raise typer.BadParameter(f"{timeout} is no number of minutes", param_hint="--timeout")
-    if nodes == 1 and not (resume or plan or check or dry_run):
-        check_out(out, force)
-    place = Nodes(nodes, node_rank, parse_master(master) if master else None, round(timeout * 60))
-
+        raise typer.BadParameter(f"{timeout} is not a number of minutes", param_hint="--timeout")
+    request = TrainRequest(
+        preset,
+        data,
+        checkpoint,
+        out,
+        devices,
+        overrides=tuple(set_ or ()),
+        nodes=Nodes(nodes, node_rank, parse_master(master) if master else None, round(timeout * 60)),
+        on_bad=on_bad.value,
+        resume=resume,
+        force=force,
+    )
+    if not (resume or plan or check or dry_run or node_rank):
+        check_out(request)  # before the samples are counted
     with console.progress("Checking samples", "samples") as on_check:
-        run = check_training(
-            preset,
-            data,
-            checkpoint,
-            out,
-            devices=devices,
-            overrides=tuple(set_ or ()),
-            nodes=place,
-            on_bad=on_bad.value,
-            progress=on_check,
-            say=console.say,
-        )
+        run = check_training(request, on_check, console.say)
     if other_form := check_chat_template(checkpoint):
         console.warn(other_form)
     if run.unreadable:
@@ -109,35 +110,28 @@ def train(
         _show_plan(run, json)
     if check:
         _check(run, json)
-    if plan or check:
-        return
     if dry_run:
         _show_run(run, json)
+    if plan or check or dry_run:
         return
     if not force:
         check_resources(run)
         require_versions(run.preset.runtime.target, advice="; llavanext doctor says more, --force starts all the same")
     with console.progress("Training", "steps") as on_train:
         report = run_training(
-            run,
-            force=force,
-            resume=resume,
-            say=console.say,
-            on_step=lambda line: on_train(line["step"], line["steps"], describe(line)),
+            run, on_step=lambda line: on_train(line["step"], line["steps"], describe(line)), say=console.say
         )
     if json:
         console.out_json(report)
         return
     console.out(str(report.model))
     loss = f", loss {report.loss:.4f}" if report.loss is not None else ""
-    curves = report.model.with_name("train_report.html")
-    console.say(f"Trained {report.steps} steps in {report.seconds:.0f} s{loss}. Curves: {curves}")
-    checkpoint = shlex.quote(str(report.model))
-    console.next_step(f'llavanext ask "What is it?" --image PICTURE --checkpoint {checkpoint}')
+    console.say(f"Trained {report.steps} steps in {report.seconds:.0f} s{loss}. Curves: {report.curves}")
+    console.next_step(f'llavanext ask "What is it?" --image IMAGE --checkpoint {shlex.quote(str(report.model))}')
 
 
 def _show_run(run: ReadyRun, json: bool) -> None:
-    """What would be started. The YAML is a file that MindFormers' own entry reads: the command is a comment in it."""
+    """What would be started: a YAML file that MindFormers' own entry reads, with the command as a comment."""
     import yaml
 
     if json:
@@ -159,7 +153,7 @@ def _show_plan(run: ReadyRun, json: bool) -> None:
     kinds = {"gathered": "estimate", "activations": "estimate"}
     rows = [(name, format_memory(size), kinds.get(name, "exact")) for name, size in memory.parts.items()]
     pool = format_memory(memory.pool) if memory.pool else "none set"
-    rows += [("together", format_memory(memory.total), ""), ("pool", pool, "runtime.memory")]
+    rows += [("total", format_memory(memory.total), ""), ("pool", pool, "runtime.memory")]
     console.table(("memory of a device", "size", ""), rows)
     steps = preview.steps_per_epoch or "less than one"
     console.fields(
@@ -174,7 +168,7 @@ def _show_plan(run: ReadyRun, json: bool) -> None:
         }
     )
     if preview.advice:
-        console.warn(f"it does not fit. {preview.advice}")
+        console.warn(f"the run does not fit: {preview.advice}")
 
 
 def _check(run: ReadyRun, json: bool) -> None:

@@ -27,6 +27,7 @@ from llavanext_cli.errors import LlavaNextError, RuntimeMissingError
 from llavanext_cli.inference.session import Answer, TextCallback, check_room
 from llavanext_cli.launching.msrun import msrun_command, worker_environment
 from llavanext_cli.launching.processes import POLL_SECONDS, Workers
+from llavanext_cli.model.runtime import share_threads
 
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset
@@ -72,7 +73,9 @@ def open_remote(
     key, socket = secrets.token_bytes(32), str(folder / "socket")
     worker = [str(Path(__file__).with_name("worker.py")), str(folder)]
     command = msrun_command(worker, folder, preset.parallel.devices)
-    environment = worker_environment(preset, folder / "libraries")
+    on_cpu, devices = preset.runtime.target == "CPU", preset.parallel.devices
+    threads = share_threads(preset.runtime.threads, devices) if on_cpu else None
+    environment = worker_environment(folder / "libraries", threads)
     with contextlib.ExitStack() as stack:
         place = socket if len(os.fsencode(socket)) <= LONGEST_SOCKET else ("127.0.0.1", 0)
         listener = stack.enter_context(Listener(place, authkey=key))

@@ -1,4 +1,4 @@
-"""The machines of a run, and the command and environment that start the workers of one of them."""
+"""The machines (nodes) of a run, and the command and environment that start the workers of one of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import ConfigError, RuntimeMissingError
-from llavanext_cli.model.runtime import library_environment, share_threads
+from llavanext_cli.model.runtime import library_environment
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """The machines of a run: how many, which of them this is, where the first listens, how long they wait for all."""
+    """The machines of a run: how many, which of them this is, where node 0 listens, how long they wait for all."""
 
     count: int = 1
     rank: int = 0
@@ -30,7 +29,7 @@ class Nodes:
         if self.count == 1 and self.master is not None:
             raise ConfigError("--master is for several nodes", hint="add --nodes N")
         if self.count > 1 and self.master is None:
-            raise ConfigError("several nodes need a place to meet", hint="add --master ADDRESS:PORT of node 0")
+            raise ConfigError("--nodes needs --master", hint="add --master ADDRESS:PORT, where node 0 listens")
 
     def ranks(self, devices: int) -> range:
         """The ranks of this node's workers, of `devices` over all nodes."""
@@ -45,12 +44,12 @@ def parse_master(text: str) -> tuple[str, int]:
     """`10.0.0.1:8118` → address and port."""
     address, _, port = text.rpartition(":")
     if not address or ":" in address or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        raise ConfigError(f"--master is ADDRESS:PORT, not {text!r}", hint="for example --master 10.0.0.1:8118 (IPv4)")
+        raise ConfigError(f"--master {text}: not ADDRESS:PORT", hint="for example --master 10.0.0.1:8118 (IPv4)")
     return address, int(port)
 
 
 def msrun_command(worker: Sequence[str], logs: Path, devices: int, nodes: Nodes = ONE_NODE) -> tuple[str, ...]:
-    """What starts this machine's share of `devices` workers, and waits for them.
+    """The command that starts this machine's share of `devices` workers, and waits for them.
 
     Args:
         worker: script of one worker and its arguments.
@@ -58,7 +57,7 @@ def msrun_command(worker: Sequence[str], logs: Path, devices: int, nodes: Nodes 
 
     Raises:
         ConfigError: the port is taken.
-        RuntimeMissingError: there is no msrun.
+        RuntimeMissingError: msrun is missing.
     """
     msrun = Path(sys.executable).with_name("msrun")
     if not msrun.is_file():
@@ -76,7 +75,7 @@ def msrun_command(worker: Sequence[str], logs: Path, devices: int, nodes: Nodes 
         f"--cluster_time_out={nodes.timeout_seconds}",
         f"--log_dir={logs}",
         "--join=True",
-        f"--tail_worker_log={devices}",  # of no worker: its `tail` would outlive msrun when that is killed
+        f"--tail_worker_log={devices}",  # a rank that does not exist: `tail` would outlive a killed msrun
         *worker,
     )
 
@@ -94,22 +93,22 @@ def _check_port(address: str, port: int) -> None:
             probe.bind((address, port))
     except OSError as fault:
         raise ConfigError(
-            f"{address}:{port} cannot be used by the first node: {fault.strerror}",
-            hint="name a free port of this machine with --master, the same on all nodes",
+            f"node 0 cannot listen at {address}:{port}: {fault.strerror}",
+            hint="give --master a free port of this machine, the same on all nodes",
         ) from fault
 
 
-def worker_environment(preset: Preset, libraries: Path, nodes: Nodes = ONE_NODE) -> dict[str, str]:
-    """msrun starts `python` from PATH: ours must come first. A machine's workers share its threads on a CPU.
+def worker_environment(libraries: Path, threads: int | None = None) -> dict[str, str]:
+    """The environment of the workers. msrun starts `python` from PATH: ours must come first.
 
     Args:
         libraries: folder for what MindSpore and MindFormers write.
+        threads: of each worker's CPU kernels; None when it computes on an NPU.
     """
     environment = os.environ | library_environment(libraries, verbose=True)
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     package_root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH", "")]))
-    if preset.runtime.target == "CPU":
-        here = preset.parallel.devices // nodes.count
-        environment["OMP_NUM_THREADS"] = str(share_threads(preset.runtime.threads, here))
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     return environment

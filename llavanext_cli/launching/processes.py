@@ -1,7 +1,7 @@
-"""The processes of a run on this machine: started, watched and ended, so that none outlives the run.
+"""The processes of a run on this machine: started, watched and killed, so that none outlives the run.
 
-MindSpore's `msrun` gives every worker a session of its own, and data readers are children of workers: a process group
-does not hold them all. What does is a mark in their environment, which every descendant inherits.
+A process group does not hold them all: MindSpore's `msrun` gives every worker a session of its own, and data readers
+are children of workers. They are found by a mark in their environment, which every descendant inherits.
 """
 
 from __future__ import annotations
@@ -14,42 +14,38 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from llavanext_cli.signals import raise_on_termination
 
 MARK = "LLAVANEXT_RUN"
 POLL_SECONDS = 0.2
 SAVE_SECONDS = 6.0
-"""How long the first worker gets to finish its step and begin to save when a run is ended from outside."""
+"""How long the first worker gets to finish its step and begin to save when a signal ends a run."""
 _PR_SET_PDEATHSIG = 1
 _MSRUN_END = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A worker that ended badly: its rank, and its exit code (negative: the signal; None: not known)."""
+    """A worker that failed: its rank, and its exit code (negative: the signal that killed it)."""
 
     rank: int
-    code: int | None
+    code: int
 
     def __str__(self) -> str:
-        if self.code is None:
-            return f"worker {self.rank} ended"
         if self.code < 0:
-            return f"worker {self.rank} was ended by {signal.Signals(-self.code).name}"
-        return f"worker {self.rank} ended with code {self.code}"
+            return f"worker {self.rank} was killed by {signal.Signals(-self.code).name}"
+        return f"worker {self.rank} exited with code {self.code}"
 
 
 class Workers:
-    """All processes of one run on this machine. Use as a context manager: none is left after it.
+    """All processes of one run on this machine. Use it as a context manager: none is left after it.
 
     Args:
         command: starts them.
         log: file for what the command itself prints.
-        pids: folder in which worker R writes its process number, as `worker_R.pid`.
+        pids: folder in which worker R writes its process id, as `worker_R.pid`.
         ranks: of the workers on this machine; the folder may hold those of other nodes.
         environment, folder: of the command.
     """
@@ -86,7 +82,7 @@ class Workers:
         self.process.wait()
 
     def poll(self) -> int | None:
-        """None while they run; the exit code of all, negative for a signal."""
+        """None while they run, then their exit code (negative: the signal that killed the command)."""
         code = self.process.poll()
         if code is None and (ended := self.find_ended()) is not None:
             kill_marked(self.mark)
@@ -95,7 +91,7 @@ class Workers:
         return code
 
     def find_ended(self) -> Ended | None:
-        """The worker whose end msrun saw first, and which made it end the others."""
+        """The worker that failed first: msrun names it, and ends the others after it."""
         ranks = {pid: rank for rank, pid in self.workers().items()}
         text = self.log.read_text(encoding="utf-8", errors="replace")
         for found in _MSRUN_END.finditer(text):
@@ -106,7 +102,7 @@ class Workers:
         return None
 
     def workers(self) -> dict[int, int]:
-        """Rank → process number, of the workers that have started here."""
+        """Rank → process id of the workers that have started here."""
         found = {}
         for rank in self.ranks:
             with contextlib.suppress(ValueError, OSError):
@@ -114,7 +110,7 @@ class Workers:
         return found
 
     def stop(self, saving: Callable[[], bool] = lambda: False) -> None:
-        """Let the first worker finish its step and save, as long as that takes once it has begun; then end all."""
+        """Let the first worker finish its step and save, for as long as `saving` says that it does; then kill all."""
         first = self.workers().get(0)
         if first is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -126,13 +122,14 @@ class Workers:
 
 
 def _begin() -> None:
-    """In the new process: a SIGTERM for all processes of a job leaves msrun alone, whose end would be the workers'."""
+    """In the new process: msrun ignores SIGTERM, which a scheduler may send to every process. Its end would kill the
+    workers before they save."""
     end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def kill_marked(mark: str) -> None:
-    """End every process that carries the mark, and wait until none is left."""
+    """Kill every process that carries the mark, and wait until none is left."""
     deadline = time.monotonic() + 10
     while (left := find_marked(mark)) and time.monotonic() < deadline:
         for pid in left:
@@ -142,7 +139,7 @@ def kill_marked(mark: str) -> None:
 
 
 def find_marked(mark: str) -> list[int]:
-    """Processes of this user that inherited the mark; those that have ended already do not count."""
+    """Processes of this user that inherited the mark and have not ended."""
     wanted = f"{MARK}={mark}".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -153,22 +150,8 @@ def find_marked(mark: str) -> list[int]:
     return found
 
 
-@contextlib.contextmanager
-def interrupted_when_ended() -> Iterator[dict[str, int]]:
-    """While workers run, SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does; the yielded mapping tells which of
-    the three it was."""
-    seen: dict[str, int] = {"signal": signal.SIGINT}
-
-    def interrupt(number: int) -> KeyboardInterrupt:
-        seen["signal"] = number
-        return KeyboardInterrupt()
-
-    with raise_on_termination(interrupt):
-        yield seen
-
-
 def _alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not waited for does not."""
+    """Whether a process runs. A zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -176,5 +159,5 @@ def _alive(pid: int) -> bool:
 
 
 def end_with_parent() -> None:
-    """The kernel ends this process when its parent ends, however that comes about (Linux)."""
+    """The kernel kills this process when its parent ends for any reason (Linux)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Which parameters learn: the four parts of the model that a preset's `train.trainable` names."""
+"""Which parameters are trained: the parts of the model that a preset's `train.trainable` names."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ def part_of(parameter: str) -> str:
     for part, prefixes in PART_PREFIXES.items():
         if parameter.startswith(prefixes):
             return part
-    raise ValueError(f"parameter {parameter} belongs to no part")
+    raise ValueError(f"{parameter} belongs to no part of the model")
 
 
-def learns(parameter: str, train: Train) -> bool:
+def is_trainable(parameter: str, train: Train) -> bool:
     """Whether a parameter is trained. With LoRA, of the language model only the low-rank matrices are."""
     part = part_of(parameter)
-    held = part == "language" and train.method == "lora" and not is_adapter(parameter)
-    return part in train.trainable and not held
+    frozen = part == "language" and train.method == "lora" and not is_adapter(parameter)
+    return part in train.trainable and not frozen
 
 
 def freeze(network, train: Train) -> dict[str, int]:
-    """Let only what `learns` learn.
+    """Train only the parameters that are trainable.
 
     Returns:
-        Number of trained weights of each part.
+        Part → number of its trained values.
     """
     counts = dict.fromkeys(train.trainable, 0)
     for parameter in network.get_parameters():
-        parameter.requires_grad = learns(parameter.name, train)
+        parameter.requires_grad = is_trainable(parameter.name, train)
         if parameter.requires_grad:
             counts[part_of(parameter.name)] += parameter.size
     return counts

@@ -1,6 +1,6 @@
-"""The folder of a training run, and the file that tells its workers what to do.
+"""What a training run was asked for, and the folder it writes.
 
-OUT/job.json              what was asked for
+OUT/job.json              what was asked for: the workers read it
 OUT/mindformers.yaml      the complete configuration, as MindFormers reads it
 OUT/metrics.jsonl         one line a logged step
 OUT/train_report.html     its curves, drawn when the run ends
@@ -13,21 +13,55 @@ OUT/logs/                 worker_RANK.log, scheduler.log, what MindSpore and Min
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from llavanext_cli.errors import TrainingError
+from llavanext_cli.launching.msrun import ONE_NODE, Nodes
 
 JOB_FILE = "job.json"
-"""By it a folder is known to be a run's."""
+"""A folder with a readable one is a training run."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run: a preset by name or path with its overrides and devices (None: the preset's own), and absolute paths.
+class TrainRequest:
+    """The arguments of `llavanext train`.
 
-    `resume` is the checkpoint folder to go on from; `on_bad` says what happens when a sample cannot be read: "fail"
-    ends the run, "skip" leaves it out.
+    Attributes:
+        preset: name or file of a train preset.
+        data: samples, as `mix` writes them, or the original's processed JSON.
+        checkpoint: folder of the model to begin with, from `convert` or another run.
+        out: folder for everything the run writes.
+        devices: NPUs or CPU workers of all nodes; None for the preset's own number.
+        overrides: "key.path=value" changes to the preset.
+        nodes: the machines of the run, and which of them this is.
+        on_bad: "fail" ends the run at a sample that cannot be read, "skip" leaves the sample out.
+        resume: continue from the newest whole checkpoint in `out`.
+        force: replace a run that is in `out`.
+    """
+
+    preset: str
+    data: Path
+    checkpoint: Path
+    out: Path
+    devices: int | None = None
+    overrides: tuple[str, ...] = ()
+    nodes: Nodes = ONE_NODE
+    on_bad: str = "fail"
+    resume: bool = False
+    force: bool = False
+
+
+def _inside(name: str) -> Any:
+    return property(lambda job: job.out / name)
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What the workers of a run read: a preset by name or path with its overrides and devices, and absolute paths.
+
+    `resume` is the checkpoint folder to continue from, or None. Node 0 alone decides it.
     """
 
     preset: str
@@ -36,92 +70,71 @@ class Job:
     data: Path
     checkpoint: Path
     out: Path
-    resume: Path | None = None
     on_bad: str = "fail"
+    resume: Path | None = None
+
+    file = _inside(JOB_FILE)
+    config_file = _inside("mindformers.yaml")
+    metrics_file = _inside("metrics.jsonl")
+    report_file = _inside("train_report.html")
+    skipped_file = _inside("skipped.jsonl")
+    """One JSON object for each sample that was skipped."""
+    checkpoints_folder = _inside("checkpoints")
+    model_folder = _inside("model")
+    logs_folder = _inside("logs")
+    warnings_file = _inside("logs/warnings.txt")
+    """Lines of the workers for the user."""
+    stop_file = _inside("logs/stop_after")
+    """The step after which the workers end, or 0: see stopping.py."""
+    libraries_folder = _inside("logs/libraries")
 
     @property
-    def file(self) -> Path:
-        return self.out / JOB_FILE
+    def written(self) -> tuple[Path, ...]:
+        """Everything that a run writes directly into its folder."""
+        files = (self.file, self.config_file, self.metrics_file, self.report_file, self.skipped_file)
+        return (*files, self.checkpoints_folder, self.model_folder, self.logs_folder)
+
+    @classmethod
+    def of(cls, request: TrainRequest) -> TrainJob:
+        """With absolute paths: the workers start in another folder."""
+        return cls(
+            str(Path(request.preset).resolve()) if Path(request.preset).is_file() else request.preset,
+            request.overrides,
+            request.devices,
+            request.data.resolve(),
+            request.checkpoint.resolve(),
+            request.out.resolve(),
+            request.on_bad,
+        )
 
     def file_of(self, node: int) -> Path:
-        """What the workers of a node read: `job.json`, and `job_1.json` … on further nodes."""
-        return self.out / f"job_{node}.json" if node else self.file
-
-    @property
-    def config_file(self) -> Path:
-        return self.out / "mindformers.yaml"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.out / "metrics.jsonl"
-
-    @property
-    def report_file(self) -> Path:
-        return self.out / "train_report.html"
-
-    @property
-    def checkpoints_folder(self) -> Path:
-        return self.out / "checkpoints"
-
-    @property
-    def model_folder(self) -> Path:
-        return self.out / "model"
-
-    @property
-    def logs_folder(self) -> Path:
-        return self.out / "logs"
-
-    @property
-    def warnings_file(self) -> Path:
-        """Lines that a worker wants the user to see."""
-        return self.logs_folder / "warnings.txt"
-
-    @property
-    def stop_file(self) -> Path:
-        """The step after which the workers end, 0 until they are told to: see stopping.py."""
-        return self.logs_folder / "stop_after"
-
-    @property
-    def skipped_file(self) -> Path:
-        """The samples that could not be read and were skipped: one JSON object a line."""
-        return self.out / "skipped.jsonl"
-
-    @property
-    def libraries_folder(self) -> Path:
-        return self.logs_folder / "libraries"
+        """What the workers of a node read: OUT/job.json on node 0, a file in OUT/logs on further nodes."""
+        return self.logs_folder / f"job_{node}.json" if node else self.file
 
     def save(self, node: int = 0) -> None:
-        fields = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
-        self.file_of(node).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        self.file_of(node).write_text(json.dumps(asdict(self), indent=2, default=str) + "\n", encoding="utf-8")
 
-    def check_same(self, first: Path) -> None:
-        """Compare what this node was told with what the first node was. Read when all workers have met.
+    @classmethod
+    def load(cls, file: Path) -> TrainJob:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        paths = {name: Path(values[name]) for name in ("data", "checkpoint", "out", "resume") if values[name]}
+        return cls(**values | paths | {"overrides": tuple(values["overrides"])})
+
+    def join_first_node(self) -> TrainJob:
+        """Node 0's job, which must be this node's. Call it when all workers have met: then its file is new.
 
         Raises:
-            TrainingError: they differ, or the first node writes to another disk.
+            TrainingError: they differ, or node 0 writes to another disk.
         """
         try:
-            theirs = Job.load(first)
+            first = TrainJob.load(self.file)
         except FileNotFoundError as fault:
-            raise TrainingError(f"{first} of node 0 is not there", "every node must see the same --out") from fault
+            raise TrainingError(f"{self.file} of node 0 is missing", "every node must see the same --out") from fault
         differing = [
-            f"{key}: {mine} here, {other} on node 0"
-            for (key, mine), other in zip(asdict(self).items(), asdict(theirs).values(), strict=True)
-            if mine != other
+            f"{name}: {getattr(self, name)} here, {getattr(first, name)} on node 0"
+            for name in (field.name for field in fields(self) if field.name != "resume")
+            if getattr(self, name) != getattr(first, name)
         ]
         if differing:
             raise TrainingError("node 0 was started with other options", "give every node the same ones", differing)
-
-    @classmethod
-    def load(cls, file: Path) -> Job:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        return cls(
-            fields["preset"],
-            tuple(fields["overrides"]),
-            fields["devices"],
-            Path(fields["data"]),
-            Path(fields["checkpoint"]),
-            Path(fields["out"]),
-            Path(fields["resume"]) if fields.get("resume") else None,
-            fields.get("on_bad", "fail"),
-        )
+        return first

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llavanext_cli.training.freeze import learns
+from llavanext_cli.training.freeze import is_trainable
 from llavanext_cli.weights.adapter import adapter_parameters, is_adapter
 from llavanext_cli.weights.keymap import expected_parameters
 
@@ -78,7 +78,7 @@ def plan_memory(preset: Preset, architecture: Architecture | None = None) -> Mem
         size = value_bytes(name, preset)
         count = math.prod(slice_of(name, shape, preset))
         weights += count * size
-        if learns(name, preset.train):
+        if is_trainable(name, preset.train):
             gradients += copies * count * size
             moments += count * 2 * BYTES["float32"]
         whole = math.prod(_tensor_slice(name, shape, preset.parallel.tensor))
@@ -102,7 +102,7 @@ def checkpoint_bytes(preset: Preset, model: Architecture) -> tuple[int, int]:
     for name, shape in trained_parameters(preset, model).items():
         count, kept = math.prod(shape), value_bytes(name, preset)
         written += 0 if is_adapter(name) else count * kept
-        saved += count * kept + (count * 2 * BYTES["float32"] if learns(name, preset.train) else 0)
+        saved += count * kept + (count * 2 * BYTES["float32"] if is_trainable(name, preset.train) else 0)
     return written, saved
 
 

@@ -7,64 +7,54 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mindspore import Callback
 
 from llavanext_cli.errors import CheckpointError, TrainingError
 from llavanext_cli.training.state import keep_newest, step_folder
 
+if TYPE_CHECKING:
+    from llavanext_cli.config.schema import Train
+    from llavanext_cli.training.plan import RunPlan
+
 BAD_LOSSES = 3
 """Consecutive steps whose loss is NaN or infinite before a run is stopped."""
 
 
-class SaveCheckpoint(Protocol):
-    """Writes weights and state as a folder."""
-
-    def __call__(self, folder: Path, step: int) -> None: ...
-
-
 class TrainingMonitor(Callback):
-    """Write one line of metrics a step, and checkpoints on the way.
+    """Write metrics of the steps, and checkpoints.
 
     Args:
-        metrics: the file the lines are appended to; None on every worker but the first.
-        steps: optimizer steps of the run.
-        global_batch: samples a step, over all workers.
-        log_every, save_every: steps between lines, and between checkpoints (0: none on the way).
-        save: writes one checkpoint folder; called by every worker.
-        checkpoints: folder that holds them.
-        keep: newest checkpoints that stay.
+        metrics: the file that lines are appended to; None on every worker but the first.
+        checkpoints: folder for the checkpoints.
+        plan: steps, and samples a step.
+        train: how often metrics and checkpoints are written, and how many are kept.
         first: steps that were done before this start.
-        begin: called with the training cell before the first step; fills in the state of a run that goes on.
+        begin: called with the training cell before the first step.
+        save: writes a checkpoint as a folder after a step; called by every worker.
         batch: step → the ids of its samples over all workers, for messages.
         warn: called with a line that the user should see.
-        should_stop: step → whether to save, and end, after it; asked by every worker.
+        should_stop: step → whether to save it and end the run; called by every worker.
     """
 
     def __init__(
         self,
         metrics: Path | None,
-        *,
-        steps: int,
-        global_batch: int,
-        log_every: int,
-        save_every: int,
-        save: SaveCheckpoint,
         checkpoints: Path,
-        keep: int,
+        plan: RunPlan,
+        train: Train,
+        *,
         first: int = 0,
         begin: Callable[[Any], None] = lambda cell: None,
+        save: Callable[[Path, int], None] = lambda folder, step: None,
         batch: Callable[[int], Sequence[str]] = lambda step: (),
         warn: Callable[[str], None] = lambda line: None,
         should_stop: Callable[[int], bool] = lambda step: False,
     ):
         super().__init__()
-        self.metrics = metrics
-        self.steps, self.global_batch, self.first = steps, global_batch, first
-        self.log_every, self.save_every = log_every, save_every
-        self.save, self.checkpoints, self.keep = save, checkpoints, keep
-        self.begin, self.batch, self.warn, self.should_stop = begin, batch, warn, should_stop
+        self.metrics, self.checkpoints, self.plan, self.train, self.first = metrics, checkpoints, plan, train, first
+        self.begin, self.save, self.batch, self.warn, self.should_stop = begin, save, batch, warn, should_stop
         self.bad_steps: list[int] = []
         self.started = self.step_started = time.monotonic()
 
@@ -79,38 +69,39 @@ class TrainingMonitor(Callback):
         now = time.monotonic()
         seconds, self.step_started = now - self.step_started, now
         self._check_loss(step, loss)
-        logged = step % self.log_every == 0 or step in (self.first + 1, self.steps)
-        if self.metrics is not None and logged:
+        if self.metrics is not None and (step % self.train.log_every == 0 or step in (self.first + 1, self.plan.steps)):
             line = {
                 "step": step,
-                "steps": self.steps,
+                "steps": self.plan.steps,
                 "loss": loss if math.isfinite(loss) else None,
                 "learning_rate": rate,
                 "gradient_norm": norm if norm is not None and math.isfinite(norm) else None,
                 "skipped": bool(overflow),
-                "samples_per_second": round(self.global_batch / seconds, 3),
+                "samples_per_second": round(self.plan.global_batch / seconds, 3),
                 "seconds": round(now - self.started, 3),
             }
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        stopping = self.should_stop(step) and step < self.steps
-        due = self.save_every and step % self.save_every == 0 and step < self.steps
-        if (stopping or due) and not self.bad_steps:  # weights that are spoilt must not push out the last good ones
+        if step == self.plan.steps:  # the model is written next
+            return
+        stopping = self.should_stop(step)
+        due = self.train.save_every and step % self.train.save_every == 0
+        if (stopping or due) and not self.bad_steps:  # a checkpoint of bad weights must not replace the last good one
             self._save(step)
-        if stopping and self.metrics is not None:  # the others are ended with the first
+        if stopping and self.metrics is not None:  # the launcher ends the others after the first
             raise SystemExit(143)
 
     def _save(self, step: int) -> None:
-        """A disk that is full ends no run: the last good checkpoint stays, and the next one is tried again."""
+        """A full disk does not end the run: the last good checkpoint stays, and the next one is tried again."""
         try:
             self.save(step_folder(self.checkpoints, step), step)
         except CheckpointError as fault:
             kept = "the earlier ones are kept, " if any(self.checkpoints.glob("step-*")) else ""
-            self.warn(f"no checkpoint at step {step}: {fault.what}; {kept}training goes on")
+            self.warn(f"no checkpoint at step {step}: {fault.what}; {kept}training continues")
             return
         if self.metrics is not None:
-            keep_newest(self.checkpoints, self.keep)
-        self.step_started = time.monotonic()  # saving is no part of the next step's time
+            keep_newest(self.checkpoints, self.train.keep)
+        self.step_started = time.monotonic()  # the time of saving is not the next step's
 
     def _check_loss(self, step: int, loss: float) -> None:
         if math.isfinite(loss):

@@ -12,7 +12,7 @@ from llavanext_cli.units import format_memory, format_size
 from llavanext_cli.weights.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
-    from llavanext_cli.training.launch import ReadyRun
+    from llavanext_cli.training.ready_run import ReadyRun
 
 
 @dataclass(frozen=True)

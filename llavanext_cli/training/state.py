@@ -1,12 +1,12 @@
-"""A checkpoint of a run: a complete model folder, and beside it what is needed to go on as if nothing had happened.
+"""A checkpoint of a run: a complete model folder, and beside it what is needed to continue as if never interrupted.
 
 checkpoints/step-00000016/
     model-….safetensors, config.json, …     what `ask`, `convert` and `train` take
     training/state.safetensors              moments of the optimizer, its counters, LoRA's small matrices
     training/state.json                     step, the settings the run depends on, a digest of every tensor
 
-The folder gets its name when everything in it is on the disk, and every digest is compared before a run goes on from
-it: a checkpoint that was half written, or changed later, is passed over.
+The folder gets its name when everything in it is on the disk, and every digest is compared before a run is resumed
+from it: a checkpoint that is incomplete or was changed is skipped.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 VERSION = 1
 TENSORS = "training/state.safetensors"
 NOTE = "training/state.json"
-PASSED_OVER = "`train --resume` goes on from the checkpoint before it."
+SKIPPED = "`train --resume` continues from the checkpoint before it"
 
 
 @dataclass(frozen=True)
 class RunState:
-    """A checkpoint to go on from.
+    """A checkpoint to continue from.
 
     Attributes:
-        model: the folder as any other checkpoint.
+        model: the folder as a model checkpoint.
         step: optimizer steps that were done.
-        settings: what the run depended on, see `plan.run_settings`.
-        tensors: name → where its bytes lie; moments are float32, counters int32. `read_exact` reads one.
+        settings: what the losses depend on, see `plan.run_settings`.
+        tensors: name → position of its bytes; moments are float32, counters int32. `read_exact` reads one.
     """
 
     model: Checkpoint
@@ -59,7 +59,7 @@ def save_run_state(
     folder: Path,
     weights: Mapping[str, PlannedTensor],
     state: Iterable[PlannedTensor],
-    like: Checkpoint,
+    base: Checkpoint,
     *,
     step: int,
     settings: Mapping[str, Any],
@@ -70,12 +70,12 @@ def save_run_state(
     Args:
         folder: its name, such as `checkpoints/step-00000016`.
         weights: every parameter of the model, our names.
-        state: what else is needed to go on.
-        like: the checkpoint the run began with.
+        state: what else is needed to continue.
+        base: the checkpoint that the run began with.
         note: kept in the model's manifest.
 
     Raises:
-        CheckpointError: the disk is full, or cannot be written. Earlier checkpoints are untouched.
+        CheckpointError: the disk is full or cannot be written. Earlier checkpoints stay.
     """
     state = list(state)
 
@@ -89,12 +89,12 @@ def save_run_state(
         )
         _sync(temporary)
 
-    save_checkpoint_folder(folder, weights, like=like, extra=dict(note), also=add_state)
+    save_checkpoint_folder(folder, weights, like=base, extra=dict(note), also=add_state)
     _sync_one(folder.parent)
 
 
 def find_run_state(checkpoints: Path) -> tuple[RunState | None, dict[Path, str]]:
-    """The newest checkpoint that is whole, and those that are newer and are not: folder → what is wrong."""
+    """The newest whole checkpoint, and the newer ones that are damaged: folder → what is wrong."""
     damaged = {}
     for folder in sorted(checkpoints.glob("step-*"), reverse=True):
         try:
@@ -105,48 +105,46 @@ def find_run_state(checkpoints: Path) -> tuple[RunState | None, dict[Path, str]]
 
 
 def open_run_state(folder: Path, compare: bool = True) -> RunState:
-    """Open a checkpoint and compare every tensor with its digest (`compare`: it is a read of all of it).
+    """Open a checkpoint. With `compare` all of it is read, to compare every tensor with its digest.
 
     Raises:
         CheckpointError: something is missing or was changed.
     """
     if not (folder / NOTE).is_file():
-        raise CheckpointError(
-            f"{folder}: no {NOTE}, so a run cannot go on from it", "Its model can be used all the same."
-        )
+        raise CheckpointError(f"{folder}: {NOTE} is missing, so no run can be resumed from it", SKIPPED)
     note = read_json(folder / NOTE)
     if not isinstance(note, dict) or note.get("llavanext_state") != VERSION:
-        raise CheckpointError(f"{folder / NOTE}: not a version that this program reads", PASSED_OVER)
+        raise CheckpointError(f"{folder / NOTE}: not a version that this llavanext reads", SKIPPED)
     model = open_checkpoint(folder)
     tensors = read_safetensors_header(folder / TENSORS)
     digests = note.get("sha256")
     if not isinstance(digests, dict) or digests.keys() != tensors.keys():
-        raise CheckpointError(f"{folder / TENSORS}: other tensors than {NOTE} lists", PASSED_OVER)
+        raise CheckpointError(f"{folder / TENSORS}: its tensors are not those that {NOTE} lists", SKIPPED)
     entries = {name: entry["sha256"] for name, entry in model.manifest["tensors"].items()} | digests
     specs = model.parameters | tensors
     if compare:
         with Stream(sum(spec.nbytes for spec in specs.values())) as stream:
             for name, spec in specs.items():
                 if digest_pieces((extent(spec),), stream) != entries[name]:
-                    raise CheckpointError(f"{folder}: {name} is damaged", "An earlier checkpoint is used.")
+                    raise CheckpointError(f"{folder}: {name} is damaged", SKIPPED)
     return RunState(model, int(note["step"]), note["settings"], tensors)
 
 
 def check_settings(state: RunState, settings: Mapping[str, Any]) -> None:
-    """Refuse to go on with other settings than the run began with: the result would be neither run's.
+    """Refuse to resume a run with other settings than it began with.
 
     Raises:
         TrainingError: which settings differ, and their two values.
     """
     differing = [
-        f"{key}: {state.settings.get(key)} until now, {settings.get(key)} asked for"
+        f"{key}: {state.settings.get(key)} until now, {settings.get(key)} with this command"
         for key in sorted(state.settings.keys() | settings.keys())
         if state.settings.get(key) != settings.get(key)
     ]
     if differing:
         raise TrainingError(
-            f"{state.model.folder.parents[1]} was begun with other settings",
-            hint="resume with the settings it was begun with, or start anew in another --out with "
+            f"{state.model.folder.parents[1]} was started with other settings",
+            hint="resume with the settings it was started with, or start a new run in another --out with "
             f"--checkpoint {state.model.folder}",
             details=differing,
         )
@@ -155,18 +153,18 @@ def check_settings(state: RunState, settings: Mapping[str, Any]) -> None:
 def keep_newest(checkpoints: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
     for old in sorted(checkpoints.glob("step-*"))[:-keep]:
-        # Renamed first: a checkpoint that is half removed must not look like one.
+        # Renamed first: what is half removed must not look like a checkpoint.
         retired = old.rename(old.with_name(f".{old.name}.old"))
         shutil.rmtree(retired, ignore_errors=True)
 
 
 def find_unfinished(checkpoints: Path, model: Path) -> list[Path]:
-    """What writers of checkpoints and of the model are at, or left behind when they were killed."""
+    """What is being written of checkpoints and the model, or was left behind by a writer that was killed."""
     return [*checkpoints.glob(".step-*"), *model.parent.glob(f".{model.name}.*")]
 
 
 def remove_leftovers(checkpoints: Path, model: Path) -> None:
-    """Remove what writers that were killed left behind. Only when none runs."""
+    """Remove what killed writers left behind. To be called when no writer runs."""
     for left in find_unfinished(checkpoints, model):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -184,7 +182,7 @@ def read_exact(spec: TensorSpec) -> np.ndarray:
 
 
 def _sync(folder: Path) -> None:
-    """Everything below a folder is on the disk when this returns."""
+    """Flush everything below a folder to the disk."""
     for root, _, files in os.walk(folder):
         for file in files:
             _sync_one(Path(root) / file)

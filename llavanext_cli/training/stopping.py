@@ -1,7 +1,7 @@
-"""The step at which a run that was told to end saves: one that every worker learns of before finishing it.
+"""All workers save the same step when a signal ends a run.
 
-Told by a signal, the first worker writes the number of its next step into a file. No worker can finish that step
-before the first one takes part in it, so each finds the number in time, and all save the same step.
+The first worker receives the signal and writes the number of its next step into a file. No worker can finish that step
+before the first one takes part in it, so each of them reads the number in time.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from llavanext_cli.files import write_whole
 
 
 class GracefulStop:
-    """Asked after every step by every worker.
+    """Asked by every worker after every step whether to stop.
 
     Args:
-        file: `OUT/logs/stop_after`, made by the launcher before the workers start: a network file system shows what is
-            new in a file that was there at once, but perhaps not a file that is new.
+        file: `OUT/logs/stop_after`. The launcher creates it before the workers start, because a network file system
+            shows new content of an old file at once, but perhaps not a new file.
         rank, ranks: this worker among all.
     """
 
     def __init__(self, file: Path, rank: int, ranks: int):
         self.file, self.rank, self.ranks = file, rank, ranks
-        self.told = threading.Event()
+        self.requested = threading.Event()
 
     def reached(self, step: int) -> bool:
-        """Whether this step, just finished, is the last one: to be saved, and to end the run after."""
-        if self.rank == 0 and self.told.is_set():
+        """Whether the run ends after this step, which was just finished and is to be saved."""
+        if self.rank == 0 and self.requested.is_set():
             if self.ranks == 1:
                 return True
             if not self._read():
@@ -35,7 +35,7 @@ class GracefulStop:
         return 0 < self._read() <= step
 
     def reset(self) -> None:
-        """For a new start of the run."""
+        """Forget an earlier request: the run starts again."""
         self._write(0)
 
     def _read(self) -> int:

@@ -114,7 +114,7 @@ def make_model(folder: Path, size: str) -> None:
 def load_preset(size: str) -> Any:
     from llavanext_cli.config import presets
 
-    settings = ("train.learning_rate=1e-4", f"runtime.threads={THREADS}", *SIZES[size].settings)
+    settings = ("train.learning_rate=1e-4", "train.log_every=1", f"runtime.threads={THREADS}", *SIZES[size].settings)
     return presets.load_preset("tiny-stage2", settings)
 
 
@@ -210,6 +210,7 @@ def run_ours(folder: Path, size: str, report: Callable[[float], None]) -> None:
     from llavanext_cli.training.dataset import EncodedSamples, build_dataset
     from llavanext_cli.training.freeze import freeze
     from llavanext_cli.training.metrics import TrainingMonitor
+    from llavanext_cli.training.plan import RunPlan
     from llavanext_cli.weights.checkpoint import load_into, open_checkpoint
 
     class Encoded:
@@ -237,13 +238,9 @@ def run_ours(folder: Path, size: str, report: Callable[[float], None]) -> None:
     data = EncodedSamples(source, range(total * preset.train.batch_size), source, preset)
     monitor = TrainingMonitor(
         folder / "metrics.jsonl",
-        steps=total,
-        global_batch=preset.train.batch_size,
-        log_every=1,
-        save_every=0,
-        save=lambda folder, step: None,
-        checkpoints=folder / "checkpoints",
-        keep=1,
+        folder / "checkpoints",
+        RunPlan(total * preset.train.batch_size, preset.train.batch_size, total, 1.0),
+        preset.train,
     )
     batches = build_dataset(data, batch_size=preset.train.batch_size, workers=1)
     Trainer(args=config, model=network, train_dataset=batches, callbacks=[monitor, Report()]).train()

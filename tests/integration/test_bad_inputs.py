@@ -332,7 +332,7 @@ TRAIN = {
         lambda f: ["train", "tiny-stage2", "--data", data_file(f, sample()), "-c", f / "none", "-o", f / "run"],
     ),
     "a checkpoint without one weight": ("image_newline", lambda f: train_without(f, "image_newline")),
-    "an out folder that holds something": ("holds something that is no training run", lambda f: train_over(f)),
+    "an out folder that holds something": ("exists and is not a training run", lambda f: train_over(f)),
 }
 MIX = {
     "no such mix file": ("none.yaml: no such mix file", lambda f: ["mix", f / "none.yaml", "--out", f / "out.jsonl"]),

@@ -165,13 +165,13 @@ def test_an_out_that_holds_something_is_left_alone_even_by_force(run_llavanext, 
     (run_llavanext.folder / "run" / "precious.txt").write_text("mine")
     words = ["train", "tiny-stage2", "--data", data, "--checkpoint", tiny_checkpoint, "--out", "run", *COMMON]
     words += ["--set", "train.batch_size=4", "--force"]
-    refused(run_llavanext, "holds something that is no training run", *words, files=1)
+    refused(run_llavanext, "exists and is not a training run", *words, files=1)
     assert (run_llavanext.folder / "run" / "precious.txt").read_text() == "mine"
 
 
 def test_an_earlier_run_is_replaced_by_force_only(one_worker, run_llavanext, data, tiny_checkpoint):
     words = ["train", "tiny-stage2", "--data", data, "--checkpoint", tiny_checkpoint, "--out", one_worker[0], *COMMON]
-    refused(run_llavanext, "already holds a run", *words, "--set", "train.batch_size=4")
+    refused(run_llavanext, "already holds a training run", *words, "--set", "train.batch_size=4")
     assert (one_worker[0] / "model" / "config.json").is_file()
 
 

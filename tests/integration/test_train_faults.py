@@ -67,8 +67,8 @@ def test_an_occupied_port(command):
         taken.listen()
         master = f"127.0.0.1:{taken.getsockname()[1]}"
         said = refused(*command("--devices", 2, "--nodes", 2, "--node-rank", 0, "--master", master))
-    assert f"Error: {master} cannot be used by the first node: Address already in use\n" in said
-    assert "Hint: name a free port" in said
+    assert f"Error: node 0 cannot listen at {master}: Address already in use\n" in said
+    assert "Hint: give --master a free port" in said
 
 
 def test_a_mindspore_that_does_not_match(command, monkeypatch):
@@ -197,7 +197,7 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint_and_goes_on_when_th
     done = start(run_llavanext, data, tiny_checkpoint, disk / "run", *words)
     assert done.returncode == 1, done.stderr
     assert "no checkpoint at step 8: " in done.stderr
-    assert " free on this disk; the earlier ones are kept, training goes on\n" in done.stderr
+    assert " free on this disk; the earlier ones are kept, training continues\n" in done.stderr
     assert re.search(r"Error: worker 0 failed: .* free on this disk\nHint: .*--resume", done.stderr), done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in (disk / "run" / "checkpoints").iterdir()] == ["step-00000004"]
@@ -207,5 +207,5 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint_and_goes_on_when_th
     subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
     again = start(run_llavanext, data, tiny_checkpoint, disk / "run", *words, "--resume")
     assert again.returncode == 0, again.stderr
-    assert "going on after step 4 of 12" in again.stderr
+    assert "resuming after step 4 of 12" in again.stderr
     assert len(losses(disk / "run")) == 12

@@ -100,7 +100,7 @@ def test_a_run_goes_on_from_the_matrices_not_from_what_was_merged(lora_run, data
     assert "base weights" in refused.stderr
     resumed = subprocess.run(command(data, tiny_checkpoint, out, "--resume"), capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"going on after step {SAVED} of {STEPS}" in resumed.stderr
+    assert f"resuming after step {SAVED} of {STEPS}" in resumed.stderr
     np.testing.assert_allclose(losses(out), losses(lora_run), rtol=1e-6)
     for file in ("model-00001-of-00001.safetensors", "llavanext_manifest.json"):
         assert (out / "model" / file).read_bytes() == (lora_run / "model" / file).read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from msgspec.structs import replace
 
 from llavanext_cli.errors import DataError, TrainingError
-from llavanext_cli.training.launch import check_training
+from llavanext_cli.training.job import TrainRequest
+from llavanext_cli.training.ready_run import check_training
 
 SMALL = ("--set", "data.seq_length=256", "--set", "data.frames=4", "--set", "train.batch_size=2")
 AGAIN = "Counting 48 samples again: the mix was counted with another tokenizer, architecture"
@@ -84,9 +86,8 @@ def test_sizes_that_mix_recorded_are_used_if_the_run_would_count_the_same(
     file = counted(tmp_path / "mix.jsonl", data, tiny_checkpoint, frames, **size)
     encoded, lines = [], []
     monkeypatch.setattr(Tokenizer, "encode", lambda self, text, first=False: encoded.append(text) or [1])
-    checked = partial(
-        check_training, "tiny-stage2", file, tiny_checkpoint, tmp_path / "run", overrides=SMALL[1::2], say=lines.append
-    )
+    request = TrainRequest("tiny-stage2", file, tiny_checkpoint, tmp_path / "run", overrides=SMALL[1::2])
+    checked = partial(check_training, request, say=lines.append)
     if fault:
         with pytest.raises(DataError, match=fault):
             checked()
@@ -99,10 +100,11 @@ def test_sizes_that_mix_recorded_are_used_if_the_run_would_count_the_same(
 def test_media_are_looked_for_even_if_all_samples_are_counted(data, tiny_checkpoint, tmp_path):
     file = counted(tmp_path / "mix.jsonl", data, tiny_checkpoint, 4)
     file.write_text(file.read_text().replace("5.png", "gone.png"))
+    request = TrainRequest("tiny-stage2", file, tiny_checkpoint, tmp_path / "run", overrides=SMALL[1::2])
     with pytest.raises(DataError, match=r"\d+ of 48 samples name an image or video that does not exist") as error:
-        check_training("tiny-stage2", file, tiny_checkpoint, tmp_path / "run", overrides=SMALL[1::2])
+        check_training(request)
     assert "gone.png" in error.value.details[0]
-    run = check_training("tiny-stage2", file, tiny_checkpoint, tmp_path / "run", overrides=SMALL[1::2], on_bad="skip")
+    run = check_training(dataclasses.replace(request, on_bad="skip"))
     assert 0 < run.unreadable < 48
 
 
@@ -117,9 +119,9 @@ def test_numbers_that_the_checkpoints_model_does_not_divide_by_are_refused(run_l
 def test_a_disk_that_is_too_small_is_said_before_the_first_step(run_llavanext, data, tiny_checkpoint, monkeypatch):
     from llavanext_cli.training import preview
 
-    run = check_training("tiny-stage2", data, tiny_checkpoint, run_llavanext.folder / "run", overrides=(
-        "data.seq_length=256", "data.frames=4", "train.batch_size=2", "train.save_every=5",
-    ))  # fmt: skip
+    settings = ("data.seq_length=256", "data.frames=4", "train.batch_size=2", "train.save_every=5")
+    out = run_llavanext.folder / "run"
+    run = check_training(TrainRequest("tiny-stage2", data, tiny_checkpoint, out, overrides=settings))
     preview.check_resources(run)
     monkeypatch.setattr(preview.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
     with pytest.raises(TrainingError, match=r"will take up to .* and 1 kB are free on its disk"):

@@ -83,7 +83,7 @@ def test_a_worker_that_is_killed(command, uninterrupted, tmp_path):
     _, talk = process.communicate(timeout=60)
     assert time.monotonic() - killed < 30
     assert process.returncode == 1
-    assert "worker 1 was ended by SIGKILL" in talk
+    assert "worker 1 was killed by SIGKILL" in talk
     assert "--resume" in talk
     assert marked(out) == []
     assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-00000006"]
@@ -92,7 +92,7 @@ def test_a_worker_that_is_killed(command, uninterrupted, tmp_path):
         command(out, "--resume", "--set", "train.learning_rate=1e-4"), capture_output=True, text=True, check=False
     )
     assert changed.returncode == 1
-    assert "train.learning_rate: 0.0015 until now, 0.0001 asked for" in changed.stderr
+    assert "train.learning_rate: 0.0015 until now, 0.0001 with this command" in changed.stderr
 
     # A checkpoint that was damaged later is passed over, here for the beginning of the run.
     shutil.copytree(out, tmp_path / "damaged" / "run")
@@ -101,7 +101,7 @@ def test_a_worker_that_is_killed(command, uninterrupted, tmp_path):
 
     resumed = subprocess.run(command(out, "--resume"), capture_output=True, text=True, timeout=600, check=False)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on after step 6 of 20" in resumed.stderr
+    assert "resuming after step 6 of 20" in resumed.stderr
     assert_same_losses(out, uninterrupted)
     for file in ("model-00001-of-00001.safetensors", "llavanext_manifest.json"):
         assert (out / "model" / file).read_bytes() == (uninterrupted / "model" / file).read_bytes()

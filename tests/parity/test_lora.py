@@ -7,7 +7,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from llavanext_cli.config.presets import load_preset
-from llavanext_cli.training.saving import CheckpointSaver
+from llavanext_cli.training.session import TrainingSession
 from llavanext_cli.weights.adapter import adapter_parameters
 from llavanext_cli.weights.checkpoint import load_into, open_checkpoint
 from llavanext_cli.weights.convert import run_convert
@@ -47,9 +47,9 @@ def test_merged_weights_answer_as_the_matrices_did(mindspore_cpu, tmp_path):
     changed = logits(adapted).copy()
     assert relative_error(changed, first) > 0.1
 
-    saver = CheckpointSaver(model.checkpoint, settings={}, rank=0, ranks=1, whole={}, lora=lora)
-    arrays = {name: parameter.asnumpy() for name, parameter in adapted.parameters_dict().items()}
-    saver.save(tmp_path / "merged", arrays, 1, {}, final=True)
+    session = TrainingSession(model.checkpoint, lora=lora)
+    session.begin(adapted)
+    session.save(tmp_path / "merged", 1, final=True)
     merged = open_checkpoint(tmp_path / "merged")
     load_into(plain, merged)
     assert relative_error(logits(plain), changed) < tolerance("logits")

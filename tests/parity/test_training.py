@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from llavanext_cli.training.freeze import learns, part_of
+from llavanext_cli.training.freeze import is_trainable, part_of
 from llavanext_cli.weights.adapter import is_adapter
 from llavanext_cli.weights.keymap import build_targets
 from tests.parity.models import tiny_config, write_hf_folder
@@ -87,6 +87,7 @@ def train_ours(model, names, preset, folder):
     from llavanext_cli.training.dataset import EncodedSamples, build_dataset
     from llavanext_cli.training.freeze import freeze
     from llavanext_cli.training.metrics import TrainingMonitor
+    from llavanext_cli.training.plan import RunPlan
     from llavanext_cli.weights.checkpoint import load_into
     from tests.parity.mindspore_side import keep_alive
 
@@ -103,16 +104,7 @@ def train_ours(model, names, preset, folder):
     source = Encoded(samples, model.arch)
     data = EncodedSamples(source, range(len(samples)), source, preset)
     metrics = folder / "metrics.jsonl"
-    monitor = TrainingMonitor(
-        metrics,
-        steps=STEPS,
-        global_batch=BATCH,
-        log_every=1,
-        save_every=0,
-        save=lambda folder, step: None,
-        checkpoints=folder / "checkpoints",
-        keep=1,
-    )
+    monitor = TrainingMonitor(metrics, folder / "checkpoints", RunPlan(len(samples), BATCH, STEPS, 1.0), preset.train)
     batches = build_dataset(data, batch_size=BATCH, workers=1)
     Trainer(args=config, model=network, train_dataset=batches, callbacks=[monitor]).train()
     return [json.loads(line) for line in metrics.read_text().splitlines()], before, weights()
@@ -154,7 +146,7 @@ def train_theirs(reference, model, names, preset, before):
     learning = {}
     for name, weight in reference.model.named_parameters():
         name = ours.get(hub_name(name))
-        weight.requires_grad = name is not None and learns(name, train)
+        weight.requires_grad = name is not None and is_trainable(name, train)
         if weight.requires_grad:
             learning.setdefault(name, []).append(weight)
     added = add_torch_lora(reference, model, before, train.lora)
@@ -210,6 +202,7 @@ def test_same_losses_and_weights(plan, mindspore_cpu, hub, tmp_path, monkeypatch
             f"train.batch_size={BATCH}",
             f"train.trainable=[{', '.join(trainable)}]",
             "train.learning_rate=3e-3",
+            "train.log_every=1",
             "train.warmup_ratio=0.2",
             "train.clip_norm=1.0",
             *changes,
@@ -231,7 +224,7 @@ def test_same_losses_and_weights(plan, mindspore_cpu, hub, tmp_path, monkeypatch
 
     assert any(is_adapter(name) for name in after) == (preset.train.method == "lora")
     for name in after:
-        if not learns(name, preset.train):
+        if not is_trainable(name, preset.train):
             assert np.array_equal(before[name], after[name]), f"{name} is frozen, and changed"
             continue
         if "qkv.bias" in name:

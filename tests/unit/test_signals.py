@@ -9,7 +9,6 @@ import textwrap
 import pytest
 
 from llavanext_cli import signals
-from llavanext_cli.launching.processes import interrupted_when_ended
 
 TAKEN = textwrap.dedent("""
     import ctypes, os, sys, threading, time
@@ -63,11 +62,10 @@ def test_a_command_ends_with_the_code_of_its_signal(number):
     assert caught.value.code == 128 + number
 
 
-def test_workers_are_told_by_an_interrupt_that_says_which_signal_it_was(number):
-    with pytest.raises(KeyboardInterrupt), interrupted_when_ended() as seen:
-        assert seen["signal"] == signal.SIGINT
+def test_training_is_interrupted_and_learns_by_which_signal(number):
+    with pytest.raises(KeyboardInterrupt) as caught, signals.raise_on_termination(KeyboardInterrupt):
         os.kill(os.getpid(), number)
-    assert seen["signal"] == number
+    assert caught.value.args == (number,)
 
 
 def test_an_ignored_signal_stays_ignored(number):

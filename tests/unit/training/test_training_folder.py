@@ -1,127 +1,132 @@
-"""What `train` may begin in, and what it leaves alone."""
+"""The folder of a run: what `train` may replace, what it leaves alone, and what it says about a failed worker."""
 
-import json
 from dataclasses import replace
 
 import pytest
 
 from llavanext_cli.config.presets import load_preset
-from llavanext_cli.errors import ConfigError, DataError, LlavaNextError
-from llavanext_cli.launching.msrun import ONE_NODE, Nodes, parse_master
-from llavanext_cli.training import folder
+from llavanext_cli.errors import ConfigError, DataError, LlavaNextError, TrainingError
+from llavanext_cli.launching.msrun import ONE_NODE, Nodes
+from llavanext_cli.training import run_folder
 from llavanext_cli.training.failures import explain_failure, record_failure
-from llavanext_cli.training.folder import claim, make_out, resume_run
-from llavanext_cli.training.job import Job
-from llavanext_cli.training.launch import worker_command
+from llavanext_cli.training.job import TrainJob, TrainRequest
+from llavanext_cli.training.ready_run import worker_command
+from llavanext_cli.training.run_folder import claim_out, make_out, resume_run
+
+MASTER = ("10.0.0.1", 8118)
 
 
 @pytest.fixture
-def job(tmp_path):
-    return Job("tiny-stage2", (), None, tmp_path / "data", tmp_path / "base", tmp_path / "run")
+def request_(tmp_path):
+    for name in ("data.jsonl", "base"):
+        (tmp_path / name).mkdir()
+    return TrainRequest("tiny-stage2", tmp_path / "data.jsonl", tmp_path / "base", tmp_path / "run")
 
 
-def test_what_another_node_put_there_first_is_kept(job):
+@pytest.fixture
+def job(request_):
+    """Of a run that has begun."""
+    job = TrainJob.of(request_)
+    make_out(request_, job)
+    job.save()
+    return job
+
+
+def test_a_run_is_replaced_with_force_only(request_, job):
+    job.model_folder.mkdir()
+    with pytest.raises(LlavaNextError, match="already holds a training run") as fault:
+        make_out(request_, job)
+    assert "--resume" in fault.value.hint and "--force" in fault.value.hint
+    make_out(replace(request_, force=True), job)
+    assert sorted(path.name for path in job.out.iterdir()) == ["checkpoints", "logs"]
+
+
+def test_force_replaces_nothing_but_a_run(request_, job):
+    forced = replace(request_, force=True)
+    (job.out / "thesis.txt").write_text("mine")
+    with pytest.raises(LlavaNextError, match=r"holds thesis\.txt beside a training run"):
+        make_out(forced, job)
+    (job.out / "thesis.txt").unlink()
+    job.file.write_text("{}")
+    with pytest.raises(LlavaNextError, match="exists and is not a training run"):
+        make_out(forced, job)
+    assert job.file.read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "data", "preset"])
+def test_what_a_run_reads_survives_force(name, request_, job):
+    job.model_folder.mkdir()
+    inside = job.model_folder / "file"
+    inside.touch()
+    forced = replace(request_, force=True, **{name: str(inside) if name == "preset" else inside})
+    with pytest.raises(LlavaNextError, match=f"would damage the input {inside}"):
+        make_out(forced, job)
+    assert inside.exists()
+
+
+def test_what_another_node_has_written_first_stays(request_):
+    both = replace(request_, nodes=Nodes(2, 0, MASTER))
+    job = TrainJob.of(both)
     job.libraries_folder.mkdir(parents=True)
     job.save(1)
-    with pytest.raises(LlavaNextError, match="holds something that is no training run"):
-        make_out(job, force=False)
-    make_out(job, force=False, nodes=2)
-    assert job.file_of(1).is_file()
-    assert job.checkpoints_folder.is_dir()
-
-
-def test_force_on_the_first_node_leaves_what_another_node_has_begun(job):
-    make_out(job, force=False)
+    with pytest.raises(LlavaNextError, match="exists and is not a training run"):
+        make_out(request_, job)
+    make_out(both, job)
+    assert job.file_of(1).is_file() and job.checkpoints_folder.is_dir()
     job.save()
-    (job.model_folder).mkdir()
-    job.save(1)
-    make_out(job, force=True, nodes=2)
-    assert job.file_of(1).is_file()
-    assert not job.file.exists()
-    assert not job.model_folder.exists()
+    make_out(replace(both, force=True), job)
+    assert job.file_of(1).is_file() and not job.file.exists()
+
+
+def test_nodes_that_were_started_with_other_options(job):
+    replace(job, resume=job.out / "step-00000004").save()
+    assert job.join_first_node().resume == job.out / "step-00000004", "node 0 decides where to continue"
+    with pytest.raises(TrainingError, match="node 0 was started with other options") as fault:
+        replace(job, devices=2).join_first_node()
+    assert fault.value.details == ("devices: 2 here, None on node 0",)
+    job.file.unlink()
+    with pytest.raises(TrainingError, match=r"job\.json of node 0 is missing"):
+        job.join_first_node()
+
+
+def test_devices_that_the_nodes_cannot_share(request_, job):
+    nodes = Nodes(2, 0, MASTER)
+    with pytest.raises(ConfigError, match="2 nodes cannot share 1 devices evenly"):
+        worker_command(replace(request_, nodes=nodes), load_preset("tiny-stage2"), job)
+
+
+def test_two_commands_do_not_share_a_folder(request_):
+    with claim_out(request_):
+        with pytest.raises(LlavaNextError, match="is in use by another"), claim_out(request_):
+            pass
+        with claim_out(replace(request_, nodes=Nodes(2, 1, MASTER))):
+            pass
+    assert not request_.out.exists(), "nothing was written"
+    assert not list(request_.out.parent.glob(".*"))
 
 
 def test_a_damaged_checkpoint_makes_room_for_the_steps_new_one(job, monkeypatch):
-    monkeypatch.setattr(folder, "find_run_state", lambda place: (None, {place / "step-00000008": "w is damaged"}))
-    make_out(job, force=False)
+    monkeypatch.setattr(run_folder, "find_run_state", lambda place: (None, {place / "step-00000008": "w is damaged"}))
     (job.checkpoints_folder / "step-00000008").mkdir()
     (job.out / ".model.parts").mkdir()
     said = []
     assert resume_run(job, None, None, said.append) == job
     assert [path.name for path in job.checkpoints_folder.iterdir()] == ["damaged-step-00000008"]
-    assert "step-00000008 is passed over" in said[0] and "w is damaged" in said[0]
+    assert said[0] == "step-00000008 is skipped, and renamed to damaged-step-00000008: w is damaged"
     assert not (job.out / ".model.parts").exists(), "slices of another attempt"
 
 
-def test_a_run_is_replaced_by_force_only(job):
-    make_out(job, force=False)
-    job.save()
-    with pytest.raises(LlavaNextError, match="already holds a run") as fault:
-        make_out(job, force=False)
-    assert "--resume" in fault.value.hint
-    make_out(job, force=True)
-    assert not job.file.exists()
+def test_the_earliest_failure_of_any_worker_is_reported(job):
+    record_failure(job.logs_folder, 3, DataError("sample a: cut.png ends early", "repair it"))
+    record_failure(job.logs_folder, 3, RuntimeError("Exception thrown from user defined Python function in dataset."))
+    record_failure(job.logs_folder, 1, RuntimeError("lost its partner"))
+    fault = explain_failure(job, ONE_NODE, 4, 1, None)
+    assert (fault.what, fault.hint) == ("worker 3 failed: sample a: cut.png ends early", "repair it")
 
 
-@pytest.mark.parametrize("text", ["here", "10.0.0.1", "10.0.0.1:", ":8118", "10.0.0.1:port", "10.0.0.1:70000"])
-def test_a_master_that_is_no_address(text):
-    with pytest.raises(ConfigError, match="ADDRESS:PORT"):
-        parse_master(text)
-
-
-def test_nodes_that_do_not_fit():
-    assert parse_master("10.0.0.1:8118") == ("10.0.0.1", 8118)
-    with pytest.raises(ConfigError, match="node 2 of 2 does not exist"):
-        Nodes(2, 2, ("10.0.0.1", 8118))
-    with pytest.raises(ConfigError, match="a place to meet"):
-        Nodes(count=2)
-
-
-def test_one_device_is_not_trained_twice_by_two_nodes(job):
-    with pytest.raises(ConfigError, match="1 devices cannot be shared evenly by 2 nodes"):
-        worker_command(load_preset("tiny-stage2"), job, Nodes(2, 0, ("10.0.0.1", 8118)))
-
-
-def test_force_removes_neither_what_is_no_runs_nor_what_it_is_to_begin_with(job):
-    make_out(job, force=False)
-    job.save()
-    (job.out / "thesis.txt").write_text("mine")
-    with pytest.raises(LlavaNextError, match=r"holds thesis.txt beside a run"):
-        make_out(job, force=True)
-    (job.out / "thesis.txt").unlink()
-    job.model_folder.mkdir()
-    with pytest.raises(LlavaNextError, match="lies in the run that --force would remove"):
-        make_out(replace(job, checkpoint=job.model_folder), force=True)
-    assert job.model_folder.is_dir()
-    job.file.write_text("{}")
-    with pytest.raises(LlavaNextError, match="holds something that is no training run"):
-        make_out(job, force=True)
-
-
-def test_two_commands_do_not_share_a_folder(job):
-    with claim(job.out, 0):
-        with pytest.raises(LlavaNextError, match="is in use by another"), claim(job.out, 0):
-            pass
-        with claim(job.out, 1):  # another node of the same run
-            make_out(job, force=False, nodes=2)
-    assert not [path for path in job.out.iterdir() if path.name.startswith(".")]
-    with claim(job.out.with_name("other"), 0):
-        pass
-    assert not job.out.with_name("other").exists(), "nothing was written"
-
-
-def test_the_first_fault_of_a_worker_counts(tmp_path):
-    record_failure(tmp_path, 3, DataError("sample a: cut.png ends early", "mend it"))
-    record_failure(tmp_path, 3, RuntimeError("Exception thrown from user defined Python function in dataset."))
-    record = json.loads((tmp_path / "failure_3.json").read_text())
-    assert (record["what"], record["hint"]) == ("sample a: cut.png ends early", "mend it")
-
-
-def test_a_reader_that_was_killed_is_named(job):
-    make_out(job, force=False)
-    job.save()
+def test_a_data_reader_that_was_killed_is_named(job):
     log = "[CRITICAL] Dataset worker process 22261 was killed by signal: Killed. Main process will be terminated."
     (job.logs_folder / "worker_0.log").write_text(log)
     fault = explain_failure(job, ONE_NODE, 1, 143, None)
-    assert fault.what == "a data reader of worker 0 was ended: Killed"
+    assert fault.what == "a data reader of worker 0 was killed: Killed"
     assert "data.workers" in fault.hint

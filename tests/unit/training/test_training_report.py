@@ -6,14 +6,14 @@ import re
 
 import pytest
 
-from llavanext_cli.training.job import Job
+from llavanext_cli.training.job import TrainJob
 from llavanext_cli.training.plan import RunPlan
-from llavanext_cli.training.report import smooth, write_report
+from llavanext_cli.training.train_report import smooth, write_report
 
 
 @pytest.fixture
 def job(tmp_path):
-    return Job("tiny-stage2", ("train.steps=40", "a=<b>"), None, tmp_path / "data", tmp_path / "base", tmp_path)
+    return TrainJob("tiny-stage2", ("train.steps=40", "a=<b>"), None, tmp_path / "data", tmp_path / "base", tmp_path)
 
 
 def line(step: int, loss: float | None = None) -> str:

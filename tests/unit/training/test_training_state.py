@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole or not there, whatever ends the writer; and their way back together from slices."""
+"""Checkpoints of a run: whole or absent, whatever ends the writer; and how slices of devices are joined."""
 
 import json
 import os
@@ -10,16 +10,16 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
+from llavanext_cli.config.schema import Parallel
 from llavanext_cli.errors import CheckpointError, TrainingError
-from llavanext_cli.training import saving
-from llavanext_cli.training.saving import CheckpointSaver, write_slices
+from llavanext_cli.training import session
 from llavanext_cli.training.session import TrainingSession
+from llavanext_cli.training.slices import write_slices
 from llavanext_cli.training.state import (
     RunState,
     check_settings,
@@ -28,6 +28,7 @@ from llavanext_cli.training.state import (
     open_run_state,
     read_exact,
     remove_leftovers,
+    step_folder,
 )
 from llavanext_cli.weights.checkpoint import open_checkpoint, write_checkpoint
 from llavanext_cli.weights.keymap import expected_parameters
@@ -77,11 +78,20 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
-def saver_of(base: Path, **changes) -> CheckpointSaver:
-    whole = {name: array.shape for name, array in arrays_of(0).items()}
-    return CheckpointSaver(
-        open_checkpoint(base), **({"settings": SETTINGS, "rank": 0, "ranks": 1, "whole": whole} | changes)
-    )
+class FakeCell:
+    """A training cell. Compiling it slices its parameters: here whoever sets `arrays` does."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+
+    def parameters_dict(self):
+        return {name: SimpleNamespace(shape=a.shape, asnumpy=lambda a=a: a) for name, a in self.arrays.items()}
+
+
+def save(base: Path, folder: Path, step: int, final: bool = False) -> None:
+    session = TrainingSession(open_checkpoint(base), settings=SETTINGS)
+    session.begin(FakeCell(arrays_of(step)))
+    session.save(folder, step, final)
 
 
 def read_all(state: RunState) -> dict[str, np.ndarray]:
@@ -92,14 +102,14 @@ WRITER = """
 import sys
 import time
 from pathlib import Path
-from tests.unit.training.test_training_state import arrays_of, saver_of
+from tests.unit.training.test_training_state import save
 from llavanext_cli.training.state import keep_newest, step_folder
 base, checkpoints = Path(sys.argv[1]), Path(sys.argv[2])
-saver, step = saver_of(base), int(sys.argv[3])
+step = int(sys.argv[3])
 while True:
     step += 1
     begun = time.monotonic()
-    saver.save(step_folder(checkpoints, step), arrays_of(step), step, {})
+    save(base, step_folder(checkpoints, step), step)
     keep_newest(checkpoints, 2)
     print(time.monotonic() - begun, flush=True)
 """
@@ -132,10 +142,9 @@ def test_a_writer_killed_at_twenty_random_moments_never_leaves_a_checkpoint_that
     assert leftovers > 3, "writers were killed in the middle"
 
 
-def test_what_was_changed_later_is_passed_over(base, tmp_path):
-    saver = saver_of(base)
+def test_a_checkpoint_that_was_changed_is_skipped(base, tmp_path):
     for step in (1, 2, 3, 4):
-        saver.save(tmp_path / f"step-{step:08d}", arrays_of(step), step, {})
+        save(base, step_folder(tmp_path, step), step)
     (tmp_path / "step-00000004" / "training" / "state.json").unlink()
     weights = next((tmp_path / "step-00000003").glob("model-*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
@@ -145,7 +154,7 @@ def test_what_was_changed_later_is_passed_over(base, tmp_path):
     assert found.step == 1
     assert [folder.name for folder in damaged] == ["step-00000004", "step-00000003", "step-00000002"]
     reasons = list(damaged.values())
-    assert "no training/state.json" in reasons[0]
+    assert "training/state.json is missing" in reasons[0]
     assert "is damaged" in reasons[1]
     assert find_run_state(tmp_path / "empty") == (None, {})
 
@@ -155,40 +164,36 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(base, tmp_path, monkeypatch):
 
     from llavanext_cli.weights import stream
 
-    saver = saver_of(base)
-    saver.save(tmp_path / "step-00000001", arrays_of(1), 1, {})
+    save(base, tmp_path / "step-00000001", 1)
     monkeypatch.setattr(stream.os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     with pytest.raises(CheckpointError, match="the disk is full"):
-        saver.save(tmp_path / "step-00000002", arrays_of(2), 2, {})
+        save(base, tmp_path / "step-00000002", 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert open_run_state(tmp_path / "step-00000001").step == 1
 
 
 def test_the_newest_are_kept(base, tmp_path):
-    saver = saver_of(base)
     for step in (8, 9, 10):
-        saver.save(tmp_path / f"step-{step:08d}", arrays_of(step), step, {})
+        save(base, step_folder(tmp_path, step), step)
     keep_newest(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000009", "step-00000010"]
 
 
 def test_other_settings_are_refused_with_both_values(base, tmp_path):
-    saver_of(base).save(tmp_path / "run" / "checkpoints" / "step-00000001", arrays_of(1), 1, {})
+    save(base, tmp_path / "run" / "checkpoints" / "step-00000001", 1)
     state, _ = find_run_state(tmp_path / "run" / "checkpoints")
     check_settings(state, SETTINGS)
     with pytest.raises(TrainingError, match="other settings") as fault:
         check_settings(state, SETTINGS | {"samples": 47})
-    assert fault.value.details == ("samples: 48 until now, 47 asked for",)
+    assert fault.value.details == ("samples: 48 until now, 47 with this command",)
 
 
 def test_the_final_model_has_no_state(base, tmp_path):
-    saver_of(base).save(tmp_path / "model", arrays_of(3), 3, {"step": 3}, final=True)
+    save(base, tmp_path / "model", 3, final=True)
     opened = open_checkpoint(tmp_path / "model")
     assert opened.manifest["extra"] == {"step": 3}
     assert not (tmp_path / "model" / "training").exists()
 
-
-# ---------------------------------------------------------------------------------------------------- slices of devices
 
 GRID = (4, 2)
 """8 ranks: data parallel 4, tensor parallel 2."""
@@ -216,57 +221,71 @@ def cut(arrays, layouts, rank):
     return {name: array[slices(name, array)] for name, array in arrays.items()}
 
 
-def test_slices_of_eight_ranks_become_one_folder(base, tmp_path):
+@pytest.fixture
+def sliced(base, monkeypatch):
+    """`sliced(rank, ranks)` is the session of one rank whose cell was compiled, and so holds slices."""
     arrays, layouts = layouts_and_arrays()
-    whole = {name: array.shape for name, array in arrays.items()}
-    folder = tmp_path / "step-00000005"
-    parts = tmp_path / ".step-00000005.parts"
-    parts.mkdir()
+    monkeypatch.setattr(TrainingSession, "_layouts", lambda self: layouts)
+
+    def build(rank: int, ranks: int) -> TrainingSession:
+        parallel = Parallel(devices=ranks, data=ranks)
+        result = TrainingSession(open_checkpoint(base), settings=SETTINGS, rank=rank, parallel=parallel)
+        cell = FakeCell(arrays)
+        result.begin(cell)
+        assert not result.sliced
+        cell.arrays = cut(arrays, layouts, rank)
+        assert result.sliced
+        return result
+
+    build.arrays = arrays
+    return build
+
+
+def test_slices_of_eight_ranks_become_one_folder(sliced, tmp_path):
+    folder, parts = tmp_path / "step-00000005", tmp_path / ".step-00000005.parts"
     for rank in range(1, 8):
-        write_slices(parts, cut(arrays, layouts, rank), whole, layouts, rank=rank, stage=8)
+        sliced(rank, 8).save(folder, 5)
     sizes = [(parts / f"rank_{rank}.safetensors").stat().st_size for rank in range(1, 8)]
-    assert max(sizes) < 0.2 * sum(array.nbytes for array in arrays.values()), "copies are written once"
-    saver = saver_of(base, ranks=8, layouts=lambda: layouts)
-    saver.save(folder, cut(arrays, layouts, 0), 5, {})
+    assert max(sizes) < 0.2 * sum(array.nbytes for array in sliced.arrays.values()), "copies are written once"
+    sliced(0, 8).save(folder, 5)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     state = open_run_state(folder)
     back = load_parameters(state.model) | read_all(state)
-    assert back.keys() == arrays.keys()
-    assert all(np.array_equal(back[name], arrays[name]) for name in arrays)
+    assert back.keys() == sliced.arrays.keys()
+    assert all(np.array_equal(back[name], sliced.arrays[name]) for name in back)
 
 
-def test_a_rank_that_fails_ends_the_wait_of_the_first(base, tmp_path):
-    arrays, layouts = layouts_and_arrays()
-    parts = tmp_path / ".step-00000005.parts"
-    parts.mkdir()
-    (parts / "rank_1.failed").touch()
-    saver = saver_of(base, ranks=2, layouts=lambda: layouts)
+def test_a_rank_that_fails_ends_the_wait_of_the_first(sliced, tmp_path, monkeypatch):
+    folder = tmp_path / "step-00000005"
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "write_slices", full)
+        with pytest.raises(CheckpointError, match="the disk is full"):
+            sliced(1, 2).save(folder, 5)
     with pytest.raises(CheckpointError, match=r"ranks \[1\] did not write"):
-        saver.save(tmp_path / "step-00000005", cut(arrays, layouts, 0), 5, {})
+        sliced(0, 2).save(folder, 5)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_on_the_first_rank_waits_for_the_others_and_leaves_nothing(base, tmp_path, monkeypatch):
-    arrays, layouts = layouts_and_arrays()
-    whole = {name: array.shape for name, array in arrays.items()}
-    parts = tmp_path / ".model.parts"
-    parts.mkdir()
+def test_a_full_disk_on_the_first_rank_waits_for_the_others_and_leaves_nothing(sliced, tmp_path, monkeypatch):
+    folder, first, second = tmp_path / "model", sliced(0, 2), sliced(1, 2)
 
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(saving, "write_slices", full)
-
-    def write_late() -> None:
+    def late(*words, rank, **more) -> None:
+        if rank == 0:
+            full()
         time.sleep(0.5)
-        write_slices(parts, cut(arrays, layouts, 1), whole, layouts, rank=1, stage=2)
+        write_slices(*words, rank=rank, **more)
 
-    other = threading.Thread(target=write_late)
+    monkeypatch.setattr(session, "write_slices", late)
+    other = threading.Thread(target=second.save, args=(folder, 5, True))
     other.start()
     with pytest.raises(CheckpointError, match="the disk is full"):
-        saver_of(base, ranks=2, layouts=lambda: layouts).save(tmp_path / "model", cut(arrays, layouts, 0), 5, {}, True)
+        first.save(folder, 5, True)
     other.join()
     assert list(tmp_path.iterdir()) == [], "what is left would be joined with the slices of the next attempt"
+
+
+def full(*_, **__):
+    raise OSError(28, "No space left on device")
 
 
 def test_what_a_killed_run_left_of_its_slices_is_removed_before_the_next_start(tmp_path):
@@ -277,42 +296,3 @@ def test_what_a_killed_run_left_of_its_slices_is_removed_before_the_next_start(t
     assert sorted(path.name for path in (*tmp_path.iterdir(), *checkpoints.iterdir())) == [
         "checkpoints", "model", "step-00000004",
     ]  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------------- who is sliced
-
-
-class FakeCell:
-    """A training cell that MindSpore compiles inside another one: the layouts are noted there, not here."""
-
-    parameter_layout_dict: ClassVar[dict] = {}
-
-    def __init__(self, arrays):
-        self.arrays = dict(arrays)
-
-    def parameters_dict(self):
-        return {name: SimpleNamespace(shape=a.shape, asnumpy=lambda a=a: a) for name, a in self.arrays.items()}
-
-
-def test_every_rank_of_a_cut_model_writes_its_slices_and_the_first_joins_them(base, tmp_path, monkeypatch):
-    arrays, layouts = layouts_and_arrays()
-    monkeypatch.setattr(TrainingSession, "_layouts", lambda self: layouts)
-    parallel = SimpleNamespace(devices=8, pipeline=1)
-    for rank in (*range(1, 8), 0):
-        session = TrainingSession(
-            SimpleNamespace(),
-            open_checkpoint(base),
-            settings=SETTINGS,
-            note={},
-            rank=rank,
-            parallel=parallel,
-            state=None,
-        )
-        cell = FakeCell(arrays)
-        session.begin(cell)
-        assert not session.sliced
-        cell.arrays = cut(arrays, layouts, rank)  # what compiling does
-        assert session.sliced
-        session.save(tmp_path / "step-00000005", 5)
-    back = read_all(open_run_state(tmp_path / "step-00000005"))
-    assert back and all(np.array_equal(back[name], arrays[name]) for name in back)

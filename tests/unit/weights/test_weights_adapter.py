@@ -7,7 +7,7 @@ import pytest
 
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.config.schema import Lora
-from llavanext_cli.training.saving import plan_array
+from llavanext_cli.training.slices import plan_array
 from llavanext_cli.weights.adapter import adapter_parameters, is_adapter, merge_adapter
 from llavanext_cli.weights.dtypes import narrow_to, read_chunks, to_bytes, widen
 from llavanext_cli.weights.stream import Extent, Made, PlannedTensor

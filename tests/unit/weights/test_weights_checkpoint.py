@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.training.saving import plan_array
+from llavanext_cli.training.slices import plan_array
 from llavanext_cli.weights.checkpoint import open_checkpoint, save_checkpoint_folder
 from llavanext_cli.weights.convert import run_convert
 from tests.loading import load_parameters

@@ -1,4 +1,4 @@
-"""`train_report.html`: the curves of a run, drawn from its metrics when it ends, however it ends."""
+"""`train_report.html`: the curves of a run, drawn from its metrics when it ends for any reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llavanext_cli.files import write_whole
 from llavanext_cli.plots import curve, facts, page
 
 if TYPE_CHECKING:
-    from llavanext_cli.training.job import Job
+    from llavanext_cli.training.job import TrainJob
     from llavanext_cli.training.plan import RunPlan
 
 SMOOTHED = 20
@@ -20,7 +20,7 @@ SMOOTHED = 20
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that was cut off, and a file that is not there, count for nothing."""
+    """The lines of metrics.jsonl, without one that was cut off; none when the file is missing."""
     lines = []
     with contextlib.suppress(FileNotFoundError):
         for text in file.read_text(encoding="utf-8").splitlines():
@@ -29,8 +29,8 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_report(job: Job, plan: RunPlan, skipped: int = 0) -> None:
-    """Draw what is in the metrics of a run, those from before it was resumed too, if there is anything yet.
+def write_report(job: TrainJob, plan: RunPlan, skipped: int = 0) -> None:
+    """Draw the metrics of a run, those from before it was resumed too. Without any there is no report.
 
     Args:
         plan: steps and samples of the whole run.
@@ -67,7 +67,7 @@ def write_report(job: Job, plan: RunPlan, skipped: int = 0) -> None:
 
 
 def smooth(points: list[tuple[float, float]], width: int = SMOOTHED) -> list[tuple[float, float]]:
-    """The mean of each point and those before it, `width` at most; points that are no number are left out."""
+    """The mean of each point and those before it, at most `width`. NaN and infinite points are left out."""
     kept = [point for point in points if math.isfinite(point[1])]
     means = []
     for end in range(1, len(kept) + 1):

@@ -1,7 +1,7 @@
-"""One worker of a training run: `python worker.py JOB.json`, started by launch.py.
+"""One worker of a training run: `python train_worker.py JOB.json`, started by launch.py.
 
 It builds the network, fills every weight from the checkpoint, and hands network, data and callback to MindFormers'
-`Trainer`. What goes wrong is left as `failure_RANK.json` beside its log, where the launcher finds the earliest.
+`Trainer`. A failure is written to `failure_RANK.json` beside its log, where the launcher finds the earliest.
 """
 
 from __future__ import annotations
@@ -16,31 +16,36 @@ from llavanext_cli.config.presets import load_preset
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.launching.processes import end_with_parent
 from llavanext_cli.model.runtime import load_libraries
-from llavanext_cli.training.failures import record_failure
-from llavanext_cli.training.job import Job
+from llavanext_cli.training.failures import RESUME, record_failure
+from llavanext_cli.training.job import TrainJob
 from llavanext_cli.training.stopping import GracefulStop
 from llavanext_cli.weights.checkpoint import open_checkpoint
+
+RANK = int(os.environ.get("RANK_ID", "0"))
+"""Of this worker, from msrun; 0 when it was started directly."""
+RANKS = int(os.environ.get("MS_WORKER_NUM", "1"))
+"""Workers of the run, on all machines."""
 
 
 def main() -> None:
     end_with_parent()
-    job = Job.load(Path(sys.argv[1]))
-    stop = GracefulStop(job.stop_file, _rank(), _ranks())
+    job = TrainJob.load(Path(sys.argv[1]))
+    stop = GracefulStop(job.stop_file, RANK, RANKS)
     if os.environ.get("MS_ROLE") == "MS_SCHED":  # msrun starts its scheduler by this file too
         run_worker(job, stop)
         return
-    (job.logs_folder / f"worker_{_rank()}.pid").write_text(str(os.getpid()), encoding="ascii")
-    signal.signal(signal.SIGTERM, lambda *_: stop.told.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends the workers in order
+    (job.logs_folder / f"worker_{RANK}.pid").write_text(str(os.getpid()), encoding="ascii")
+    signal.signal(signal.SIGTERM, lambda *_: stop.requested.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's, which ends the workers in order
     try:
         run_worker(job, stop)
     except Exception as fault:
-        record_failure(job.logs_folder, _rank(), fault)
+        record_failure(job.logs_folder, RANK, fault)
         raise
 
 
-def run_worker(job: Job, stop: GracefulStop) -> None:
-    """Train as the job says; the first worker writes metrics and checkpoints. `stop` may end the run after a step."""
+def run_worker(job: TrainJob, stop: GracefulStop) -> None:
+    """Train. The first worker writes metrics and checkpoints; `stop` may end the run after a step."""
     checkpoint = open_checkpoint(job.checkpoint)
     preset = load_preset(job.preset, job.overrides, job.devices, checkpoint.architecture)
     threads = int(os.environ["OMP_NUM_THREADS"]) if preset.runtime.target == "CPU" else None  # the launcher's share
@@ -63,30 +68,29 @@ def run_worker(job: Job, stop: GracefulStop) -> None:
 
     train = preset.train
     assert train is not None, "launch.py starts train presets only"
-    state = open_run_state(job.resume, compare=False) if job.resume else None  # the launcher has compared it
     file = read_samples(job.data)
     plan = plan_run(preset, len(file))
     config, network = build_preset_network(
         preset, architecture=checkpoint.architecture, folder=job.libraries_folder, steps=plan.steps
     )
     rank = get_rank() if preset.parallel.devices > 1 else 0
-    job.check_same(job.file)
+    job = job.join_first_node()
+    state = open_run_state(job.resume, compare=False) if job.resume else None  # the launcher has compared it
     lora = train.lora if train.method == "lora" else None
     load_into(network, state.model if state else checkpoint)
-    if state and lora:  # the state's own are merged already
+    if state and lora:  # in the state's own weights the matrices are merged already
         load_into(network, checkpoint, only=adapted_weights(checkpoint.architecture, lora))
     freeze(network, train)
 
     first = state.step if state else 0
     order = SampleOrder(plan.samples, shuffle=preset.data.shuffle, seed=train.seed)
-    group_size = preset.parallel.tensor * preset.parallel.pipeline
     per_worker = train.batch_size * train.accumulate
     mine = RankOrder(
         order,
         first=first * plan.global_batch,
         steps=plan.steps - first,
         batch=per_worker,
-        rank=rank // group_size,
+        rank=rank // (preset.parallel.tensor * preset.parallel.pipeline),
         ranks=preset.parallel.data,
     )
     skipped = job.skipped_file if job.on_bad == "skip" else None
@@ -99,26 +103,22 @@ def run_worker(job: Job, stop: GracefulStop) -> None:
                 stream.write(line + "\n")
 
     session = TrainingSession(
-        network,
         checkpoint,
-        settings=run_settings(preset, plan, digest_file(job.data), checkpoint.digest),
-        note={"preset": preset.name, "steps": plan.steps},
         rank=rank,
         parallel=preset.parallel,
+        settings=run_settings(preset, plan, digest_file(job.data), checkpoint.digest),
+        note={"preset": preset.name, "steps": plan.steps},
         state=state,
         lora=lora,
     )
     monitor = TrainingMonitor(
         job.metrics_file if rank == 0 else None,
-        steps=plan.steps,
-        global_batch=plan.global_batch,
-        log_every=train.log_every,
-        save_every=train.save_every,
-        save=session.save,
-        checkpoints=job.checkpoints_folder,
-        keep=train.keep,
+        job.checkpoints_folder,
+        plan,
+        train,
         first=first,
         begin=session.begin,
+        save=session.save,
         batch=lambda step: [file[order[(step - 1) * plan.global_batch + n]].id for n in range(plan.global_batch)],
         warn=warn,
         should_stop=stop.reached,
@@ -128,20 +128,8 @@ def run_worker(job: Job, stop: GracefulStop) -> None:
     try:
         session.save(job.model_folder, plan.steps, final=True)
     except CheckpointError as fault:
-        saved = any(job.checkpoints_folder.glob("step-*"))
-        goes_on = " The same command with --resume goes on from the newest checkpoint." if saved else ""
-        hint = f"{fault.hint}{goes_on}".strip()
-        raise CheckpointError(fault.what, hint, fault.details) from fault
-
-
-def _rank() -> int:
-    """The rank that msrun gave this process; 0 when it was started directly."""
-    return int(os.environ.get("RANK_ID", "0"))
-
-
-def _ranks() -> int:
-    """How many workers msrun started, on all machines."""
-    return int(os.environ.get("MS_WORKER_NUM", "1"))
+        resume = RESUME if any(job.checkpoints_folder.glob("step-*")) else ""
+        raise CheckpointError(fault.what, f"{fault.hint} {resume}".strip(), fault.details) from fault
 
 
 if __name__ == "__main__":
