@@ -61,6 +61,15 @@ def test_media_that_are_gone_since_mix_are_counted_though_their_sizes_are_known(
     assert "--on-bad skip" in said
 
 
+def test_a_missing_weight_stops_the_run_with_its_name(command, tiny_checkpoint, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken)
+    manifest = json.loads((broken / "llavanext_manifest.json").read_text())
+    del manifest["tensors"]["image_newline"]
+    (broken / "llavanext_manifest.json").write_text(json.dumps(manifest))
+    assert "image_newline" in refused(*command(checkpoint=broken))
+
+
 def test_an_occupied_port(command):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

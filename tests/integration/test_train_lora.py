@@ -1,8 +1,7 @@
-"""`train --set train.method=lora`: what learns, what is written, how a run goes on, and what two workers do."""
+"""`train --set train.method=lora`: what is trained, what is written, how a run is resumed, and what two workers do."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -15,8 +14,7 @@ from safetensors.numpy import load_file
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.weights.adapter import adapted_weights
 from llavanext_cli.weights.checkpoint import open_checkpoint
-from tests.integration.test_ask import SHORT
-from tests.integration.test_train import COMMON, losses
+from tests.integration.test_train import COMMON, losses, weights
 
 STEPS, SAVED = 12, 6
 TRAINED = ("projector", "newline", "language")
@@ -39,10 +37,6 @@ def command(data: Path, checkpoint: Path, out: Path, *more: str, batch: int = 4)
     for setting in (*SETTINGS, f"train.batch_size={batch}"):
         words += ["--set", setting]
     return [*map(str, [sys.executable, "-m", "llavanext_cli", *words, *more])]
-
-
-def weights(folder: Path) -> dict[str, np.ndarray]:
-    return load_file(next(folder.glob("*.safetensors")))
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +75,8 @@ def test_a_checkpoint_holds_the_merged_model_and_the_matrices(lora_run, tiny_che
     assert any(name.startswith("projector.") for name in learning)
 
 
-def test_the_model_answers(lora_run, run_llavanext, media):
-    words = ["ask", "what is it?", "--image", media / "1.png", "--checkpoint", lora_run / "model", "--json", *SHORT]
-    done = run_llavanext(*words)
-    assert done.returncode == 0, done.stderr
-    assert 0 < len(json.loads(done.stdout)["tokens"]) <= 6
-
-
 @pytest.mark.full
-def test_a_run_goes_on_from_the_matrices_not_from_what_was_merged(lora_run, data, tiny_checkpoint, tmp_path):
+def test_a_run_resumes_from_the_matrices_and_not_from_the_merged_weights(lora_run, data, tiny_checkpoint, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(lora_run, out)
     shutil.rmtree(out / "model")
