@@ -55,7 +55,7 @@ def test_media_that_are_gone_since_mix_are_counted_though_their_sizes_are_known(
         line["media"][0] |= {"path": "gone.png", "size": [28, 28]}
     lines[15] = sample("s15", "video", "gone.mp4", "what?", "a cat")
     said = refused(*command(data=write_samples(tmp_path / "data.jsonl", media, lines)))
-    assert "Error: 13 of 16 samples name a picture or clip that is not there\n" in said
+    assert "Error: 13 of 16 samples name an image or video that does not exist\n" in said
     assert f"  sample s0: {media / 'gone.png'}\n" in said
     assert "  ... and 3 more\n" in said
     assert "--on-bad skip" in said

@@ -101,11 +101,11 @@ def test_a_worker_is_killed_then_ctrl_c_then_the_end(command, uninterrupted, tmp
     assert changed.returncode == 1
     assert "train.learning_rate: 0.0015 until now, 0.0001 with this command" in changed.stderr
 
-    talk = stop(start_and_wait(command(out, "--resume"), out, 9), signal.SIGINT, 130)
+    talk = stop(start_and_wait(command(out, "--resume"), out, 15), signal.SIGINT, 130)
     assert "resuming after step 6 of 20" in talk
     assert marked(out) == []
     (saved,) = (out / "checkpoints").glob("step-*")
-    assert int(saved.name[5:]) >= 9
+    assert int(saved.name[5:]) >= 15
     assert f"stopped by Ctrl-C; the newest checkpoint is {saved.name}" in talk
 
     # A checkpoint that was damaged is skipped, here for the start of the run.
