@@ -1,16 +1,18 @@
-"""`llavanext fetch`: bring models and data sets into a folder."""
+"""`llavanext fetch`: download models and data sets into a folder."""
 
 from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llavanext_cli import console, options
-from llavanext_cli.fetching.paths import files
 from llavanext_cli.units import format_size
+
+if TYPE_CHECKING:
+    from llavanext_cli.fetching.request import FetchRequest
 
 
 class Source(str, Enum):
@@ -36,7 +38,7 @@ def fetch(
         typer.Option(
             "--check",
             metavar="DIR",
-            help="Read what was fetched into DIR and repair what is broken; with --dry-run only say what is.",
+            help="Read what was fetched into DIR and repair what is broken; with --dry-run only list it.",
             show_default=False,
         ),
     ] = None,
@@ -73,8 +75,8 @@ def fetch(
     """Download models and data sets, whole and verified, to where the other commands look for them.
 
     Archives of the artifacts in --list are unpacked; those of other repositories and addresses stay as they are.
-    A download that was cut off, or killed, goes on where it ended when the same command runs again. Tokens are read
-    from HF_TOKEN (or MODELSCOPE_API_TOKEN), mirrors from HF_ENDPOINT, proxies from HTTPS_PROXY.
+    A download that was cut off or killed resumes when the same command runs again. Tokens are read from HF_TOKEN
+    (or MODELSCOPE_API_TOKEN), mirrors from HF_ENDPOINT, proxies from HTTPS_PROXY.
 
     Example:
       llavanext fetch video-7b --to models/video-7b
@@ -86,7 +88,8 @@ def fetch(
 
     Next: llavanext convert models/video-7b models/video-7b-mindspore
     """
-    fetching = {
+    given = {
+        "a name": names,
         "--to": to,
         "--revision": revision,
         "--only": only,
@@ -94,72 +97,47 @@ def fetch(
         "--keep-archives": keep_archives,
         "--force": force,
     }
-    useless = ["a name"] * bool(names) + [option for option, value in fetching.items() if value]
     if list_artifacts:
-        useless += ["--check"] * (check is not None) + ["--dry-run"] * dry_run
-        if useless:
-            raise typer.BadParameter(f"--list shows what there is: leave {', '.join(useless)} out")
+        given |= {"--check": check, "--dry-run": dry_run}
+    useless = ", ".join(option for option, value in given.items() if value)
+    if useless and list_artifacts:
+        raise typer.BadParameter(f"--list only shows the artifacts: omit {useless}")
+    if useless and check is not None:
+        raise typer.BadParameter(f"--check takes a folder and repairs it: omit {useless}")
+    if list_artifacts:
         _list(json)
         return
-    if check is not None:
-        if useless:
-            raise typer.BadParameter(f"--check takes a folder and repairs it: leave {', '.join(useless)} out")
-        _check(check, source.value, endpoint, jobs, timeout, retries, dry_run, json)
-        return
-    if not names:
+    if check is None and not names:
         raise typer.BadParameter("name what to fetch, or use --list or --check DIR")
-    if to is None:
+    if check is None and to is None:
         from llavanext_cli.fetching.registry import find_artifact
 
         for name in names:
-            find_artifact(name)  # an unknown name is told of first
+            find_artifact(name)  # an unknown name is reported first
         raise typer.BadParameter("--to FOLDER is missing")
 
-    from llavanext_cli.fetching.net import Limits
-    from llavanext_cli.fetching.run import run_fetch
+    from llavanext_cli.fetching.request import FetchRequest
 
+    request = FetchRequest(
+        to=check or to,
+        names=tuple(names or ()),
+        source=source.value,
+        endpoint=endpoint,
+        revision=revision,
+        only=tuple(only or ()),
+        shards=shards,
+        keep_archives=keep_archives,
+        jobs=jobs,
+        timeout=timeout,
+        retries=retries,
+        dry_run=dry_run,
+        force=force,
+    )
     try:
-        report = run_fetch(
-            names,
-            to,
-            source=source.value,
-            endpoint=endpoint,
-            revision=revision,
-            only=only or (),
-            shards=shards,
-            jobs=jobs,
-            keep_archives=keep_archives,
-            dry_run=dry_run,
-            force=force,
-            limits=Limits(stall=timeout, retries=retries),
-            stage=lambda label: console.progress(label, "bytes"),
-            note=console.say,
-        )
+        (_fetch if check is None else _check)(request, json)
     except KeyboardInterrupt:
-        console.say("What has arrived is kept: the same command goes on from there, if the server can resume.")
+        console.say("What has arrived is kept: run the same command again to resume.")
         raise
-    if json:
-        console.out_json(report)
-        return
-    for artifact in report.artifacts:
-        where = f", from {artifact.where}" if artifact.where != artifact.name else ""
-        revision = f" at {artifact.revision[:12]}" if where and artifact.revision else ""
-        console.say(f"{artifact.name}: {files(artifact.files)}, {format_size(artifact.bytes)}{where}{revision}")
-    free = f"{format_size(report.needed)} of disk needed, {format_size(report.free)} free"
-    if dry_run:
-        console.say(f"To fetch: {files(report.fetched)}, {format_size(report.transferred)}; {free}.")
-        if report.needed > report.free:
-            console.warn("the disk is too small for that")
-        return
-    kept = f"{report.ready} {'was' if report.ready == 1 else 'were'} there"
-    if report.adopted:
-        kept += f", {report.adopted} more recognised"
-    if report.unverified:
-        whose = "its" if report.unverified == 1 else "their"
-        console.say(f"{files(report.unverified)} without a published digest: {whose} size alone was checked.")
-    console.say(f"{files(report.fetched)} fetched ({format_size(report.transferred)}), {kept}: {report.folder}")
-    for command in report.next:
-        console.next_step(command)
 
 
 def _list(json: bool) -> None:
@@ -172,40 +150,52 @@ def _list(json: bool) -> None:
     for artifact in ARTIFACTS.values():
         first = artifact.hub.repo if artifact.hub else artifact.web.url.partition("://")[2]
         rows.append((artifact.name, format_size(artifact.size), first, artifact.licence, artifact.purpose))
-    console.table(("name", "size", "source", "licence", "what for"), rows)
+    console.table(("name", "size", "source", "licence", "purpose"), rows)
 
 
-def _check(
-    folder: Path,
-    source: str,
-    endpoint: str | None,
-    jobs: int,
-    timeout: float,
-    retries: int,
-    dry_run: bool,
-    json: bool,
-) -> None:
-    from llavanext_cli.fetching.check import check_folder
-    from llavanext_cli.fetching.net import Limits
+def _fetch(request: FetchRequest, json: bool) -> None:
+    from llavanext_cli.fetching.run import run_fetch
 
-    report = check_folder(
-        folder,
-        repair=not dry_run,
-        source=source,
-        endpoint=endpoint,
-        jobs=jobs,
-        limits=Limits(stall=timeout, retries=retries),
-        stage=lambda label: console.progress(label, "bytes"),
-        note=console.say,
-    )
+    report = run_fetch(request, progress=lambda label: console.progress(label, "bytes"))
+    if json:
+        console.out_json(report)
+        return
+    for artifact in report.artifacts:
+        where = f", from {artifact.where}" if artifact.where != artifact.name else ""
+        revision = f" at {artifact.revision[:12]}" if where and artifact.revision else ""
+        console.say(f"{artifact.name}: {_files(artifact.files)}, {format_size(artifact.bytes)}{where}{revision}")
+    if request.dry_run:
+        disk = f"{format_size(report.needed)} of disk needed, {format_size(report.free)} free"
+        console.say(f"To fetch: {_files(report.fetched)}, {format_size(report.transferred)}; {disk}.")
+        if report.needed > report.free:
+            console.warn("the disk is too small for that")
+        return
+    if report.unverified:
+        console.say(f"{_files(report.unverified)} without a published digest: only the size was compared.")
+    existing = f"{report.ready} already there" + (f", {report.adopted} recognised" if report.adopted else "")
+    console.say(f"{_files(report.fetched)} fetched ({format_size(report.transferred)}), {existing}: {report.folder}")
+    for command in report.next:
+        console.next_step(command)
+
+
+def _check(request: FetchRequest, json: bool) -> None:
+    from llavanext_cli.fetching.run import run_check
+
+    report = run_check(request, progress=lambda label: console.progress(label, "bytes"))
     if json:
         console.out_json(report)
     elif report.broken:
+        for line in report.broken:
+            console.say(f"Broken: {line}")
         console.say(
-            f"{files(report.files)} read, {len(report.broken)} of them broken and now whole again "
+            f"{_files(report.files)} read, {len(report.broken)} of them broken and now repaired "
             f"({format_size(report.transferred)} fetched)."
         )
     else:
-        console.say(f"{files(report.files)} read ({format_size(report.bytes)}): all are whole.")
+        console.say(f"{_files(report.files)} read ({format_size(report.bytes)}): all are whole.")
     for name in report.incomplete:
-        console.warn(f"the fetch of {name} has not ended: run it again to go on")
+        console.warn(f"the fetch of {name} has not ended: run it again to resume")
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'' if count == 1 else 's'}"

@@ -1,222 +1,269 @@
-"""The user's folder while `fetch` works in it: the lock, the manifest, and where partial files are kept."""
+"""The user's folder while `fetch` works in it: what is there already, and how a file gets there.
+
+compare     missing, present or verified? What is present is read, unless its size and time are as recorded
+complete    download ──▶ .llavanext/download/… ──digest──▶ rename to its place ──▶ manifest
+                                                    └─ an archive: unpack, rename its members, delete it
+"""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from llavanext_cli.errors import ConfigError
-from llavanext_cli.fetching.digest import Digests
-from llavanext_cli.fetching.faults import explain_disk
-from llavanext_cli.fetching.manifest import (
-    ArchiveRecord,
-    ArtifactRecord,
-    FileRecord,
-    Manifest,
-    Member,
-    read_members,
-    write_members,
-)
-from llavanext_cli.fetching.paths import STATE
-from llavanext_cli.fetching.redaction import cause_of
-from llavanext_cli.fetching.registry import Unpacking
-from llavanext_cli.fetching.remote import Origin
+from llavanext_cli.errors import DataError, FetchError
+from llavanext_cli.fetching.hub import size_on_disk
+from llavanext_cli.fetching.manifest import Manifest, Member, State, is_same_file
+from llavanext_cli.fetching.parallel import run_all
+from llavanext_cli.fetching.remote import STATE, Digests, RemoteFile, hash_file
+from llavanext_cli.fetching.request import FetchRequest
+from llavanext_cli.fetching.sources import Sources
+from llavanext_cli.fetching.unpack import move_file, unpack_archive
 
-SAVE_SECONDS = 2.0
-_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+ATTEMPTS = 2
+"""How often a file whose digest is wrong is downloaded."""
+LISTED = 20
+
+Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""Opens a named stage of the work; its value is called with (bytes done, bytes in all)."""
+
+
+def silent(label: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    return nullcontext(lambda done, total: None)
+
+
+@dataclass
+class Comparison:
+    """What a folder has of the files that are wanted.
+
+    Attributes:
+        ready: verified earlier, and untouched since.
+        adopted: present, and verified by reading. Archives among them are still to be unpacked.
+        missing: to be downloaded.
+        changed: present, and neither what is wanted nor what `fetch` wrote there.
+        broken: lines for what `--check` found.
+        read: files that were read, and `size` their bytes.
+    """
+
+    ready: list[RemoteFile] = field(default_factory=list)
+    adopted: list[tuple[RemoteFile, Digests]] = field(default_factory=list)
+    missing: list[RemoteFile] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    read: int = 0
+    size: int = 0
 
 
 class Folder:
-    """One folder and its manifest. Its methods may be called from several threads."""
+    """One folder and its manifest."""
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.state = root / STATE
-        self.partial = self.state / "partial"
-        self.unpacked = self.state / "unpacked"
-        self.manifest = Manifest.load(root)
-        self._lock = threading.Lock()
-        self._saved, self._dirty = 0.0, False
+    def __init__(self, root: Path, request: FetchRequest, sources: Sources, progress: Progress):
+        """Raises `DataError` when the manifest is broken."""
+        self.root, self.request, self.sources, self.progress = root, request, sources, progress
+        self.manifest = Manifest(root)
+        self.downloads = root / STATE / "download"
+        self._finished = 0
+        self._running: dict[str, RemoteFile] = {}
+        self._moving = threading.Lock()
 
-    def path(self, name: str) -> Path:
-        return self.root / name
+    # ------------------------------------------------------------------------------------------------------- comparing
 
-    def stage(self, name: str, version: str) -> Path:
-        """A folder for what is on its way to `name`; the same one for the same version of it."""
-        return self._stages(name) / _short(version)
+    def compare(self, wanted: Sequence[RemoteFile], rehash: bool = False) -> Comparison:
+        """Find out which files have to be downloaded.
 
-    def clear(self, name: str) -> None:
-        """Remove what was on its way to `name`, other versions included."""
-        shutil.rmtree(self._stages(name), ignore_errors=True)
+        Args:
+            rehash: read every file and every member of an archive, even those that look untouched.
 
-    def bytes_on_their_way(self, name: str, version: str | None = None) -> int:
-        """What an earlier run brought of this version of a file, or of all and unpacked, as the disk counts it."""
-        found = (self._stages(name) if version is None else self.stage(name, version)).rglob("*")
-        return sum(path.stat().st_blocks * 512 for path in found if path.is_file())
+        Raises:
+            DataError: a folder is in the place of a file.
+            OSError: a file cannot be read.
+        """
+        states = {file.path: self.manifest.state_of(file) for file in wanted}
+        doubtful: dict[str, bool] = {}  # path → compute its git blob id
+        for file in wanted:
+            path = self.root / file.path
+            if path.is_dir():
+                raise DataError(f"{path} is a folder, and a file goes there", "Move the folder away.")
+            if path.is_file() and (rehash or states[file.path] is State.PRESENT):
+                doubtful[file.path] = bool(file.git_blob)
+            if rehash:
+                doubtful |= {m.path: False for m in self._members(file) if (self.root / m.path).is_file()}
+        found = self._read(doubtful)
+        result = Comparison(read=len(found), size=sum(digests.size for digests in found.values()))
+        for file in wanted:
+            self._sort(file, states[file.path], found, rehash, result)
+        return result
 
-    def _stages(self, name: str) -> Path:
-        return self.partial / _short(name)
+    def _members(self, file: RemoteFile) -> tuple[Member, ...]:
+        return self.manifest.files[file.path].members if file.path in self.manifest.files else ()
 
-    def record_file(self, name: str, digests: Digests, origin: Origin) -> None:
-        stat = self.path(name).stat()
-        with self._lock:
-            self.manifest.files[name] = FileRecord(digests.size, digests.sha256, stat.st_mtime_ns, origin)
-            self._dirty = True
-            # A file that is not recorded yet when the process dies is recognised by its digest, so not every one of
-            # thousands is worth a write.
-            if time.monotonic() - self._saved > SAVE_SECONDS:
-                self._save()
+    def _read(self, paths: dict[str, bool]) -> dict[str, Digests]:
+        """Hash files, several at once."""
+        total = sum(self.manifest.size_of(path) for path in paths)
+        found: dict[str, Digests] = {}
+        done = 0
 
-    def record_archive(
-        self, name: str, digests: Digests, origin: Origin, rule: Unpacking, members: list[Member]
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+
+        def read(path: str, git: bool) -> None:
+            found[path] = hash_file(self.root / path, git, report=count)
+
+        with self.progress("Checking") if paths else nullcontext(lambda done, total: None) as report:
+            tasks = [partial(read, path, git) for path, git in paths.items()]
+            run_all(tasks, self.request.jobs, self.sources.stop, lambda: report(done, total))
+        return found
+
+    def _sort(
+        self, file: RemoteFile, state: State, found: dict[str, Digests], rehash: bool, result: Comparison
     ) -> None:
-        with self._lock:
-            self.manifest.archives[name] = ArchiveRecord(
-                digests.size,
-                digests.sha256,
-                origin,
-                rule.into,
-                rule.tops,
-                listing_name(name),
-                len(members),
-                sum(member.size for member in members),
+        """Put a file into one of the lists of `result`."""
+        members = self._members(file)
+        reasons = ((member.path, _fault(member, found.get(member.path))) for member in members if rehash)
+        faults = [f"{path}: {reason}" for path, reason in reasons if reason]
+        digests = found.get(file.path)
+        kept = not members or (self.root / file.path).is_file()
+        if rehash and kept and (digests is None or file.mismatch(digests)):
+            faults.append(f"{file.path}: {file.mismatch(digests) if digests else 'missing'}")
+        result.broken += faults
+        if state is State.VERIFIED and not faults and not (rehash and not members):
+            result.ready.append(file)
+        elif digests is not None and file.digest and not file.mismatch(digests):
+            result.adopted.append((file, digests))
+        elif digests is None or rehash or self._is_ours(file):
+            result.missing.append(file)
+        else:
+            result.changed.append(file.path)
+
+    def _is_ours(self, file: RemoteFile) -> bool:
+        """Whether the file that is there is another version of the wanted one, as `fetch` wrote it."""
+        record = self.manifest.files.get(file.path)
+        return record is not None and is_same_file(record.origin, file.origin) and self.manifest.is_untouched(file.path)
+
+    # ------------------------------------------------------------------------------------------------------ completing
+
+    def stage(self, file: RemoteFile) -> Path:
+        """The folder for what is on its way: the same one for the same version of a file."""
+        return self.downloads / f"{_short(file.path)}-{_short(file.digest or file.origin.revision)}"
+
+    def complete(self, comparison: Comparison) -> None:
+        """Adopt, download and unpack. Raises what the first file to fail raised; finished files stay recorded."""
+        try:
+            for file, digests in comparison.adopted:
+                if file.unpacking is not None:
+                    self._unpack(file, self.root / file.path, digests)
+                else:
+                    self.manifest.record(file, digests)
+            files = sorted(comparison.missing, key=lambda file: -(file.size or 0))
+            if not files:
+                return
+            total = sum(file.size or 0 for file in files)
+            with self.progress("Downloading") as report:
+                report(0, total)
+
+                def tick() -> None:
+                    arrived = sum(size_on_disk(self.stage(file)) for file in list(self._running.values()))
+                    report(min(self._finished + arrived, total), total)
+
+                run_all([partial(self._fetch, file) for file in files], self.request.jobs, self.sources.stop, tick)
+        finally:
+            if self.manifest.files:
+                self.manifest.save()
+            with suppress(OSError):  # it is not empty, or does not exist
+                self.downloads.rmdir()
+
+    def _fetch(self, file: RemoteFile) -> None:
+        stage = self.stage(file)
+        self._running[file.path] = file
+        for attempt in range(ATTEMPTS):
+            path, digests = self.sources.download(file, stage)
+            mismatch = file.mismatch(digests)
+            if not mismatch:
+                break
+            shutil.rmtree(stage)
+            if attempt + 1 == ATTEMPTS:
+                raise FetchError(
+                    f"{file.path} is not what it should be: {mismatch}",
+                    "It was deleted. The server, or a proxy on the way, changes it: use another --source.",
+                )
+        del self._running[file.path]
+        self._finished += digests.size
+        if file.unpacking is not None:
+            self._unpack(file, path, digests)
+        else:
+            move_file(path, self.root / file.path)
+            self.manifest.record(file, digests)
+        for stale in self.downloads.glob(f"{_short(file.path)}-*"):  # other versions of it included
+            shutil.rmtree(stale)
+
+    def _unpack(self, file: RemoteFile, archive: Path, digests: Digests) -> None:
+        """Unpack an archive, move its members to their places, and keep or delete it."""
+        rule = file.unpacking
+        tree = self.stage(file) / "tree"
+        shutil.rmtree(tree, ignore_errors=True)  # of a command that was killed
+        tree.mkdir(parents=True)
+        name = Path(file.path).name
+        try:
+            with self.progress(f"Unpacking {name}") as report:
+                found = unpack_archive(
+                    archive,
+                    tree,
+                    name=name,
+                    tops=rule.tops,
+                    report=lambda done: report(done, max(done, digests.size)),
+                    stop=self.sources.stop,
+                )
+            into = f"{rule.into}/" if rule.into else ""
+            members = [member._replace(path=into + member.path) for member in found]
+            with self._moving:  # two archives may bring the same folders
+                self._check_members(file, members)
+                for before, member in zip(found, members, strict=True):
+                    move_file(tree / before.path, self.root / member.path)
+        except DataError:  # broken or hostile: nothing of it is worth keeping
+            shutil.rmtree(self.stage(file))
+            raise
+        target = self.root / file.path
+        if archive != target and (self.request.keep_archives or target.exists()):
+            move_file(archive, target)
+        self.manifest.record(file, digests, members)
+        shutil.rmtree(self.stage(file))
+
+    def _check_members(self, file: RemoteFile, members: Iterable[Member]) -> None:
+        """Raises `DataError` when members would replace files that are not ours and differ."""
+        ours = {member.path for member in self._members(file)}
+        foreign = [
+            member.path
+            for member in members
+            if not self.request.force
+            and member.path not in ours
+            and os.path.lexists(self.root / member.path)
+            and (
+                self.manifest.size_of(member.path) != member.size
+                or hash_file(self.root / member.path, git=False).sha256 != member.sha256
             )
-            self._save()
-
-    def record_artifact(self, name: str, record: ArtifactRecord) -> None:
-        with self._lock:
-            self.manifest.artifacts[name] = record
-            self._save()
-
-    def save(self) -> None:
-        """Write the manifest now, if it changed."""
-        with self._lock:
-            if self._dirty:
-                self._save()
-
-    def _save(self) -> None:
-        self.manifest.save(self.root)
-        self._saved, self._dirty = time.monotonic(), False
-
-    def write_members(self, archive: str, members: list[Member]) -> None:
-        write_members(self.unpacked / listing_name(archive), members)
-
-    def members(self, archive: str) -> Iterator[Member]:
-        """What an archive left in the folder. Raises `DataError` when its list is missing, broken or too short."""
-        record = self.manifest.archives[archive]
-        return read_members(self.unpacked / record.listing, record.members)
-
-    def as_recorded(self, name: str) -> bool:
-        """Whether a file looks as it did when it was recorded, by size and time; it is not read."""
-        record = self.manifest.files.get(name)
-        if record is None:
-            return False
-        try:
-            stat = self.path(name).stat()
-        except OSError:
-            return False
-        return stat.st_size == record.size and stat.st_mtime_ns == record.mtime_ns
-
-    def damaged_members(self, archive: str) -> list[str]:
-        """Members that are missing or of another size; they are not read."""
-        return [member.path for member in self.members(archive) if not self.looks_whole(member)]
-
-    def looks_whole(self, member: Member) -> bool:
-        """Whether a member is there: a link to the right place, or a file of the right size."""
-        path = self.path(member.path)
-        try:
-            return os.readlink(path) == member.link if member.link else path.stat().st_size == member.size
-        except OSError:
-            return False
-
-    def tidy(self) -> None:
-        """Remove the partial folder when nothing in it is worth keeping."""
-        for stage in self.partial.iterdir() if self.partial.is_dir() else ():
-            if stage.is_dir() and not any(path.is_file() for path in stage.rglob("*")):
-                shutil.rmtree(stage, ignore_errors=True)
-        for folder in (self.partial, self.unpacked):
-            try:
-                folder.rmdir()
-            except OSError:
-                continue
+        ]
+        if foreign:
+            raise DataError(
+                f"{file.path} would replace {len(foreign)} of your files, such as {foreign[0]}",
+                "Move them away, or replace them with --force.",
+            )
 
 
-def listing_name(archive: str) -> str:
-    """The file in `unpacked/` for an archive: its own name, and a few digits that tell equal names apart."""
-    return f"{Path(archive).name}-{_short(archive)}.jsonl"
+def _fault(member: Member, digests: Digests | None) -> str:
+    """How an unpacked file differs from what it was; "" when it does not."""
+    if digests is None:
+        return "missing"
+    if digests.size != member.size:
+        return f"{digests.size} bytes instead of {member.size}"
+    return "" if digests.sha256 == member.sha256 else f"sha256 {digests.sha256[:12]}… instead of {member.sha256[:12]}…"
 
 
 def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@contextmanager
-def locked_folder(root: Path, note: Callable[[str], None] = lambda line: None, create: bool = True) -> Iterator[Folder]:
-    """Open a folder for one process alone; another one waits until this one is done.
-
-    A folder that cannot be written is opened without a lock when it has a manifest: reading it harms nobody. One that
-    was made here goes again in the end if nothing has arrived in it.
-
-    Args:
-        create: make the folder when it does not exist.
-
-    Raises:
-        ConfigError: there is no such folder, or it is a file.
-        FetchError: it cannot be written.
-        DataError: its manifest is broken.
-    """
-    from filelock import FileLock, SoftFileLock, Timeout
-
-    if root.exists() and not root.is_dir():
-        raise ConfigError(f"{root} is a file, not a folder", "Choose another --to.")
-    if not create and not root.is_dir():
-        raise ConfigError(f"there is no folder {root}", "Fetch into it first: llavanext fetch NAME --to FOLDER.")
-    lock = None
-    made = [path for path in (root / STATE, root, *root.parents) if not path.exists()]
-    try:
-        (root / STATE).mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(root / STATE / "lock")
-            lock.acquire(timeout=0)
-        except NotImplementedError:  # a file system without locks
-            lock = SoftFileLock(root / STATE / "lock")
-            lock.acquire(timeout=0)
-    except Timeout:
-        note(f"another fetch is working in {root}; waiting for it")
-        while True:
-            (root / STATE).mkdir(parents=True, exist_ok=True)  # the other one may have taken away what it made
-            try:
-                lock.acquire(timeout=0.5)
-                break
-            except (Timeout, FileNotFoundError):
-                continue
-    except OSError as fault:
-        lock = None
-        if fault.errno not in _READ_ONLY or not os.access(root / STATE / "manifest.json", os.R_OK):
-            raise explain_disk(fault, root) from cause_of(fault)
-    with ExitStack() as stack:
-        if lock is not None:
-            stack.callback(lock.release)
-        folder = Folder(root)
-        stack.callback(_remove_unused, folder, made)
-        yield folder
-
-
-def _remove_unused(folder: Folder, made: Sequence[Path]) -> None:
-    """Take away the folders that were `made` for this run, innermost first, if nothing has arrived in them."""
-    if folder.manifest.files or folder.manifest.archives or folder.state not in made:
-        return
-    with suppress(OSError):  # a folder that somebody has put something into stays, and so do those around it
-        ours = list(folder.state.iterdir())
-        if {path.name for path in ours} <= {"lock", "manifest.json"}:
-            for path in ours:
-                path.unlink()
-            for path in made:
-                path.rmdir()

@@ -1,356 +1,248 @@
-"""The Hub's part, done by huggingface_hub: listing, cache, etags, resuming, xet, HF_TOKEN.
+"""The Hub, through huggingface_hub: which files a repository has, and one file at a time into a staging folder.
 
-It downloads into a staging folder of ours; what comes out is checked against the listing before it gets its name. Its
-HTTP goes through `net`, so that retries, guards and Ctrl-C are the same everywhere.
+`hf_hub_download(local_dir=...)` is what `snapshot_download` calls for each file: it resumes, uses its cache, xet,
+HF_TOKEN and the HF_HUB_* variables. It is called here file by file, so that an archive of 5 GB can be checked, unpacked
+and deleted while the next one arrives. Ours are the errors, and the wait when a server is busy or cuts a connection.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import re
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import requests
 
 from llavanext_cli.errors import FetchError, LlavaNextError
-from llavanext_cli.fetching.digest import Expected, Follower
-from llavanext_cli.fetching.endpoint import hub_token
-from llavanext_cli.fetching.faults import UnreachableError, explain_no_answer
-from llavanext_cli.fetching.net import Net, TransferBrokenError
-from llavanext_cli.fetching.redaction import cause_of
+from llavanext_cli.fetching.network import (
+    BUSY,
+    LONGEST_WAIT,
+    RESUME,
+    UnreachableError,
+    cause_of,
+    check_redirect,
+    check_token,
+    explain_status,
+    explained,
+)
 from llavanext_cli.fetching.registry import DATASET, HUB, Place, near_names
-from llavanext_cli.fetching.remote import MOST_PAGES, Listing, Origin, RemoteFile
+from llavanext_cli.fetching.remote import Listing, Origin, RemoteFile
 
-POLL_SECONDS = 0.5
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
+
+T = TypeVar("T")
+CONSISTENCY = "Consistency check failed"
+"""How huggingface_hub's error begins when a file has not the size that its server announced."""
 
 
 class Hub:
-    """One endpoint of the Hub. From the first one to the end of the run huggingface_hub uses the sessions of `net`."""
+    """One endpoint of the Hub.
 
-    def __init__(self, net: Net, endpoint: str):
-        from huggingface_hub import HfApi
+    Args:
+        timeout: seconds of silence after which a connection is dead.
+        retries: further attempts after one that brought nothing.
+    """
 
-        net.enter_once(hub_backend)
-        self.net, self.endpoint = net, endpoint
-        # A manifest may name any server; the token goes only to the one that the user chose.
-        self.token = hub_token(endpoint) if urlsplit(endpoint).netloc in net.token_hosts else False
-        self.api = HfApi(endpoint=endpoint, token=self.token, library_name="llavanext")
+    def __init__(self, endpoint: str, timeout: float, retries: int):
+        from huggingface_hub import HfApi, constants, get_token
+        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils import logging as hub_logging
+
+        hub_logging.set_verbosity(logging.CRITICAL)  # its warnings contain signed addresses
+        if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+            disable_progress_bars()  # ours counts all files
+        constants.HF_HUB_DOWNLOAD_TIMEOUT = constants.HF_HUB_ETAG_TIMEOUT = timeout
+        self.endpoint, self.timeout, self.retries = endpoint, timeout, retries
+        self.host = urlsplit(endpoint).hostname or ""
+        self.has_token = bool(check_token(get_token() or "", "HF_TOKEN"))
+        self.api = HfApi(endpoint=endpoint, library_name="llavanext")
 
     def list_files(self, place: Place, revision: str | None) -> Listing:
         """The files below `place.folder`, with their sizes and digests, at one commit.
 
         Raises:
-            FetchError: the repository, the revision or the folder is not there, or not for us.
+            FetchError: the repository, the revision or the folder is missing, or not for us.
             UnreachableError: no answer.
         """
-        from huggingface_hub import constants
         from huggingface_hub.hf_api import RepoFile
 
         requested = revision or place.revision or "main"
-        if constants.HF_HUB_OFFLINE:
-            raise UnreachableError("HF_HUB_OFFLINE is set", "Unset it to fetch.")
-        with self._explained(place, requested):
-            try:
-                info = self.api.repo_info(place.repo, repo_type=place.kind, revision=requested)
-                commit = info.sha
-                with _no_page_twice(self.net.session()):
-                    entries = list(
-                        self.api.list_repo_tree(
-                            place.repo, place.folder or None, recursive=True, revision=commit, repo_type=place.kind
-                        )
-                    )
-                files = [self._remote(entry, place, commit) for entry in entries if isinstance(entry, RepoFile)]
-                if len({file.path for file in files}) < len(files):
-                    raise ValueError("a path that is listed twice")
-            except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as fault:
-                # huggingface_hub takes the answer's JSON apart without looking.
-                if isinstance(fault, requests.RequestException):
-                    raise
-                raise FetchError(f"{self.endpoint} answers, but not as a Hub does", _NO_HUB) from cause_of(fault)
-        if not commit or not isinstance(commit, str):
-            raise FetchError(f"{self.endpoint} does not say at which commit {place.repo} is", _NO_HUB)
-        where = f"{self.endpoint}/{'datasets/' if place.kind == DATASET else ''}{place.repo}"
-        return Listing(HUB, where, requested, commit, tuple(files))
 
-    def _remote(self, entry: Any, place: Place, commit: str) -> RemoteFile:
-        lfs = entry.lfs
-        size, sha256 = (lfs.size, lfs.sha256.lower()) if lfs else (entry.size, "")
-        git_blob = "" if lfs else entry.blob_id.lower()
-        if not isinstance(entry.path, str) or type(size) is not int or not 0 <= size < 1 << 63:
-            raise ValueError("a path or a size that is none")
-        if not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", sha256 or git_blob):
-            raise ValueError("a digest that is none")
-        expected = Expected(size, sha256, git_blob)
-        path = entry.path.removeprefix(place.folder + "/") if place.folder else entry.path
-        origin = Origin(HUB, self.endpoint, place.repo, place.kind, commit, entry.path)
-        return RemoteFile(path, expected, origin, xet=bool(getattr(entry, "xet_hash", None)))
+        def ask() -> tuple[str, list[RepoFile]]:
+            commit = self.api.repo_info(place.repo, repo_type=place.kind, revision=requested, timeout=self.timeout).sha
+            entries = self.api.list_repo_tree(
+                place.repo, place.folder or None, recursive=True, revision=commit, repo_type=place.kind
+            )
+            return commit or "", [entry for entry in entries if isinstance(entry, RepoFile)]
 
-    def download(self, origin: Origin, stage: Path, follower: Follower, report: Callable[[int], None]) -> Path:
-        """Download one file into `stage`, a folder of its own, going on where an earlier attempt ended.
+        try:
+            commit, entries = self._patiently(ask, place, requested, progress=lambda: 0)
+        except (KeyError, TypeError, AttributeError, ValueError) as fault:  # of its reader of the answer's JSON
+            raise self._strange() from cause_of(fault)
+        files = []
+        for entry in entries:
+            digest = entry.lfs.sha256 if entry.lfs else ""
+            size = entry.lfs.size if entry.lfs else entry.size
+            path = entry.path.removeprefix(f"{place.folder}/") if place.folder else entry.path
+            origin = Origin(HUB, place.repo, place.kind, commit, entry.path)
+            files.append(RemoteFile(path, origin, size, digest, "" if digest else entry.blob_id))
+        return Listing(HUB, self._page(place), requested, commit, tuple(files))
 
-        Args:
-            report: told the bytes that are there.
+    def download(self, origin: Origin, stage: Path) -> Path:
+        """Download one file into `stage`, a folder of its own, resuming what an earlier attempt left there.
 
         Returns:
-            The file's path in `stage`; its digest is still to be checked.
+            The file's path in `stage`. The caller checks its digest.
 
         Raises:
-            FetchError, OSError, StoppedError: as `transfer.download_url`.
+            FetchError: the file is missing, not for us, or does not arrive. What has arrived is kept.
+            OSError: `stage` cannot be written.
         """
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-        stage.mkdir(parents=True, exist_ok=True)
+        place = Place(origin.repo, origin.kind)
 
-        def watch(position: int) -> None:
-            follower.advance(position)
-            report(position)
+        def get() -> str:
+            where = {"repo_type": origin.kind, "revision": origin.revision, "endpoint": self.endpoint}
+            if self.endpoint.startswith("https:"):  # huggingface_hub would follow any redirect
+                url = hf_hub_url(origin.repo, origin.path, **where)
+                check_redirect(url, get_hf_file_metadata(url, timeout=self.timeout).location)
+            return hf_hub_download(
+                origin.repo, origin.path, local_dir=stage, library_name="llavanext", etag_timeout=self.timeout, **where
+            )
 
-        follower.follow(lambda: _open_partial(stage, origin.path))
-        attempt = 0
+        return Path(self._patiently(get, place, origin.revision, progress=lambda: size_on_disk(stage), stage=stage))
+
+    # -------------------------------------------------------------------------------------------------------- retrying
+
+    def _patiently(
+        self, call: Callable[[], T], place: Place, revision: str, progress: Callable[[], int], stage: Path | None = None
+    ) -> T:
+        """Call until it succeeds, or has failed `retries` times in a row without any progress (bytes)."""
+        failures = 0
         while True:
-            before, began = _partial_size(stage, "st_size"), time.monotonic()
+            before = progress()
             try:
-                with (
-                    self._explained(Place(origin.repo, origin.kind), origin.revision),
-                    self.net.watched(watch),
-                    _polled(stage, report),
-                ):
-                    return Path(
-                        hf_hub_download(
-                            origin.repo,
-                            origin.path,
-                            repo_type=origin.kind,
-                            revision=origin.revision,
-                            endpoint=self.endpoint,
-                            token=self.token,
-                            local_dir=stage,
-                            library_name="llavanext",
-                        )
-                    )
-            except TransferBrokenError as fault:
-                reason = str(fault)
-            except _InconsistentError as fault:
-                reason = str(fault)
-                shutil.rmtree(stage, ignore_errors=True)  # longer than it should be, or a range that was refused
-                stage.mkdir(parents=True, exist_ok=True)
-            brought = _partial_size(stage, "st_size") - before
-            attempt = 0 if self.net.limits.is_progress(brought, time.monotonic() - began) else attempt + 1
-            if attempt > self.net.limits.retries:
-                raise FetchError(
-                    f"{urlsplit(self.endpoint).hostname} does not deliver {origin.path}: {reason}",
-                    "Run the same command again: what has arrived is kept. A slow line needs a larger --timeout.",
-                )
-            if attempt:
-                self.net.wait(self.net.limits.pause_before(attempt - 1))
-
-    # --------------------------------------------------------------------------------------------------- what it says
-
-    @contextmanager
-    def _explained(self, place: Place, revision: str) -> Iterator[None]:
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        try:
-            yield
-        except (LlavaNextError, TransferBrokenError):
-            raise
-        except (requests.RequestException, OSError) as fault:
-            # "Not in the cache either" is said of every failure of the request before a download.
-            asked = fault.__cause__ if isinstance(fault, LocalEntryNotFoundError) and fault.__cause__ else fault
-            explained = self._explain(asked, place, revision)
-            if explained is None:
+                return call()
+            except LlavaNextError:
                 raise
-            raise explained from cause_of(asked)
+            except (OSError, RuntimeError) as raised:  # requests' family is of OSError; hf_xet raises RuntimeError
+                fault = _root_of(raised)
+                if _is_inconsistent(fault) and stage is not None:
+                    shutil.rmtree(stage)  # longer than the file on the server, or a wrong part of it
+                    failures += 1
+                else:
+                    failures = 0 if progress() > before else failures + 1
+                pause = _pause(fault, failures)
+                if pause is None or failures > self.retries:
+                    explanation = self._explain(fault, place, revision)
+                    if explanation is None:
+                        raise
+                    raise explanation from cause_of(fault)
+                time.sleep(pause)
 
-    def _explain(self, fault: BaseException, place: Place, revision: str) -> Exception | None:
-        """What huggingface_hub raised, in our words; None when it is not of its making."""
+    # ---------------------------------------------------------------------------------------------------------- errors
+
+    def _explain(self, fault: BaseException, place: Place, revision: str) -> LlavaNextError | None:
+        """What huggingface_hub raised, in our words; None when it is a fault of the disk."""
         from huggingface_hub import errors
 
-        host = urlsplit(self.endpoint).hostname
         if isinstance(fault, errors.GatedRepoError):
-            page = f"{self.endpoint}/{'datasets/' if place.kind == DATASET else ''}{place.repo}"
             return FetchError(
                 f"{place.repo} is gated: its owner wants its terms accepted first",
-                f"Log in, accept them at {page}, make a token at {self.endpoint}/settings/tokens, and set HF_TOKEN."
-                + (" The token that is set is not of an account that did." if self.token else ""),
+                f"Log in, accept them at {self._page(place)}, and set HF_TOKEN to a token of that account.",
             )
         if isinstance(fault, errors.RevisionNotFoundError):
-            return FetchError(f"{place.repo} has no revision {revision!r}", self._near_revisions(place, revision))
+            return FetchError(
+                f"{place.repo} has no revision {revision!r}", f"Its branches and tags: {self._page(place)}/tree/main"
+            )
         if isinstance(fault, errors.RepositoryNotFoundError):
-            return self._not_found(place)
-        if isinstance(fault, errors.FileMetadataError | errors.LocalEntryNotFoundError | requests.JSONDecodeError):
-            return FetchError(f"{host} answers, but not as a Hub does", _NO_HUB)
+            private = "" if self.has_token else " If it is private, set HF_TOKEN."
+            other = "" if place.kind == DATASET else f" A data set is written dataset:{place.repo}."
+            return FetchError(
+                f"{self.host} has no {place.kind} {place.repo}, or it is private",
+                f"{near_names(place.repo) or 'Check the name.'}{private}{other}",
+            )
+        if isinstance(fault, errors.OfflineModeIsEnabled):
+            return UnreachableError("HF_HUB_OFFLINE is set, so nothing can be fetched", "Unset HF_HUB_OFFLINE.")
+        if isinstance(fault, errors.LocalEntryNotFoundError | errors.FileMetadataError | requests.JSONDecodeError):
+            return self._strange()
         if isinstance(fault, errors.EntryNotFoundError):
             return FetchError(
-                f"{place.repo} does not have what is wanted of it at revision {revision[:12]}",
-                "Another --revision may have it.",
+                f"{place.repo} does not have the file or folder at revision {revision[:12]} (HTTP 404)",
+                "Try another --revision.",
             )
-        if isinstance(fault, requests.HTTPError):
-            status = fault.response.status_code if fault.response is not None else 0
-            answered = urlsplit(fault.response.url if fault.response is not None else self.endpoint)
-            if status == 416:
-                return _InconsistentError("it refuses to go on where the download ended")
-            if status == 401 and not self.token:
-                return self._not_found(place)
-            if answered.netloc != urlsplit(self.endpoint).netloc:
-                return FetchError(
-                    f"{answered.hostname}, where {host} keeps the files of {place.repo}, answers HTTP {status}",
-                    "Try later, or use another --endpoint.",
-                )
-            return _refused(status, host, place, bool(self.token))
-        if isinstance(fault, requests.RequestException):
-            return explain_no_answer(fault, self.endpoint)
-        if isinstance(fault, OSError) and fault.errno is None and "onsistency" in str(fault):
-            return _InconsistentError("what arrived has not the size that was announced")
+        if isinstance(fault, requests.HTTPError) and fault.response is not None:
+            answer = fault.response
+            if answer.status_code == 401:
+                return FetchError(f"{self.host} rejects the token (HTTP 401)", "Make a new one and set HF_TOKEN.")
+            host = urlsplit(answer.url).hostname
+            return explain_status(answer.status_code, place.repo, host, answer.headers.get("Retry-After", ""))
+        if isinstance(fault, requests.exceptions.ChunkedEncodingError) or _is_inconsistent(fault):
+            return FetchError(
+                f"{self.host} does not deliver a file of {place.repo}: the connection breaks",
+                f"{RESUME} A slow line needs a larger --timeout.",
+            )
+        if isinstance(fault, requests.RequestException) or "certificate" in str(fault):
+            try:
+                with explained(self.endpoint):
+                    raise fault
+            except LlavaNextError as told:
+                return told
+        if isinstance(fault, RuntimeError) or getattr(fault, "errno", None) is None:  # hf_xet's, from Rust
+            reason = (str(fault).splitlines() or [""])[0][:200]
+            return FetchError(
+                f"the xet storage of {self.host} does not deliver a file of {place.repo}: {reason}",
+                "Set HF_HUB_DISABLE_XET=1 to download over plain HTTP.",
+            )
         return None
 
-    def _not_found(self, place: Place) -> FetchError:
-        near = self._near_repositories(place)
-        names = near_names(place.repo)
-        hint = f"Did you mean {' or '.join(near)}?" if near else names
-        if not self.token:
-            hint = f"{hint} If it is private, set HF_TOKEN.".strip()
-        kind = "dataset" if place.kind == DATASET else "model"
-        other = "" if place.kind == DATASET else f" A data set is written dataset:{place.repo}."
+    def _strange(self) -> FetchError:
         return FetchError(
-            f"{urlsplit(self.endpoint).hostname} has no {kind} {place.repo}, or it is private",
-            f"{hint}{other}".strip() or f"Look its name up at {self.endpoint}.",
+            f"{self.host} does not answer as a Hub does",
+            "Check --endpoint and HF_ENDPOINT. A login page or a proxy may be answering in its place.",
         )
 
-    def _near_repositories(self, place: Place) -> list[str]:
-        """Names that the server finds for it; an empty list when it does not answer well."""
-        from difflib import get_close_matches
+    def _page(self, place: Place) -> str:
+        return f"{self.endpoint}/{'datasets/' if place.kind == DATASET else ''}{place.repo}"
 
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes that have arrived in a staging folder; xet writes files with holes."""
+    total = 0
+    for path in folder.rglob("*"):
         try:
-            answer = self.net.session().get(
-                f"{self.endpoint}/api/{place.kind}s", params={"search": place.repo.partition("/")[2], "limit": 5}
-            )
-            names = [entry["id"] for entry in answer.json()] if answer.status_code == 200 else []
-        except (requests.RequestException, LlavaNextError, ValueError, KeyError, TypeError):
-            return []
-        others = [name for name in names if isinstance(name, str) and name != place.repo]
-        return get_close_matches(place.repo, others, n=3, cutoff=0.3)
-
-    def _near_revisions(self, place: Place, revision: str) -> str:
-        from difflib import get_close_matches
-
-        try:
-            refs = self.api.list_repo_refs(place.repo, repo_type=place.kind)
-            names = [ref.name for ref in (*refs.branches, *refs.tags)]
-        except (requests.RequestException, LlavaNextError, ValueError, KeyError, TypeError):
-            names = []
-        near = get_close_matches(revision, names, n=3, cutoff=0.5) or names[:5]
-        return f"It has {', '.join(near)}." if near else "Leave --revision out for the usual one."
-
-
-def uses_xet() -> bool:
-    """Whether huggingface_hub brings files that the Hub keeps in xet by xet; else they come through our sessions."""
-    from huggingface_hub.utils import is_xet_available
-
-    return is_xet_available()
-
-
-_NO_HUB = "Is the --endpoint (or HF_ENDPOINT) right? A login page or a proxy may be answering in its place."
-
-
-class _InconsistentError(Exception):
-    """What is staged does not fit what the server says; it is thrown away."""
-
-
-def _refused(status: int, host: str | None, place: Place, has_token: bool) -> FetchError:
-    if status == 401:
-        return FetchError(f"{host} does not know the token that is set", "Make a new one and set HF_TOKEN.")
-    if status == 403:
-        return FetchError(
-            f"{host} forbids access to {place.repo} (HTTP 403)",
-            "The token lacks the right to read it: use one with read access." if has_token else "Set HF_TOKEN.",
-        )
-    return FetchError(f"{host} answers HTTP {status} for {place.repo}", "Try later, or use another --endpoint.")
-
-
-@contextmanager
-def _no_page_twice(session: requests.Session) -> Iterator[None]:
-    """Within, a listing whose pages lead back to one another, or never end, is a `ValueError`."""
-    pages: set[str] = set()
-
-    def check(response: requests.Response, *args: Any, **named: Any) -> None:
-        if response.status_code == 200 and (response.url in pages or len(pages) >= MOST_PAGES):
-            raise ValueError("a listing without an end")
-        pages.add(response.url)
-
-    session.hooks["response"].append(check)
-    try:
-        yield
-    finally:
-        session.hooks["response"].remove(check)
-
-
-@contextmanager
-def hub_backend(net: Net) -> Iterator[None]:
-    """Let huggingface_hub use our sessions, and be quiet: we show the progress, and its log lines hold signed URLs."""
-    from huggingface_hub import configure_http_backend, constants
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    ours_to_disable = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
-    if ours_to_disable:
-        disable_progress_bars()
-    hf_transfer = constants.HF_HUB_ENABLE_HF_TRANSFER
-    constants.HF_HUB_ENABLE_HF_TRANSFER = False  # its connections are not ours, and cannot be resumed
-    configure_http_backend(net.session)
-    try:
-        yield
-    finally:
-        configure_http_backend()
-        if ours_to_disable:
-            enable_progress_bars()
-        constants.HF_HUB_ENABLE_HF_TRANSFER = hf_transfer
-        logger.setLevel(level)
-
-
-def _open_partial(stage: Path, path: str) -> int:
-    """A descriptor of the file while it grows, or of the finished one."""
-    for candidate in (*stage.rglob("*.incomplete"), stage / path):
-        try:
-            return os.open(candidate, os.O_RDONLY)
-        except FileNotFoundError:
+            total += path.stat().st_blocks * 512 if path.is_file() else 0
+        except FileNotFoundError:  # renamed meanwhile
             continue
-    raise FileNotFoundError(path)
+    return total
 
 
-def _partial_size(stage: Path, field: str) -> int:
-    """`st_size` of the largest partial file, or what it takes on the disk (`st_blocks`, in bytes)."""
-    sizes = []
-    for candidate in stage.rglob("*.incomplete"):
-        try:
-            sizes.append(getattr(candidate.stat(), field))
-        except FileNotFoundError:
-            continue
-    return max(sizes, default=0) * (512 if field == "st_blocks" else 1)
+def _root_of(fault: BaseException) -> BaseException:
+    """huggingface_hub says "not in the cache either" of every failure before a download; its cause is the failure."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return fault.__cause__ if isinstance(fault, LocalEntryNotFoundError) and fault.__cause__ else fault
 
 
-@contextmanager
-def _polled(stage: Path, report: Callable[[int], None]) -> Iterator[None]:
-    """Report from the size of the partial file, for transfers that do not go through our session."""
-    ended = threading.Event()
+def _is_inconsistent(fault: BaseException) -> bool:
+    status = getattr(getattr(fault, "response", None), "status_code", None)
+    return status == 416 or str(fault).startswith(CONSISTENCY)
 
-    def poll() -> None:
-        while not ended.wait(POLL_SECONDS):
-            report(_partial_size(stage, "st_blocks"))  # xet may set the length first and fill it later
 
-    thread = threading.Thread(target=poll, name="poll", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+def _pause(fault: BaseException, failures: int) -> float | None:
+    """Seconds until the next attempt; None when another one would not help."""
+    pause = float(min(2 ** max(0, failures - 1), 30)) if failures else 0.0
+    response = getattr(fault, "response", None)
+    if response is not None and response.status_code in BUSY:
+        asked = response.headers.get("Retry-After", "")
+        pause = float(asked) if asked.isdecimal() else pause
+        return pause if pause <= LONGEST_WAIT else None
+    if isinstance(fault, requests.exceptions.ChunkedEncodingError) or _is_inconsistent(fault):
+        return pause
+    return None  # huggingface_hub has tried again itself where that makes sense

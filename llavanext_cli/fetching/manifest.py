@@ -1,226 +1,189 @@
-"""What `fetch` put into a folder, written beside it: source, revision and digest of every file.
+"""What `fetch` put into a folder, written beside it, and the state of each file: missing, present or verified.
 
-    DIR/.llavanext/manifest.json     artifacts, files, archives that were unpacked
-    DIR/.llavanext/unpacked/*.jsonl  one line for each file of an archive: path, size, sha256
-    DIR/.llavanext/partial/          what is on its way
-    DIR/.llavanext/lock
+    DIR/.llavanext/manifest.json     artifacts; files, with origin, digests and, for an archive, its members
+    DIR/.llavanext/download/         what is on its way
 
-A manifest may come from somebody else, with the folder, so it is checked like any other input.
+A manifest may come from somebody else, with the folder, so its types and paths are checked like any other input.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import os
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+
+import msgspec
 
 from llavanext_cli.errors import DataError
-from llavanext_cli.fetching.paths import STATE, unsafe
-from llavanext_cli.fetching.remote import Origin
+from llavanext_cli.fetching.registry import Unpacking
+from llavanext_cli.fetching.remote import STATE, Digests, Origin, RemoteFile, check_name, public_address
 from llavanext_cli.files import write_whole
 
-VERSION = 1
-MANIFEST = "manifest.json"
+VERSION = 2
+SAVE_SECONDS = 2.0
+
+
+class State(Enum):
+    """Of a file in the folder: absent; there; there, and the same as when its digest was compared."""
+
+    MISSING = "missing"
+    PRESENT = "present"
+    VERIFIED = "verified"
+
+
+class Member(NamedTuple):
+    """One file of an archive; `path` is relative to the user's folder."""
+
+    path: str
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file that was fetched. `mtime_ns` is what the disk said then, so that a warm fetch need not read it again."""
+    """A file that was fetched.
 
+    Attributes:
+        mtime_ns: what the disk said then, so that the file need not be read again. 0 for an archive that was deleted.
+        unpacking, members: of an archive that was unpacked.
+    """
+
+    origin: Origin
     size: int
     sha256: str
-    mtime_ns: int
-    origin: Origin
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"origin": self.origin.to_dict()}
-
-
-@dataclass(frozen=True)
-class ArchiveRecord:
-    """An archive that was unpacked into the folder `into`. `listing` is the file in `unpacked/` that names its members,
-    and `tops` the names that stood at its top."""
-
-    size: int
-    sha256: str
-    origin: Origin
-    into: str
-    tops: tuple[str, ...]
-    listing: str
-    members: int
-    bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"origin": self.origin.to_dict(), "tops": list(self.tops)}
+    git_blob: str = ""
+    mtime_ns: int = 0
+    unpacking: Unpacking | None = None
+    members: tuple[Member, ...] = ()
 
 
 @dataclass(frozen=True)
 class ArtifactRecord:
-    """An artifact of which everything that was wanted is there (`complete`), or will be; `narrowed` when it has more
-    files than were wanted."""
+    """An artifact: its files that were wanted, and how many it offers."""
 
     source: str
     where: str
     requested: str
     revision: str
     paths: tuple[str, ...]
-    complete: bool
-    narrowed: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"paths": list(self.paths)}
-
-
-@dataclass(frozen=True)
-class Member:
-    """One unpacked file, or a link with where it points; `path` is relative to the user's folder."""
-
-    path: str
-    size: int
-    sha256: str
-    link: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "link" or value}
-
-    @classmethod
-    def from_dict(cls, data: Any) -> Member:
-        """Raises `ValueError`, `KeyError`, `TypeError` or `DataError` for what `to_dict` does not write."""
-        link = data.get("link", "") if isinstance(data, dict) else ""
-        if not isinstance(link, str):
-            raise ValueError("a link that is no text")
-        return cls(_safe(data["path"]), _size(data["size"]), "" if link else _sha256(data["sha256"]), link)
+    offered: int
 
 
 @dataclass
-class Manifest:
+class _Content:
+    llavanext_fetch: int = VERSION
     artifacts: dict[str, ArtifactRecord] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
-    archives: dict[str, ArchiveRecord] = field(default_factory=dict)
 
-    @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        """The manifest of a folder; an empty one when there is none.
+
+class Manifest:
+    """The manifest of one folder. `record` may be called from several threads."""
+
+    def __init__(self, root: Path):
+        """Read it; without one, the manifest is empty.
 
         Raises:
-            DataError: it cannot be read, or names something outside the folder.
+            DataError: it cannot be read, or names a path outside the folder.
         """
-        path = folder / STATE / MANIFEST
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise _broken(path)
+        self.root, self.path = root, root / STATE / "manifest.json"
+        content = self._read() if self.path.exists() else _Content()
+        self.artifacts, self.files = content.artifacts, content.files
+        self._lock = threading.Lock()
+        self._saved = 0.0
+
+    def _read(self) -> _Content:
+        hint = f"Delete {self.path} and fetch again: files that are whole are recognised."
         try:
-            data = json.loads(path.read_bytes())
-            if data["llavanext_fetch"] != VERSION:
-                raise DataError(
-                    f"{path} was written by another version of llavanext", "Update llavanext, or use another folder."
-                )
-            manifest = cls(
-                {name: _artifact(value) for name, value in data["artifacts"].items()},
-                {_safe(name): _file(value) for name, value in data["files"].items()},
-                {_safe(name): _archive(value) for name, value in data["archives"].items()},
-            )
-        except FileNotFoundError:
-            return cls()
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as fault:
-            raise _broken(path) from fault
-        except DataError as fault:
-            raise fault if fault.hint else _broken(path, fault.what) from None
-        for record in manifest.archives.values():
-            if "/" in record.listing or unsafe(record.listing) or (record.into and unsafe(record.into)):
-                raise _broken(path)
-        return manifest
+            data = self.path.read_bytes()
+            if msgspec.json.decode(data, type=dict).get("llavanext_fetch") != VERSION:
+                raise DataError(f"{self.path} is from another version of llavanext", hint)
+            content = msgspec.json.decode(data, type=_Content)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as fault:
+            raise DataError(f"{self.path} is not a manifest of fetch: {fault}", hint) from fault
+        for path, record in content.files.items():
+            into = (record.unpacking.into,) if record.unpacking and record.unpacking.into else ()
+            for name in (path, *into, *(member.path for member in record.members)):
+                check_name(name, str(self.path))
+        return content
 
-    def save(self, folder: Path) -> None:
-        """Write the manifest whole or not at all."""
-        data = {
-            "llavanext_fetch": VERSION,
-            "artifacts": {name: record.to_dict() for name, record in sorted(self.artifacts.items())},
-            "files": {name: record.to_dict() for name, record in sorted(self.files.items())},
-            "archives": {name: record.to_dict() for name, record in sorted(self.archives.items())},
-        }
-        text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-        write_whole(folder / STATE / MANIFEST, text.encode("utf-8"))
+    def save(self) -> None:
+        with self._lock:
+            self._save()
 
+    def _save(self) -> None:
+        data = msgspec.json.encode(_Content(VERSION, self.artifacts, self.files))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, msgspec.json.format(data, indent=1) + b"\n")
+        self._saved = time.monotonic()
 
-def write_members(path: Path, members: list[Member]) -> None:
-    """Write the list of what an archive held, whole or not at all."""
-    text = "".join(json.dumps(member.to_dict(), ensure_ascii=False) + "\n" for member in members)
-    path.parent.mkdir(exist_ok=True)
-    write_whole(path, text.encode("utf-8"))
+    def record(self, file: RemoteFile, digests: Digests, members: Iterable[Member] = ()) -> None:
+        """Write down that a file is verified.
 
+        A file that is not written down yet when the process is killed is recognised by its digest, so the manifest is
+        not written for every one of thousands.
+        """
+        path = self.root / file.path
+        mtime_ns = path.stat().st_mtime_ns if path.is_file() else 0
+        origin = replace(file.origin, url=public_address(file.origin.url))
+        record = FileRecord(
+            origin, digests.size, digests.sha256, digests.git_blob, mtime_ns, file.unpacking, tuple(members)
+        )
+        with self._lock:
+            self.files[file.path] = record
+            if time.monotonic() - self._saved > SAVE_SECONDS:
+                self._save()
 
-def read_members(path: Path, count: int) -> Iterator[Member]:
-    """The lines of a list of `count` members.
+    def state_of(self, file: RemoteFile) -> State:
+        """The state of a wanted file, by sizes and times: nothing is read."""
+        record = self.files.get(file.path)
+        if record is not None and _is_version(record, file):
+            if record.members and not any(self.size_of(member.path) != member.size for member in record.members):
+                return State.VERIFIED
+            if not record.members and self.is_untouched(file.path):
+                return State.VERIFIED
+        return State.PRESENT if os.path.lexists(self.root / file.path) else State.MISSING
 
-    Raises:
-        DataError: it is missing, broken, of another length, or names something outside the folder.
-    """
-    left = count
-    try:
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                yield Member.from_dict(json.loads(line))
-                left -= 1
-        if left:
-            raise ValueError("lines that are missing, or too many")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, DataError) as fault:
-        raise _broken(path) from fault
+    def is_untouched(self, path: str) -> bool:
+        """Whether a file has the size and the time that were recorded."""
+        record = self.files.get(path)
+        try:
+            stat = (self.root / path).stat()
+        except OSError:
+            return False
+        return record is not None and (stat.st_size, stat.st_mtime_ns) == (record.size, record.mtime_ns)
 
+    def size_of(self, path: str) -> int:
+        try:
+            return (self.root / path).stat().st_size
+        except OSError:
+            return -1
 
-def _safe(path: Any) -> str:
-    if not isinstance(path, str) or unsafe(path):
-        raise DataError("it names a file outside its folder")
-    return path
+    def is_complete(self, artifact: str) -> bool:
+        return all(path in self.files for path in self.artifacts[artifact].paths)
 
-
-def _size(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 63:
-        raise ValueError("no size")
-    return value
-
-
-def _sha256(value: Any) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise ValueError("no digest")
-    return str(value)
-
-
-def _file(data: dict[str, Any]) -> FileRecord:
-    return FileRecord(
-        _size(data["size"]), _sha256(data["sha256"]), int(data["mtime_ns"]), Origin.from_dict(data["origin"])
-    )
+    def wanted(self, paths: Iterable[str]) -> list[RemoteFile]:
+        """Recorded files, as they must be."""
+        return [
+            RemoteFile(path, record.origin, record.size, record.sha256, record.git_blob, record.unpacking)
+            for path, record in ((path, self.files[path]) for path in paths)
+        ]
 
 
-def _archive(data: dict[str, Any]) -> ArchiveRecord:
-    return ArchiveRecord(
-        _size(data["size"]),
-        _sha256(data["sha256"]),
-        Origin.from_dict(data["origin"]),
-        str(data["into"]),
-        tuple(str(top) for top in data["tops"]),
-        str(data["listing"]),
-        _size(data["members"]),
-        _size(data["bytes"]),
-    )
+def _is_version(record: FileRecord, file: RemoteFile) -> bool:
+    """Whether a record is of the version of the file that is wanted."""
+    if file.sha256:
+        return record.sha256 == file.sha256
+    if file.git_blob:
+        return record.git_blob == file.git_blob
+    return is_same_file(record.origin, file.origin) and file.size in (None, record.size)
 
 
-def _artifact(data: dict[str, Any]) -> ArtifactRecord:
-    return ArtifactRecord(
-        str(data["source"]),
-        str(data["where"]),
-        str(data["requested"]),
-        str(data["revision"]),
-        tuple(_safe(path) for path in data["paths"]),
-        bool(data["complete"]),
-        bool(data["narrowed"]),
-    )
-
-
-def _broken(path: Path, why: str = "it is not what fetch writes") -> DataError:
-    return DataError(
-        f"{path} cannot be used: {why}",
-        "Delete it and fetch again: files that are whole are recognised, not transferred again.",
-    )
+def is_same_file(one: Origin, other: Origin) -> bool:
+    """Whether two origins name the same file, at whatever revision."""
+    names = [(origin.source, origin.repo, origin.path, public_address(origin.url)) for origin in (one, other)]
+    return names[0] == names[1]

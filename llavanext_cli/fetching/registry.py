@@ -1,11 +1,10 @@
-"""The artifacts that `fetch` knows by name: where each lies, at which revision, and where its files go.
+"""The artifacts that `fetch` knows by name: where each comes from, at which revision, and where its files go.
 
-This is the only place that spells where an artifact lies: its repository or address, and its revision. A revision is a
-commit where one is known from public records; where none is, it is a branch ("main"), and the manifest records the
-commit it stood for.
+This is the only place that names an artifact's repository or address, and its revision. A revision is a commit where
+one is known from public records. Where none is, it is a branch ("main"), and the manifest records its commit.
 
     ARTIFACTS["video178k-academic"] ── hub:        lmms-lab/LLaVA-Video-178K @ 6d8c562…
-                                       folder:     0_30_s_academic_v0_1/      (taken off the paths)
+                                       folder:     0_30_s_academic_v0_1/      (removed from the paths)
                                        include:    *.json, *_videos_*.tar.gz
                                        unpacking:  *.tar.gz ──▶ academic_source/…
 """
@@ -46,7 +45,7 @@ class Place:
         repo: "organisation/name".
         kind: MODEL or DATASET.
         revision: a commit, tag or branch; "" means the source's default branch.
-        folder: the part of the repository that is wanted, without slashes around it; taken off the paths.
+        folder: the part of the repository that is wanted, without slashes around it; removed from the paths.
     """
 
     repo: str
@@ -76,13 +75,11 @@ class Unpacking:
         pattern: archives, by their path in the folder.
         into: the folder that the members go to ("" is the folder itself).
         tops: names that may stand at the top of the archive. Anything else stops the unpacking.
-        growth: expected bytes unpacked for a byte of archive, for the disk check.
     """
 
     pattern: str
     into: str
     tops: tuple[str, ...]
-    growth: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ ARTIFACTS: dict[str, Artifact] = {
             purpose="LLaVA-NeXT-Video 7B, ready to convert, fine-tune and ask",
             licence="Llama 2 Community License",
             size=14_130_000_000,
-            # No commit of this repository is on public record that could be confirmed, so the branch it is.
+            # No commit of this repository could be confirmed from public records.
             hub=Place("llava-hf/LLaVA-NeXT-Video-7B-hf", revision="main"),
             modelscope=Place("swift/LLaVA-NeXT-Video-7B-hf"),
             include=(*WEIGHTS, *MODEL_SETTINGS, *TOKENIZER_FILES),
@@ -137,7 +134,7 @@ ARTIFACTS: dict[str, Artifact] = {
         ),
         Artifact(
             name="v1.6-vicuna-7b",
-            purpose="LLaVA-NeXT 7B for pictures, a start for training on video",
+            purpose="LLaVA-NeXT 7B for images, a start for training on video",
             licence="Llama 2 Community License",
             size=14_130_000_000,
             hub=Place("llava-hf/llava-v1.6-vicuna-7b-hf", revision="c916e6cdcd760b4cecd1dd4907f84ac649f93b23"),
@@ -164,7 +161,7 @@ ARTIFACTS: dict[str, Artifact] = {
         ),
         Artifact(
             name="mix665k",
-            purpose="665 K conversations about pictures (LLaVA-1.5)",
+            purpose="665 K conversations about images (LLaVA-1.5)",
             licence="CC BY 4.0, OpenAI's terms",
             size=1_030_000_000,
             hub=Place("liuhaotian/LLaVA-Instruct-150K", DATASET, "9d451dc7629cfe0469f6ae4432b765cd603d5fcb"),
@@ -173,7 +170,7 @@ ARTIFACTS: dict[str, Artifact] = {
         ),
         Artifact(
             name="coco-train2017",
-            purpose="118 K photographs that most of mix665k talks about",
+            purpose="118 K photographs, used by most of mix665k",
             licence="Flickr's terms, photo by photo",
             size=19_336_861_798,
             modelscope=Place("PAI/COCO2017", DATASET),
@@ -188,7 +185,7 @@ ARTIFACTS: dict[str, Artifact] = {
         ),
         Artifact(
             name="video178k-academic",
-            purpose="clips up to 30 s and questions about them (LLaVA-Video-178K)",
+            purpose="videos up to 30 s and questions about them (LLaVA-Video-178K)",
             licence="Apache 2.0, academic use",
             size=37_800_000_000,
             hub=Place(
@@ -214,7 +211,7 @@ def find_artifact(name: str) -> Artifact:
     An address may end in `#sha256=HEX`, as pip's do.
 
     Raises:
-        ConfigError: no such artifact; the hint holds the nearest names.
+        ConfigError: no such artifact. The hint has the nearest names.
     """
     if name in ARTIFACTS:
         return ARTIFACTS[name]
@@ -225,7 +222,7 @@ def find_artifact(name: str) -> Artifact:
     if kind and is_repository(repo):
         place = Place(repo, kind)
         return Artifact(name, "named by its repository", "see its page", hub=place, modelscope=place)
-    raise ConfigError(f"no artifact is called {name!r}", near_names(name) or "`llavanext fetch --list` shows them all.")
+    raise ConfigError(f"unknown artifact {name!r}", near_names(name) or "`llavanext fetch --list` shows them all.")
 
 
 def is_repository(text: str) -> bool:

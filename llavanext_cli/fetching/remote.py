@@ -1,99 +1,156 @@
-"""What a source says about a file, and where it was found: the same for the Hub, ModelScope and a plain address."""
+"""One file of a source: where it comes from, what it must be, and where it goes in the user's folder.
+
+The Hub names large files by their sha256 and small ones by git's blob id, sha1("blob SIZE\\0" + bytes). The manifest
+records both.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from llavanext_cli.errors import DataError
-from llavanext_cli.fetching.digest import Expected
-from llavanext_cli.fetching.paths import unsafe
-from llavanext_cli.fetching.redaction import public_url
-from llavanext_cli.fetching.registry import DATASET, HUB, MODEL, MODELSCOPE, URL, is_repository
+from llavanext_cli.fetching.registry import Unpacking
 
-MOST_PAGES = 10_000
-"""Pages of a listing."""
+STATE = ".llavanext"
+"""Our own folder inside the user's: the manifest, the partial files."""
+LONGEST_PATH = 1024
+LONGEST_NAME = 255
+BLOCK = 1 << 20
+
+
+class StoppedError(Exception):
+    """Another download failed, or the user pressed Ctrl-C: this one ends early and keeps what has arrived."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a file comes from; enough to fetch it again.
+    """Where a file comes from; with the server that the user chose, enough to fetch it again.
 
     Attributes:
         source: HUB, MODELSCOPE or URL.
-        endpoint: the server of a repository.
         revision: commit, tag or branch of a repository.
         path: the file's path in its repository.
-        url: the address of a plain file; may hold a secret, which `to_dict` leaves out.
+        url: the address of a plain file. The manifest gets it without its query and password.
     """
 
     source: str
-    endpoint: str = ""
     repo: str = ""
     kind: str = ""
     revision: str = ""
     path: str = ""
     url: str = ""
 
-    def to_dict(self) -> dict[str, str]:
-        return {key: public_url(value) if key == "url" else value for key, value in asdict(self).items() if value}
 
-    @classmethod
-    def from_dict(cls, data: Any) -> Origin:
-        """Raises `DataError` when a field is missing, unknown or no text."""
-        names = cls.__dataclass_fields__
-        good = (
-            isinstance(data, dict)
-            and data.get("source") in (HUB, MODELSCOPE, URL)
-            and all(key in names and isinstance(value, str) for key, value in data.items())
-            and (_is_web(data.get("url", "")) if data["source"] == URL else _is_in_repository(data))
-        )
-        if not good:
-            raise DataError("a file's origin is not complete")
-        return cls(**data)
+@dataclass(frozen=True)
+class Digests:
+    """What a file is. `git_blob` is empty when it was not computed."""
 
-    @property
-    def group(self) -> tuple[str, str, str]:
-        """Equal for files that are the same thing whatever their revision: (source, repository or address, path)."""
-        return self.source, self.repo or public_url(self.url), self.path
-
-
-def _is_web(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
-
-
-def _is_in_repository(data: dict[str, str]) -> bool:
-    return (
-        is_repository(data.get("repo", ""))
-        and data.get("kind") in (MODEL, DATASET)
-        and _is_web(data.get("endpoint", ""))
-        and not unsafe(data.get("path", ""))
-    )
+    size: int
+    sha256: str
+    git_blob: str = ""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a listing; `path` is what comes below the artifact's folder."""
+    """One file to fetch.
+
+    Attributes:
+        path: where it goes, relative to the user's folder.
+        size, sha256, git_blob: what it must be; None and "" are unknown.
+        unpacking: set for an archive that is unpacked.
+    """
 
     path: str
-    expected: Expected
     origin: Origin
-    xet: bool = False
+    size: int | None = None
+    sha256: str = ""
+    git_blob: str = ""
+    unpacking: Unpacking | None = None
+
+    @property
+    def digest(self) -> str:
+        return self.sha256 or self.git_blob
+
+    def mismatch(self, found: Digests) -> str:
+        """How the file differs from what is expected, in a few words; "" when it does not."""
+        if self.size is not None and found.size != self.size:
+            return f"{found.size} bytes instead of {self.size}"
+        if self.sha256 and found.sha256 != self.sha256:
+            return f"sha256 {found.sha256[:12]}… instead of {self.sha256[:12]}…"
+        if self.git_blob and found.git_blob != self.git_blob:
+            return f"git blob {found.git_blob[:12]}… instead of {self.git_blob[:12]}…"
+        return ""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source offers of an artifact, and the exact revision that it is; `offline` when it could not be asked."""
+    """What a source offers of an artifact: the files' paths are relative to the artifact's folder there."""
 
     source: str
     where: str
     requested: str
     revision: str
     files: tuple[RemoteFile, ...]
-    offline: bool = False
+
+
+def hash_file(path: Path, git: bool = True, report: Callable[[int], None] = lambda count: None) -> Digests:
+    """Read a file once and compute its digests.
+
+    Args:
+        git: compute `git_blob` too.
+        report: called with the number of bytes of each block.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    sha256 = hashlib.sha256()
+    sha1 = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if git else None
+    buffer = memoryview(bytearray(BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            sha256.update(buffer[:count])
+            if sha1 is not None:
+                sha1.update(buffer[:count])
+            report(count)
+    return Digests(size, sha256.hexdigest(), sha1.hexdigest() if sha1 is not None else "")
+
+
+def check_name(name: str, where: str) -> str:
+    """The relative path `name` in its normal form; it comes from a server, an archive or a manifest (`where`).
+
+    Raises:
+        DataError: it must not be written, because it leaves the folder or is not portable.
+    """
+    parts = name.split("/")
+    try:
+        lengths = [len(part.encode()) for part in parts]
+    except UnicodeEncodeError:
+        lengths = [LONGEST_NAME + 1]
+    reason = ""
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in name) or "\\" in name:
+        reason = "it has control characters or backslashes"
+    elif name.startswith("/") or name[1:2] == ":":
+        reason = "it is absolute"
+    elif ".." in parts:
+        reason = "it leaves the folder"
+    elif not name.strip("./") or parts[0] in (STATE, ".cache"):
+        reason = "the name is reserved"
+    elif max(lengths) > LONGEST_NAME or sum(lengths) + len(parts) > LONGEST_PATH:
+        reason = "it is too long or not valid text"
+    if reason:
+        raise DataError(
+            f"{where}: the file name {name[:200]!r} is not safe: {reason}",
+            "Is this what you meant to fetch, from where you meant? Nothing was written to your folder for it.",
+        )
+    return str(PurePosixPath(name))
+
+
+def public_address(url: str) -> str:
+    """An address as it may be shown and written down: without its password and query."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 from llavanext_cli.errors import DataError, LlavaNextError
-from llavanext_cli.fetching.guard import check_redirect, is_proxied
+from llavanext_cli.fetching.network import check_redirect
 from llavanext_cli.processing.decoding import open_clip
 
 MOST_BYTES = {"image": 64_000_000, "video": 2_000_000_000}
@@ -73,8 +73,7 @@ def _read_stdin(target: Path) -> Path:
 
 
 def download(url: str, target: Path, most: int) -> Path:
-    """Download one file: http or https, bounded in bytes and seconds; a redirect from the public net into a private
-    one is refused.
+    """Download one file: http or https, bounded in bytes and seconds; a redirect from https to http is refused.
 
     Raises:
         LlavaNextError: it cannot be had.
@@ -88,8 +87,9 @@ def download(url: str, target: Path, most: int) -> Path:
                 with session.get(url, stream=True, timeout=CONNECT_SECONDS, allow_redirects=False) as response:
                     if response.is_redirect:
                         location = response.headers["location"]
-                        check_redirect(url, location, is_proxied=is_proxied)
-                        url = urljoin(url, location)
+                        location = urljoin(url, location)
+                        check_redirect(url, location)
+                        url = location
                         continue
                     if response.status_code != 200:
                         raise DataError(f"{asked}: the server answers {response.status_code}", "check the address")

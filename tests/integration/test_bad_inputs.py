@@ -401,12 +401,18 @@ CONVERT = {
     "a pickle that would run code": ("holds 'posix.system'", lambda f: convert(f, poison)),
 }
 FETCH = {
-    "no such artifact": ("no artifact is called 'video-7'", lambda f: ["fetch", "video-7", "--to", f / "new"]),
-    "a file for a folder": ("a.png", lambda f: ["fetch", "video-7b", "--to", f / "a.png"]),
-    "a check of a folder that was not fetched": ("base", lambda f: ["fetch", "--check", f / "base"]),
-    "an address of no kind": ("'file:///etc/passwd'", lambda f: ["fetch", "file:///etc/passwd", "--to", f / "new"]),
+    "no such artifact": ("unknown artifact 'video-7'", lambda f: ["fetch", "video-7", "--to", f / "new"]),
+    "a file for a folder": ("a.png is a file, not a folder", lambda f: ["fetch", "video-7b", "--to", f / "a.png"]),
+    "a check of a folder that was not fetched": (
+        "base has nothing that was fetched",
+        lambda f: ["fetch", "--check", f / "base"],
+    ),
+    "an address of no kind": (
+        "unknown artifact 'file:///etc/passwd'",
+        lambda f: ["fetch", "file:///etc/passwd", "--to", f / "new"],
+    ),
     "no network": (
-        "127.0.0.1:9",
+        "127.0.0.1:9 refuses the connection",
         lambda f: ["fetch", "org/repo", "--to", f / "new", "--endpoint", "http://127.0.0.1:9", "--retries", 0],
     ),
 }

@@ -6,11 +6,9 @@ import hashlib
 
 import pytest
 
-from llavanext_cli.fetching.net import Limits, Net
-from llavanext_cli.fetching.registry import DATASET, Artifact, Place, Unpacking, WebFile
-from tests.unit.fetching.folders import ANSWERS, CLIPS, PICTURES
+from llavanext_cli.fetching.registry import ARTIFACTS, DATASET, Artifact, Place, Unpacking, WebFile
+from tests.unit.fetching.folders import ANSWERS, IMAGES, VIDEOS, make_tar, make_zip
 from tests.unit.fetching.loopback import FileSite, HubSite
-from tests.unit.fetching.test_fetch_unpack import make_tar, make_zip
 
 
 @pytest.fixture(autouse=True)
@@ -25,46 +23,39 @@ def alone(monkeypatch, tmp_path_factory):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)  # a cut costs a chunk, and these files are small
 
 
 @pytest.fixture
-def limits() -> Limits:
-    """Quick to give up, so that a test that shows how takes seconds."""
-    return Limits(connect=2.0, stall=1.0, retries=2, pause=0.02, longest_wait=3.0)
-
-
-@pytest.fixture
-def net(limits) -> Net:
-    return Net(limits)
-
-
-@pytest.fixture
-def pictures(tmp_path_factory):
+def images(monkeypatch):
     """A site with a zip as COCO's, and its artifact."""
-    data = make_zip(tmp_path_factory.mktemp("zip") / "x", PICTURES).read_bytes()
+    data = make_zip(IMAGES)
     with FileSite({"/zips/train2017.zip": data}) as site:
         web = WebFile(site.url("/zips/train2017.zip"), len(data), hashlib.sha256(data).hexdigest())
         rule = Unpacking("coco/train2017.zip", "coco", ("train2017",))
-        site.artifact = Artifact("pictures", "", "", web=web, under="coco", include=("train2017.zip",), unpacking=rule)
+        artifact = Artifact("images", "", "", web=web, under="coco", include=("train2017.zip",), unpacking=rule)
+        monkeypatch.setitem(ARTIFACTS, "images", artifact)
+        site.artifact = "images"
         yield site
 
 
 @pytest.fixture
-def clips(tmp_path_factory):
+def videos(monkeypatch):
     """A Hub with a data set as LLaVA-Video-178K's, and its artifact."""
-    folder = tmp_path_factory.mktemp("tar")
     with HubSite() as hub:
         data = {"set/0_30_s_academic_oe_v0_1_qa_processed.json": ANSWERS, "other/x.json": b"no", "README.md": b"no"}
-        for number, shard in enumerate(CLIPS, 1):
-            data[f"set/x_videos_{number}.tar.gz"] = make_tar(folder / str(number), shard).read_bytes()
-        hub.add("org/clips", data, DATASET)
-        hub.artifact = Artifact(
-            "clips",
+        for number, shard in enumerate(VIDEOS, 1):
+            data[f"set/x_videos_{number}.tar.gz"] = make_tar(shard)
+        hub.add("org/videos", data, DATASET)
+        artifact = Artifact(
+            "videos",
             "",
             "",
-            hub=Place("org/clips", DATASET, folder="set"),
+            hub=Place("org/videos", DATASET, folder="set"),
             include=("*.json", "*_videos_*.tar.gz"),
             shards=r"_videos_(\d+)\.tar\.gz$",
             unpacking=Unpacking("*.tar.gz", "", ("academic_source",)),
         )
+        monkeypatch.setitem(ARTIFACTS, "videos", artifact)
+        hub.artifact = "videos"
         yield hub

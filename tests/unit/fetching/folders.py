@@ -1,32 +1,51 @@
-"""Small data sets as COCO's and LLaVA-Video-178K's, and how a test fetches them and looks at what came."""
+"""Small data sets as COCO's and LLaVA-Video-178K's, and how a test fetches and checks them."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
+import tarfile
+import zipfile
 
-from llavanext_cli.fetching.net import Limits
-from llavanext_cli.fetching.run import run_fetch
+from llavanext_cli.fetching.request import FetchRequest
+from llavanext_cli.fetching.run import run_check, run_fetch
 from tests.unit.fetching.loopback import content
 
-LIMITS = Limits(connect=2.0, stall=2.0, retries=2, pause=0.02)
-PICTURES = {f"train2017/{number:012}.jpg": content(30_000, number) for number in range(60)}
-CLIPS = [
+IMAGES = {f"train2017/{number:012}.jpg": content(30_000, number) for number in range(20)}
+VIDEOS = [
     {f"academic_source/part{shard}/{n}.mp4": content(40_000, 10 * shard + n) for n in range(3)} for shard in (1, 2)
 ]
 ANSWERS = b'[{"id": "1"}]'
+FETCHED_IMAGES = {f"coco/{name}": data for name, data in IMAGES.items()}
+FETCHED_VIDEOS = {"0_30_s_academic_oe_v0_1_qa_processed.json": ANSWERS, **VIDEOS[0], **VIDEOS[1]}
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and ".llavanext" not in path.parts
-    }
+def fetch(site, to, *names, **options):
+    """What `llavanext fetch NAMES --to TO` does, impatiently."""
+    names = names or (site.artifact,)
+    options = {"endpoint": site.endpoint, "timeout": 2.0, "retries": 1, **options}
+    return run_fetch(FetchRequest(to=to, names=names, **options))
 
 
-def fetch(site, to, **options):
-    options = {"limits": LIMITS, "artifacts": [site.artifact], **options}
-    return run_fetch([], to, endpoint=site.endpoint, **options)
+def check(site, folder, **options):
+    """What `llavanext fetch --check FOLDER` does."""
+    return run_check(FetchRequest(to=folder, endpoint=site.endpoint, timeout=2.0, retries=1, **options))
 
 
-COCO = {f"coco/{name}": data for name, data in PICTURES.items()}
+def make_zip(files, compression=zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def make_tar(files, members=(), mode="w:gz") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+        for entry in members:
+            archive.addfile(entry)
+    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Real HTTP servers on loopback: a plain file server that can misbehave in every way a test wants, a Hub, a ModelScope.
+"""Real HTTP servers on loopback: a plain file server that can misbehave, a Hub, a ModelScope; and what came of them.
 
     with FileSite({"/a.bin": b"..."}) as site:  site.url("/a.bin");  site.sent["/a.bin"]  (bytes of bodies)
     with HubSite() as hub:  hub.add("org/name", {"config.json": b"{}"});  hub.endpoint
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import random
 import re
 import threading
 import time
@@ -17,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 LONGEST_WAIT = 20.0
@@ -31,15 +34,12 @@ class Manners:
         cut_every: close the connection after that many bytes of each body.
         cut_once_at: likewise, but only for the first body that is longer.
         announce: add this to the Content-Length that is announced.
-        stall_at: send so many bytes of a body, then nothing; `stall_times` limits how often.
+        stall_at: send so many bytes of the first body that is longer, then nothing.
         rate: bytes a second.
         statuses: answered one after another instead of the file, then the file; a status or (status, headers).
         redirect: answer 302 to this address.
         etag: sent as it is; None sends one made of the content, "" sends none.
-        encoding: send this Content-Encoding.
-        chunked: no length, chunks instead.
-        wrong_total: the total that Content-Range claims.
-        shift: serve ranges that begin so many bytes later than asked for, and say so.
+        page: say that it is a web page.
     """
 
     ranges: bool = True
@@ -47,15 +47,11 @@ class Manners:
     cut_once_at: int | None = None
     announce: int = 0
     stall_at: int | None = None
-    stall_times: int = 10**6
     rate: float | None = None
     statuses: list = field(default_factory=list)
     redirect: str | None = None
     etag: str | None = None
-    encoding: str | None = None
-    chunked: bool = False
-    wrong_total: int | None = None
-    shift: int = 0
+    page: bool = False
 
 
 class Site:
@@ -145,80 +141,59 @@ class Site:
             self.answer(handler, 302, b"", {"Location": manners.redirect})
             return
         etag = f'"{hashlib.md5(content).hexdigest()}"' if manners.etag is None else manners.etag
-        start, end, status = 0, len(content), 200
+        start, end, status, out = 0, len(content) - 1, 200, {}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
-        out = {}
-        if manners.ranges and asked:
-            start = int(asked[1]) + manners.shift
-            end = min(len(content), int(asked[2]) + 1 if asked[2] else len(content))
-            status = 206
-            if int(asked[1]) >= len(content):
+        unchanged = handler.headers.get("If-Range", etag) == etag
+        if manners.ranges and asked and unchanged:
+            start, status = int(asked[1]), 206
+            if start >= len(content):
                 self.answer(handler, 416, b"", {"Content-Range": f"bytes */{len(content)}"})
                 return
-            out["Content-Range"] = f"bytes {start}-{end - 1}/{manners.wrong_total or len(content)}"
-        body = content[start:end]
+            end = min(int(asked[2] or len(content)), len(content) - 1)
+            out["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
+        body = content[start : end + 1]
+        out |= {"ETag": etag} if etag else {}
+        out |= {"Content-Type": "text/html; charset=utf-8"} if manners.page else {}
         handler.send_response(status)
-        for key, value in {**out, **(headers or {})}.items():
+        for key, value in {**out, **(headers or {}), "Content-Length": str(len(body) + manners.announce)}.items():
             handler.send_header(key, value)
-        if etag:
-            handler.send_header("ETag", etag)
-        if manners.ranges:
-            handler.send_header("Accept-Ranges", "bytes")
-        if manners.encoding:
-            handler.send_header("Content-Encoding", manners.encoding)
-        if manners.chunked:
-            handler.send_header("Transfer-Encoding", "chunked")
-        else:
-            handler.send_header("Content-Length", str(len(body) + manners.announce))
         handler.end_headers()
-        if handler.command == "HEAD":
-            return
-        self._send_body(handler, path, body, manners)
+        if handler.command != "HEAD":
+            self._send_body(handler, path, body, manners)
 
     def _send_body(self, handler, path: str, body: bytes, manners: Manners) -> None:
-        stop_at = len(body) if manners.announce >= 0 else len(body) + manners.announce
-        cut = manners.cut_every
+        stop_at = min(len(body), manners.cut_every or len(body))
         if manners.cut_once_at is not None and len(body) > manners.cut_once_at:
-            cut, manners.cut_once_at = manners.cut_once_at, None
-        if cut is not None and cut < len(body):
-            stop_at = min(stop_at, cut)
-        stall = None
-        if manners.stall_at is not None and manners.stall_times > 0 and len(body) > manners.stall_at:
-            stall, manners.stall_times = manners.stall_at, manners.stall_times - 1
+            stop_at, manners.cut_once_at = manners.cut_once_at, None
+        stalls = manners.stall_at is not None and len(body) > manners.stall_at
+        if stalls:
+            stop_at, manners.stall_at = manners.stall_at, None
         step = 1 << 16 if manners.rate is None else max(1, min(1 << 14, int(manners.rate / 20)))
         position = 0
-        while position < stop_at:
-            block = body[position : min(position + step, stop_at, stall if stall is not None else stop_at)]
-            if not block:
-                self.closing.wait(LONGEST_WAIT)
-                break
-            handler.wfile.write(b"%x\r\n%b\r\n" % (len(block), block) if manners.chunked else block)
+        while position < stop_at and not self.closing.is_set():
+            block = body[position : min(position + step, stop_at)]
+            handler.wfile.write(block)
             position += len(block)
             with self.lock:
                 self.sent[path] += len(block)
             if manners.rate is not None:
                 time.sleep(len(block) / manners.rate)
-            if self.closing.is_set():
-                break
-        if manners.chunked and position == len(body):
-            handler.wfile.write(b"0\r\n\r\n")
+        if stalls:
+            self.closing.wait(LONGEST_WAIT)
         if position != len(body) or manners.announce:
             handler.close_connection = True
             handler.connection.close()
 
 
 class FileSite(Site):
-    """Plain files. `manners[path]` may be changed at any time; `hook(handler)` may answer first and return True."""
+    """Plain files. `manners[path]` may be changed at any time."""
 
     def __init__(self, files: Mapping[str, bytes], manners: Mapping[str, Manners] | None = None):
         super().__init__()
         self.files = dict(files)
         self.manners = dict(manners or {})
-        self.hook: Callable[[BaseHTTPRequestHandler], bool] | None = None
 
     def reply(self, handler) -> None:
-        if self.hook is not None and self.hook(handler):
-            return
         path = unquote(urlsplit(handler.path).path)
         manners = self.manners.get(path, Manners())
         if path not in self.files and manners.redirect is None and not manners.statuses:
@@ -239,7 +214,7 @@ class Repository:
 
 
 class HubSite(Site):
-    """What huggingface_hub asks of a Hub: info, tree with pages, refs, search, resolve with LFS redirects to a CDN."""
+    """What huggingface_hub asks of a Hub: info, tree with pages, resolve with LFS redirects to a CDN."""
 
     LFS_FROM = 10_000
     PAGE = 3
@@ -274,20 +249,9 @@ class HubSite(Site):
         if path.startswith("/cdn/"):
             self._reply_cdn(handler, path)
             return
-        if match := re.fullmatch(r"/api/(model|dataset)s", path):
-            wanted = query.get("search", [""])[0].lower()
-            found = [{"id": n} for k, n in self.repositories if k == match[1] and wanted[:5] in n.lower()]
-            self.answer_json(handler, found)
-            return
-        if match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(revision|tree|refs)(?:/(.*))?)?", path):
+        if match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(revision|tree)(?:/(.*))?)?", path):
             kind, name, what, rest = match[1], match[2], match[3], match[4] or ""
             if (repository := self._open(handler, kind, name)) is None:
-                return
-            if what == "refs":
-                refs = [
-                    {"name": b, "ref": f"refs/heads/{b}", "targetCommit": c} for b, c in repository.branches.items()
-                ]
-                self.answer_json(handler, {"branches": refs, "tags": [], "converts": []})
                 return
             revision, _, folder = rest.partition("/")
             self._reply_api(handler, repository, name, what, revision or "main", folder, query)
@@ -394,14 +358,11 @@ class ModelScopeSite(Site):
         self.repositories: dict[tuple[str, str], dict[str, bytes]] = {}
         self.manners: dict[str, Manners] = {}
         self.digests = True
-        self.override: Callable[[BaseHTTPRequestHandler], bool] | None = None
 
     def add(self, name: str, files: Mapping[str, bytes], kind: str = "model") -> None:
         self.repositories[kind, name] = dict(files)
 
     def reply(self, handler) -> None:
-        if self.override is not None and self.override(handler):
-            return
         parts = urlsplit(handler.path)
         path, query = unquote(parts.path), {k: v[0] for k, v in parse_qs(parts.query).items()}
         names = list(self.repositories)
@@ -459,6 +420,21 @@ class ProxySite(Site):
 
 def content(size: int, seed: int = 0) -> bytes:
     """Bytes that don't compress and don't repeat."""
-    import random
-
     return random.Random(f"{size} {seed}").randbytes(size)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a user finds in a folder: path → content, without fetch's own files."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".llavanext" not in path.parts
+    }
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle, and keep the size and the time."""
+    data, times = bytearray(path.read_bytes()), path.stat()
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))

@@ -1,538 +1,311 @@
-"""The Hub through huggingface_hub, and ModelScope through plain HTTP, against servers on loopback."""
+"""The Hub through huggingface_hub, against servers on loopback."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import time
 
 import pytest
 
 from llavanext_cli.errors import ConfigError, DataError, FetchError, LlavaNextError
-from llavanext_cli.fetching import endpoint as endpoint_module
-from llavanext_cli.fetching.check import check_folder
-from llavanext_cli.fetching.net import Limits
-from llavanext_cli.fetching.run import run_fetch
-from tests.unit.fetching.loopback import FileSite, HubSite, Manners, ModelScopeSite, content
+from tests.unit.fetching.folders import check, fetch
+from tests.unit.fetching.loopback import FileSite, HubSite, Manners, content, files, flip
 
-BIG = content(2_000_000)
+BIG = content(2_500_000, 1)
 FILES = {
-    "config.json": b'{"model_type": "llava_next_video"}',
+    "config.json": b'{"a": 1}',
     "model.safetensors": BIG,
-    "sub/notes.txt": b"hi",
-    "e": b"",
+    "sub/tokenizer.model": content(20_000, 2),
+    "notes.txt": b"hello",
 }
-LIMITS = Limits(connect=2.0, stall=1.0, retries=2, pause=0.02, longest_wait=3.0)
+CDN_PATH = f"/cdn/{hashlib.sha256(BIG).hexdigest()}"
+TOKEN = "hf_rightrightrightrightright"
 
 
 @pytest.fixture
 def hub():
     with FileSite({}) as cdn, HubSite(cdn) as site:
+        site.artifact = "org/model"
         site.add("org/model", FILES)
         yield site
 
 
-def fetch(site, to, *names, **options):
-    return run_fetch(
-        names or ("org/model",), to, endpoint=site.endpoint, limits=options.pop("limits", LIMITS), **options
-    )
-
-
-def failure(site, to, *names, kind: type[LlavaNextError] = FetchError, **options) -> LlavaNextError:
-    with pytest.raises(kind) as caught:
+def failure(site, to, *names, **options) -> LlavaNextError:
+    with pytest.raises(LlavaNextError) as caught:
         fetch(site, to, *names, **options)
-    assert "\n" not in caught.value.what and caught.value.hint
-    return caught.value
+    error = caught.value
+    assert "\n" not in error.what and error.hint and TOKEN not in f"{error}{error.hint}{error.__cause__}"
+    return error
 
 
-def files(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and ".llavanext" not in path.parts
-    }
+# --------------------------------------------------------------------------------------------------------- what arrives
 
 
-def test_a_repository_arrives_whole(hub, tmp_path):
+def test_a_repository_arrives_whole_and_once(hub, tmp_path):
     report = fetch(hub, tmp_path)
-    assert files(tmp_path) == FILES
-    assert (report.fetched, report.ready) == (4, 0)
-    assert report.transferred == hub.content_sent() == sum(map(len, FILES.values()))
+    assert files(tmp_path) == FILES and (report.fetched, report.ready) == (4, 0)
     assert report.artifacts[0].revision == hub.repositories["model", "org/model"].branches["main"]
-    assert not (tmp_path / ".llavanext" / "partial").exists() and not (tmp_path / ".cache").exists()
+    assert sorted(path.name for path in (tmp_path / ".llavanext").iterdir()) == ["manifest.json"]
+    sent, manifest = hub.content_sent(), (tmp_path / ".llavanext/manifest.json").read_bytes()
+    report = fetch(hub, tmp_path)
+    assert (report.fetched, report.ready) == (0, 4) and hub.content_sent() == sent
+    assert (tmp_path / ".llavanext/manifest.json").read_bytes() == manifest
 
 
-def test_a_data_set_and_a_folder_of_many_pages(hub, tmp_path):
+def test_a_data_set_of_many_pages(hub, tmp_path):
     many = {f"data/{number:03}.txt": b"%d" % number for number in range(20)}
     hub.add("org/set", many, "dataset")
     fetch(hub, tmp_path, "dataset:org/set")
     assert files(tmp_path) == many
-    assert sum("/tree/" in line[1] and line[0] == "GET" for line in hub.log) == 7
-
-
-def test_the_second_time_no_content_is_transferred(hub, tmp_path):
-    fetch(hub, tmp_path)
-    before = hub.content_sent()
-    manifest = (tmp_path / ".llavanext/manifest.json").read_bytes()
-    report = fetch(hub, tmp_path)
-    assert hub.content_sent() == before and (report.fetched, report.ready, report.transferred) == (0, 4, 0)
-    assert (tmp_path / ".llavanext/manifest.json").read_bytes() == manifest
 
 
 def test_what_is_there_already_is_recognised(hub, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(BIG)
     (tmp_path / "config.json").write_bytes(FILES["config.json"])
     report = fetch(hub, tmp_path)
-    assert report.adopted == 2 and report.transferred < 100 and files(tmp_path) == FILES
-    assert fetch(hub, tmp_path).ready == 4
+    assert (report.fetched, report.adopted) == (2, 2) and hub.cdn.sent[CDN_PATH] == 0
 
 
-def test_the_hub_s_own_cache_is_used(hub, tmp_path, monkeypatch):
+def test_the_hub_s_own_cache_is_used(hub, tmp_path):
     from huggingface_hub import constants, hf_hub_download
 
     hf_hub_download("org/model", "model.safetensors", endpoint=hub.endpoint, cache_dir=constants.HF_HUB_CACHE)
-    before = hub.content_sent()
+    sent = hub.cdn.sent[CDN_PATH]
     fetch(hub, tmp_path)
-    assert files(tmp_path) == FILES and hub.content_sent() - before < 100
+    assert files(tmp_path) == FILES and hub.cdn.sent[CDN_PATH] == sent
 
 
 def test_a_new_commit_replaces_what_was_fetched_and_nothing_else(hub, tmp_path):
     fetch(hub, tmp_path)
     hub.add("org/model", FILES | {"config.json": b"{}"})
-    before = hub.content_sent()
-    notes = []
-    fetch(hub, tmp_path, note=notes.append)
-    assert (tmp_path / "config.json").read_bytes() == b"{}" and hub.content_sent() - before < 100
-    hub.add("org/model", {"config.json": b"{}", "model.safetensors": BIG})
-    fetch(hub, tmp_path, note=notes.append)
-    assert [note.partition(" stay")[0].split(" of ")[0] for note in notes] == ["2 files"]
+    sent = hub.content_sent()
+    assert fetch(hub, tmp_path).fetched == 1
+    assert files(tmp_path) == FILES | {"config.json": b"{}"} and hub.content_sent() - sent == 2
 
 
 def test_files_that_somebody_changed_are_not_overwritten(hub, tmp_path):
     fetch(hub, tmp_path)
     (tmp_path / "config.json").write_text("my own")
-    error = failure(hub, tmp_path, kind=DataError)
-    assert error.details == ("config.json",) and "--force" in error.hint and "--check" in error.hint
-    assert (tmp_path / "config.json").read_text() == "my own"
+    error = failure(hub, tmp_path)
+    assert "has 1 file that differ from what would be fetched" in error.what and error.details == ("config.json",)
+    assert "--force" in error.hint and (tmp_path / "config.json").read_text() == "my own"
     fetch(hub, tmp_path, force=True)
     assert files(tmp_path) == FILES
 
 
 def test_two_repositories_need_two_folders(hub, tmp_path):
     hub.add("org/other", {"config.json": b"[]"})
-    error = failure(hub, tmp_path, "org/model", "org/other", kind=ConfigError)
-    assert "both have a config.json" in error.what and error.hint == f"llavanext fetch org/other --to {tmp_path}/other"
-    fetch(hub, tmp_path, "org/model")
-    assert "belongs to something else" in failure(hub, tmp_path, "org/other", kind=ConfigError).what
+    error = failure(hub, tmp_path / "to", "org/model", "org/other")
+    assert error.what == "org/model and org/other both have a config.json: they need a folder each"
+    assert error.hint == f"llavanext fetch org/other --to {tmp_path}/to/other" and not (tmp_path / "to").exists()
+    fetch(hub, tmp_path)
+    assert "differ from what would be fetched" in failure(hub, tmp_path, "org/other").what
 
 
 def test_only_and_revision(hub, tmp_path):
     first = hub.repositories["model", "org/model"].branches["main"]
     hub.add("org/model", FILES | {"config.json": b"2"}, branch="v2")
-    fetch(hub, tmp_path / "a", only=["*.json", "notes*"])
-    assert sorted(files(tmp_path / "a")) == ["config.json", "sub/notes.txt"]
-    fetch(hub, tmp_path / "b", only=["config.json"], revision="v2")
-    assert files(tmp_path / "b") == {"config.json": b"2"}
-    fetch(hub, tmp_path / "c", only=["config.json"], revision=first)
-    assert files(tmp_path / "c") == {"config.json": FILES["config.json"]}
-    assert "no file that is wanted: *.nope" in failure(hub, tmp_path / "d", only=["*.nope"], kind=ConfigError).what
-    assert not (tmp_path / "d").exists()
+    fetch(hub, tmp_path / "a", only=("*.json", "notes*"))
+    assert set(files(tmp_path / "a")) == {"config.json", "notes.txt"}
+    for revision, data in (("v2", b"2"), (first, FILES["config.json"])):
+        fetch(hub, tmp_path / revision, only=("config.json",), revision=revision)
+        assert files(tmp_path / revision) == {"config.json": data}
 
 
 def test_a_dry_run_touches_nothing(hub, tmp_path):
     report = fetch(hub, tmp_path / "new", dry_run=True)
     assert not (tmp_path / "new").exists() and hub.content_sent() == 0
-    total = sum(map(len, FILES.values()))
-    assert (report.fetched, report.transferred, report.needed) == (4, total, total) and report.free > total
+    assert (report.fetched, report.transferred) == (4, sum(map(len, FILES.values())))
 
 
-# ---------------------------------------------------------------------------------------------------- broken transfers
-
-
-def test_a_connection_cut_at_every_100_kb_is_no_obstacle(hub, tmp_path):
-    hub.cdn.manners = {f"/cdn/{hashlib.sha256(BIG).hexdigest()}": Manners(cut_every=100_000)}
-    report = fetch(hub, tmp_path)
-    assert files(tmp_path) == FILES
-    assert report.transferred == sum(map(len, FILES.values()))
-
-
-def test_silence_is_noticed_and_the_rest_is_asked_for(hub, tmp_path):
-    hub.cdn.manners = {f"/cdn/{hashlib.sha256(BIG).hexdigest()}": Manners(stall_at=500_000, stall_times=1)}
-    started = time.monotonic()
-    report = fetch(hub, tmp_path)
-    assert files(tmp_path) == FILES and report.transferred == sum(map(len, FILES.values()))
-    assert time.monotonic() - started < 10
-
-
-def test_a_server_without_ranges_and_one_cut(hub, tmp_path):
-    hub.cdn.manners = {f"/cdn/{hashlib.sha256(BIG).hexdigest()}": Manners(ranges=False, cut_once_at=300_000)}
+def test_without_a_network_a_complete_folder_is_enough(hub, tmp_path):
     fetch(hub, tmp_path)
+    nowhere = {"endpoint": "http://127.0.0.1:9"}
+    assert fetch(hub, tmp_path, **nowhere).ready == 4
+    assert failure(hub, tmp_path, revision="v2", **nowhere).what == "127.0.0.1:9 refuses the connection"
+    (tmp_path / "config.json").unlink()
+    assert failure(hub, tmp_path, **nowhere).what == "127.0.0.1:9 refuses the connection"
+
+
+# ------------------------------------------------------------------------------------------------------ bad connections
+
+
+@pytest.mark.parametrize(
+    "manners",
+    [Manners(cut_every=900_000), Manners(ranges=False, cut_once_at=900_000), Manners(stall_at=900_000)],
+    ids=["cut again and again", "no ranges, cut once", "silent once"],
+)
+def test_a_connection_that_breaks(hub, tmp_path, manners):
+    hub.cdn.manners[CDN_PATH] = manners
+    fetch(hub, tmp_path, retries=2)
     assert files(tmp_path) == FILES
 
 
-@pytest.mark.parametrize("lie", [1000, -1000])
-def test_a_server_that_lies_about_the_length(hub, tmp_path, lie):
-    hub.cdn.manners = {f"/cdn/{hashlib.sha256(BIG).hexdigest()}": Manners(ranges=False, announce=lie)}
-    if lie > 0:  # the whole file came, and its digest says so
-        fetch(hub, tmp_path)
-        assert files(tmp_path) == FILES
-    else:
-        assert "does not deliver model.safetensors" in failure(hub, tmp_path).what
-        assert "model.safetensors" not in files(tmp_path)
-
-
-def test_changed_bytes_are_found_and_thrown_away(hub, tmp_path):
-    wrong = b"x" + BIG[1:]
-    path = f"/cdn/{hashlib.sha256(BIG).hexdigest()}"
-
-    def hook(handler):
-        if handler.path.startswith(path):
-            hub.cdn.serve(handler, wrong, Manners())
-            return True
-        return False
-
-    hub.cdn.hook = hook
+def test_a_connection_that_breaks_too_often(hub, tmp_path):
+    hub.cdn.manners[CDN_PATH] = Manners(ranges=False, cut_every=900_000)
     error = failure(hub, tmp_path)
-    assert "model.safetensors is not what it should be: sha256" in error.what
-    assert "model.safetensors" not in files(tmp_path) and hub.cdn.sent[path] == 2 * len(BIG)
-    hub.cdn.hook = None
+    assert error.what == "127.0.0.1 does not deliver a file of org/model: the connection breaks"
+    assert "it resumes" in error.hint and "model.safetensors" not in files(tmp_path)
+
+
+def test_changed_bytes_are_deleted(hub, tmp_path):
+    hub.cdn.files[CDN_PATH] = BIG
+    real = hub.cdn.serve
+    hub.cdn.serve = lambda handler, data, *rest: real(handler, b"x" + data[1:] if data == BIG else data, *rest)
+    assert "model.safetensors is not what it should be: sha256" in failure(hub, tmp_path).what
+    assert "model.safetensors" not in files(tmp_path)
+    hub.cdn.serve = real
     fetch(hub, tmp_path)
     assert files(tmp_path) == FILES
 
 
 def test_a_small_file_with_changed_bytes(hub, tmp_path):
-    commit = hub.repositories["model", "org/model"].branches["main"]
-    listed = dict(hub.repositories["model", "org/model"].commits[commit])
+    real = hub.serve
+    hub.serve = lambda handler, data, *rest: real(handler, b"x" * len(data) if data == b"hello" else data, *rest)
+    assert "notes.txt is not what it should be: git blob" in failure(hub, tmp_path).what
 
-    def lie(handler, repository, revision, path):
-        if path == "config.json":
-            served = b'{"model_type": "llava_next_VIDEO"}'
-            blob = hashlib.sha1(b"blob %d\0" % len(served) + listed[path]).hexdigest()
-            hub.answer(handler, 200, served, {"X-Repo-Commit": commit, "ETag": f'"{blob}"'})
-        else:
-            HubSite._reply_file(hub, handler, repository, revision, path)
 
-    hub._reply_file = lie
-    assert "config.json is not what it should be: git blob" in failure(hub, tmp_path).what
-    assert "config.json" not in files(tmp_path)
+def test_a_small_file_that_rots_is_repaired(hub, tmp_path):
+    fetch(hub, tmp_path)
+    flip(tmp_path / "config.json")
+    assert check(hub, tmp_path).broken[0].startswith("config.json: sha256") and files(tmp_path) == FILES
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_gated(hub, tmp_path, monkeypatch):
-    hub.add("org/gated", FILES, gated=True, token="hf_rightrightright")
+    hub.add("org/gated", FILES, gated=True, token=TOKEN)
     error = failure(hub, tmp_path, "org/gated")
     assert error.what == "org/gated is gated: its owner wants its terms accepted first"
     assert f"accept them at {hub.endpoint}/org/gated" in error.hint and "HF_TOKEN" in error.hint
-    monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrong")
-    error = failure(hub, tmp_path, "org/gated")
-    assert "not of an account that did" in error.hint and "hf_wrong" not in f"{error}{error.hint}{error.__cause__}"
-    monkeypatch.setenv("HF_TOKEN", "hf_rightrightright")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     fetch(hub, tmp_path, "org/gated")
     assert files(tmp_path) == FILES
 
 
-def test_private(hub, tmp_path, monkeypatch):
-    hub.add("org/private", FILES, token="hf_rightrightright")
-    assert "or it is private" in failure(hub, tmp_path, "org/private").what
-    monkeypatch.setenv("HF_TOKEN", "hf_rightrightright")
+def test_private_and_missing(hub, tmp_path, monkeypatch):
+    hub.add("org/private", FILES, token=TOKEN)
+    error = failure(hub, tmp_path, "org/private")
+    assert error.what == "127.0.0.1 has no model org/private, or it is private" and "set HF_TOKEN" in error.hint
+    assert "dataset:org/private" in error.hint
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     fetch(hub, tmp_path, "org/private")
-    assert files(tmp_path) == FILES
-
-
-def test_a_data_set_that_is_not_there_although_a_token_is(hub, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_rightrightright")
     assert "has no dataset none/like-it" in failure(hub, tmp_path, "dataset:none/like-it").what
-
-
-def test_the_token_goes_to_the_hub_and_nowhere_else(hub, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_rightrightright")
-    fetch(hub, tmp_path)
-    sent = {headers.get("authorization") for _, headers in hub.headers_seen}
-    assert sent == {"Bearer hf_rightrightright"}
-    assert hub.cdn.headers_seen and not any("authorization" in headers for _, headers in hub.cdn.headers_seen)
-    written = b"".join(path.read_bytes() for path in (tmp_path / ".llavanext").rglob("*") if path.is_file())
-    assert b"hf_right" not in written and b"secretsignature" not in written
-
-
-def test_a_listing_that_points_elsewhere_does_not_get_the_token(hub, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_rightrightright")
-    with FileSite({"/more": b"[]"}) as thief:
-        plain = hub.answer_json
-        link = f'<{thief.url("/more")}>; rel="next"'
-        hub.answer_json = lambda handler, value, status=200, headers=None: plain(
-            handler, value, status, {"Link": link} if isinstance(value, list) else headers
-        )
-        fetch(hub, tmp_path)
-        assert thief.headers_seen and "authorization" not in thief.headers_seen[0][1]
-
-
-def test_no_token_in_the_clear_to_a_public_address(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_rightrightright")
-    assert endpoint_module.hub_token("http://93.184.215.14") is False
-    assert (
-        endpoint_module.hub_token("https://93.184.215.14")
-        == endpoint_module.hub_token("http://10.1.2.3")
-        == "hf_rightrightright"
-    )
-
-
-def test_near_names(hub, tmp_path):
-    hub.add("org/model-7b-hf", FILES)
-    error = failure(hub, tmp_path, "org/model-7b")
-    assert "has no model org/model-7b, or it is private" in error.what and "org/model-7b-hf" in error.hint
-    assert "dataset:org/model-7b" in error.hint
-    error = failure(hub, tmp_path, "llava-hf/LLaVA-NeXT-Video-7B")
-    assert error.hint.startswith("Did you mean llava-hf/LLaVA-NeXT-Video-7B-hf")
-    error = failure(hub, tmp_path, revision="man")
-    assert error.what == "org/model has no revision 'man'" and "main" in error.hint
-    assert not files(tmp_path)
+    assert "llava-hf/LLaVA-NeXT-Video-7B-hf" in failure(hub, tmp_path, "org/LLaVA-NeXT-Video-7B-hf").hint
+    assert "org/model has no revision 'v9'" in failure(hub, tmp_path, "org/model", revision="v9").what
 
 
 @pytest.mark.parametrize(
     ("status", "what"),
     [
-        (401, "has no model org/model, or it is private"),
-        (403, "forbids access to org/model"),
-        (418, "answers HTTP 418 for org/model"),
-        (500, r"is in trouble (HTTP 500), 3 times in a row"),
-        ((429, {"Retry-After": "9999"}), "asks us to slow down (429), and to come back in 2.8 h"),
+        ((401, {"X-Error-Message": "Invalid credentials in Authorization header"}), "rejects the token (HTTP 401)"),
+        (403, "127.0.0.1 does not give out org/model (HTTP 403)"),
+        (418, "127.0.0.1 answers HTTP 418 for org/model"),
+        ((429, {"Retry-After": "3600"}), "127.0.0.1 is busy (HTTP 429) and asks to wait 3600 s: org/model"),
+        (503, "127.0.0.1 is busy (HTTP 503): org/model"),
     ],
 )
-def test_statuses_of_the_listing(hub, tmp_path, status, what):
-    hub.status = [status] * 20
-    assert what in failure(hub, tmp_path).what
+def test_a_hub_that_refuses(hub, tmp_path, status, what):
+    hub.status = [status] * 5
+    assert what in failure(hub, tmp_path / "to").what and not (tmp_path / "to").exists()
 
 
-def test_a_token_that_is_not_known(hub, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrong")
-    hub.status = [401] * 20
-    assert failure(hub, tmp_path).what == "127.0.0.1 does not know the token that is set"
-
-
-def test_busy_for_a_while(hub, tmp_path):
-    hub.status = [503, (429, {"Retry-After": "1"})]
-    fetch(hub, tmp_path)
+def test_a_hub_that_is_busy_for_a_moment(hub, tmp_path):
+    hub.status = [(429, {"Retry-After": "1"}), 502]
+    fetch(hub, tmp_path, retries=2)
     assert files(tmp_path) == FILES
 
 
-def test_a_login_page_in_place_of_the_hub(tmp_path):
-    with FileSite({}) as portal:
-        portal.hook = lambda handler: portal.answer(handler, 200, b"<html>log in</html>") or True
-        assert "not as a Hub does" in failure(portal, tmp_path).what
-        portal.hook = lambda handler: portal.answer_json(handler, {"hello": "world"}) or True
-        assert "not as a Hub does" in failure(portal, tmp_path).what
-        portal.hook = lambda handler: portal.answer_json(handler, [1, 2]) or True
-        assert "not as a Hub does" in failure(portal, tmp_path).what
+def test_a_file_that_is_refused(hub, tmp_path):
+    hub.manners["config.json"] = Manners(statuses=[403] * 9)
+    assert "does not give out org/model (HTTP 403)" in failure(hub, tmp_path).what
+    hub.manners["config.json"] = Manners(statuses=[404] * 9)
+    assert "answers HTTP" in (what := failure(hub, tmp_path).what) or "does not have" in what
 
 
-LISTINGS = [
-    {"size": "12"},
-    {"size": -1},
-    {"size": True},
-    {"oid": "xyz"},
-    {"oid": None},
-    {"path": 7},
-    {"path": None},
-    {"lfs": {"oid": "short", "size": 3, "pointerSize": 1}},
-    {"lfs": {"oid": "0" * 64, "size": None, "pointerSize": 1}},
-    {"lfs": []},
-]
+@pytest.mark.parametrize("answer", [b"<html>login</html>", b"[]", b'{"id": 7}'])
+def test_something_that_is_not_a_hub(tmp_path, answer):
+    with FileSite({"/api/models/org/model/revision/main": answer}) as site:
+        error = failure(site, tmp_path / "to", "org/model")
+    assert "127.0.0.1 does not answer as a Hub does" in error.what or "does not have" in error.what
+    assert not (tmp_path / "to").exists()
 
 
-@pytest.mark.parametrize("change", LISTINGS)
-def test_a_listing_that_is_nonsense(hub, tmp_path, change):
-    plain = hub.answer_json
-
-    def answer(handler, value, status=200, headers=None):
-        if isinstance(value, list):
-            value = [{"type": "file", "path": "a", "size": 3, "oid": "0" * 40, **change}]
-        plain(handler, value, status)
-
-    hub.answer_json = answer
-    assert "not as a Hub does" in failure(hub, tmp_path / "x").what and not (tmp_path / "x").exists()
-
-
-def test_a_listing_that_is_nested_too_deeply(hub, tmp_path):
-    hub.answer_json = lambda handler, *more, **named: hub.answer(handler, 200, b"[" * 200_000)
-    assert "not as a Hub does" in failure(hub, tmp_path / "x").what
-
-
-def test_a_redirect_that_is_no_text(hub, tmp_path):
-    plain = hub.answer
-    hub.answer = lambda handler, status, body=b"", headers=None: plain(
-        handler, status, body, {**headers, "Location": "http://h/\xff\xfe"} if status == 302 else headers
-    )
-    assert "redirects to an address that is not on the web" in failure(hub, tmp_path).what
-
-
-@pytest.mark.parametrize("token", ["令牌", "two words", "a;b", 'a"b', "hf_\x01"])
-def test_a_token_that_is_none(hub, tmp_path, monkeypatch, token):
-    monkeypatch.setenv("HF_TOKEN", token)
-    error = failure(hub, tmp_path / "x", kind=ConfigError)
-    assert error.what == "the token in HF_TOKEN holds characters that no token has" and hub.log == []
-
-
-@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_timeout_that_is_none(seconds):
-    with pytest.raises(ConfigError, match=r"--timeout is a number of seconds"):
-        Limits(stall=seconds)
-
-
-@pytest.mark.parametrize("path", ["../evil", "/etc/evil", "a/../../evil", ".llavanext/manifest.json", "a\\b", "x\ny"])
-def test_a_listing_with_names_that_leave_the_folder(hub, tmp_path, path):
-    hub.add("org/evil", {"good": b"1", path: b"evil"})
-    assert "offers a file that is not safe to write" in failure(hub, tmp_path / "in", "org/evil", kind=DataError).what
-    assert not (tmp_path / "in").exists() and not (tmp_path / "evil").exists()
-    fetch(hub, tmp_path / "in", "org/evil", only=["good"])
-    assert files(tmp_path / "in") == {"good": b"1"}
-
-
-def test_a_redirect_to_a_file_is_refused(hub, tmp_path):
-    hub.cdn = None
-    plain = hub.answer
-    hub.answer = lambda handler, status, body=b"", headers=None: plain(
-        handler, status, body, {**headers, "Location": "file:///etc/passwd"} if status == 302 else headers
-    )
-    assert "redirects to an address that is not on the web (file://)" in failure(hub, tmp_path).what
-
-
-# --------------------------------------------------------------------------------------------------------- no network
-
-
-def test_without_a_network_a_folder_that_is_whole_is_enough(hub, tmp_path):
-    fetch(hub, tmp_path / "a")
-    fetch(hub, tmp_path / "b", only=["config.json"])
-    hub.server.shutdown()
-    hub.server.server_close()
-    notes = []
-    report = fetch(hub, tmp_path / "a", note=notes.append)
-    assert report.ready == 4 and "refuses the connection; going by what is in" in notes[0]
-    os.remove(tmp_path / "a" / "e")
-    assert "e is not whole, and the network cannot be reached" in failure(hub, tmp_path / "a").what
-    assert "refuses the connection" in failure(hub, tmp_path / "new").what and not (tmp_path / "new").exists()
-    assert "refuses the connection" in failure(hub, tmp_path / "a", revision="other").what
-
-
-def test_offline_by_request(hub, tmp_path, monkeypatch):
+def test_offline(hub, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
-    fetch(hub, tmp_path / "a")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    asked = len(hub.log)
-    assert fetch(hub, tmp_path / "a").ready == 4
-    assert failure(hub, tmp_path / "b").what == "HF_HUB_OFFLINE is set" and len(hub.log) == asked
+    from huggingface_hub.utils import reset_sessions
+
+    reset_sessions()
+    error = failure(hub, tmp_path)
+    reset_sessions()
+    assert error.what == "HF_HUB_OFFLINE is set, so nothing can be fetched" and error.hint == "Unset HF_HUB_OFFLINE."
 
 
-def test_a_name_that_does_not_resolve(tmp_path):
-    with pytest.raises(FetchError, match=r"no host called nowhere\.invalid \(DNS\)"):
-        run_fetch(["org/model"], tmp_path / "x", endpoint="https://nowhere.invalid", limits=LIMITS)
-    assert not (tmp_path / "x").exists()
+@pytest.mark.parametrize("fault", [RuntimeError, ConnectionError])
+def test_xet_that_fails_names_the_way_around_it(hub, tmp_path, monkeypatch, fault):
+    import huggingface_hub
+
+    def broken(*args, **named):
+        raise fault("Data processing error: CAS service error\n  at src/lib.rs:7")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    error = failure(hub, tmp_path)
+    assert error.what == (
+        "the xet storage of 127.0.0.1 does not deliver a file of org/model: Data processing error: CAS service error"
+    )
+    assert "HF_HUB_DISABLE_XET=1" in error.hint
 
 
-@pytest.mark.parametrize(
-    "endpoint", ["nonsense", "ftp://x", "https://", "https://u:p@host", "https://h:99999999", "https://h?a"]
-)
-def test_endpoints_that_are_none(tmp_path, endpoint):
-    with pytest.raises(ConfigError, match=r"endpoint"):
-        run_fetch(["org/model"], tmp_path / "x", endpoint=endpoint)
+@pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil", ".llavanext/manifest.json", "a/../../evil", "a\nb"])
+def test_names_that_are_not_safe(hub, tmp_path, name):
+    hub.add("org/hostile", {name: b"evil"})
+    error = failure(hub, tmp_path / "to", "org/hostile")
+    assert isinstance(error, DataError) and "is not safe" in error.what
+    assert not (tmp_path / "to").exists() and not list(tmp_path.rglob("*evil*"))
 
 
-def test_the_environment_names_the_mirror(hub, tmp_path, monkeypatch):
+# --------------------------------------------------------------------------------------------------------------- tokens
+
+
+def test_the_token_goes_to_the_hub_and_nowhere_else(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    report = fetch(hub, tmp_path)
+    assert {headers.get("authorization") for _, headers in hub.headers_seen} == {f"Bearer {TOKEN}"}
+    assert hub.cdn.headers_seen and not any("authorization" in headers for _, headers in hub.cdn.headers_seen)
+    written = (tmp_path / ".llavanext/manifest.json").read_text()
+    assert TOKEN not in written + str(report) and "secretsignature" not in written
+
+
+@pytest.mark.parametrize("token", ["hf_a b", "hf_\u4e2d", "token=hf_a,b"])
+def test_a_token_that_is_not_one(hub, tmp_path, monkeypatch, token):
+    monkeypatch.setenv("HF_TOKEN", token)
+    error = failure(hub, tmp_path)
+    assert error.what == "HF_TOKEN: the token has characters that no token has" and token not in error.hint
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://host", "https://", "https://user:hf_secret@host"])
+def test_endpoints_that_are_not_addresses(hub, tmp_path, endpoint):
+    with pytest.raises(ConfigError, match=r"--endpoint: .* is not an address such as https://host") as caught:
+        fetch(hub, tmp_path, endpoint=endpoint)
+    assert "hf_secret" not in str(caught.value)
+
+
+def test_the_environment_s_endpoint(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint + "/")
-    run_fetch(["org/model"], tmp_path)
+    fetch(hub, tmp_path, endpoint=None)
     assert files(tmp_path) == FILES
+    monkeypatch.setenv("HF_ENDPOINT", "huggingface.co")
+    with pytest.raises(ConfigError, match=r"HF_ENDPOINT: 'huggingface.co' is not an address"):
+        fetch(hub, tmp_path, endpoint=None)
 
 
-# ----------------------------------------------------------------------------------------------------------- ModelScope
-
-
-@pytest.fixture
-def scope():
-    with ModelScopeSite() as site:
-        site.add("org/other", {"x": b"1"})
-        site.add("org/model", FILES)
-        yield site
-
-
-def test_modelscope_models_and_data_sets(scope, tmp_path):
-    many = {f"data/{number:03}.txt": b"%d" % number for number in range(250)}
-    scope.add("org/set", many, "dataset")
-    report = fetch(scope, tmp_path / "a", source="modelscope")
-    assert files(tmp_path / "a") == FILES and report.artifacts[0].revision == "master"
-    fetch(scope, tmp_path / "b", "dataset:org/set", source="modelscope")
-    assert files(tmp_path / "b") == many
-    before = scope.sent.total()
-    assert fetch(scope, tmp_path / "a", source="modelscope").ready == 4 and scope.sent.total() == before
-
-
-@pytest.mark.parametrize(
-    ("source", "variable", "server"),
-    [("hf", "HF_ENDPOINT", HubSite), ("modelscope", "MODELSCOPE_DOMAIN", ModelScopeSite)],
-)
-@pytest.mark.parametrize("option", ["hf", "modelscope"])
-def test_a_check_repairs_from_the_mirror_that_the_environment_names(
-    tmp_path, monkeypatch, source, variable, server, option
-):
-    with server() as first, server() as mirror:
-        first.add("org/model", FILES)
-        mirror.add("org/model", FILES)
-        fetch(first, tmp_path, source=source)
-        (tmp_path / "sub/notes.txt").unlink()
-        asked = len(first.log)
-        monkeypatch.setenv(variable, mirror.endpoint)
-        check_folder(tmp_path, source=option, limits=LIMITS)
-        assert files(tmp_path) == FILES
-        assert mirror.log and len(first.log) == asked
-
-
-def test_modelscope_without_digests(scope, tmp_path):
-    scope.digests = False
-    fetch(scope, tmp_path, source="modelscope")
-    assert files(tmp_path) == FILES and fetch(scope, tmp_path, source="modelscope").ready == 4
-
-
-def test_modelscope_files_are_fetched_in_parts(scope, tmp_path):
-    scope.manners = {"model.safetensors": Manners(cut_every=100_000)}
-    fetch(scope, tmp_path, source="modelscope")
-    assert files(tmp_path) == FILES
-
-
-def test_modelscope_token(scope, tmp_path, monkeypatch):
-    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-secretsecret")
-    with FileSite({"/elsewhere": BIG}) as cdn:
-        scope.manners = {"model.safetensors": Manners(redirect=cdn.url("/elsewhere"))}
-        fetch(scope, tmp_path, source="modelscope")
-        assert {headers.get("cookie") for _, headers in scope.headers_seen} == {"m_session_id=ms-secretsecret"}
-        assert cdn.headers_seen and not any("cookie" in headers for _, headers in cdn.headers_seen)
-    written = b"".join(path.read_bytes() for path in (tmp_path / ".llavanext").rglob("*") if path.is_file())
-    assert files(tmp_path) == FILES and b"ms-secret" not in written
-
-
-@pytest.mark.parametrize(
-    ("answer", "what"),
-    [
-        ((404, b'{"Code": 10010205001}'), "has no model org/model at revision 'master'"),
-        ((200, b"<html>"), "not as ModelScope does"),
-        ((200, b'{"Code": 200, "Data": {"Files": [1]}}'), "not as ModelScope does"),
-        ((200, b'{"Code": 200, "Data": {"Files": {}}}'), "not as ModelScope does"),
-        ((200, b'{"Code": 10, "Message": "closed\\ntoday"}'), "refuses org/model (code 10): closed today"),
-        ((403, b"{}"), "does not give out org/model (HTTP 403)"),
-        ((418, b"{}"), "answers HTTP 418"),
-        ((502, b"{}"), "is in trouble (HTTP 502)"),
-    ],
-)
-def test_modelscope_refusals(scope, tmp_path, answer, what):
-    scope.override = lambda handler: scope.answer(handler, *answer) or True
-    assert what in failure(scope, tmp_path / "x", source="modelscope").what
-    assert not (tmp_path / "x").exists()
-
-
-def test_modelscope_has_not_everything(tmp_path, monkeypatch):
+def test_an_artifact_that_is_not_at_the_source(hub, tmp_path, monkeypatch):
+    with pytest.raises(FetchError, match="refuses the connection"):
+        fetch(hub, tmp_path, source="modelscope", endpoint="http://127.0.0.1:9", retries=0)
     from llavanext_cli.fetching.registry import ARTIFACTS, Artifact, Place
 
-    artifact = Artifact("only-hub", "", "", hub=Place("a/b"))
-    with pytest.raises(ConfigError, match=r"only-hub is not at modelscope") as caught:
-        run_fetch([], tmp_path / "x", artifacts=[artifact], source="modelscope")
-    assert "video-7b" in caught.value.hint and all(a.modelscope for a in ARTIFACTS.values())
+    monkeypatch.setitem(ARTIFACTS, "here-only", Artifact("here-only", "", "", hub=Place("org/model")))
+    with pytest.raises(ConfigError, match="here-only is not available from modelscope"):
+        fetch(hub, tmp_path, "here-only", source="modelscope")
