@@ -45,7 +45,7 @@ def check_target(
     other = f"choose another {option}"
     target = path.resolve()
     for source in (item.resolve() for item in inputs):
-        if target == source or target in source.parents or (folder and source in target.parents):
+        if target == source or (folder and (target in source.parents or source in target.parents)):
             raise LlavaNextError(f"{path}: writing there would damage the input {source}", other)
     if path.is_symlink() and not path.exists():
         raise LlavaNextError(f"{path} is a broken link", other)

@@ -1,11 +1,11 @@
 """The Ascend's way of computing: MindFormers' own prefill and increment graphs, with its paged cache.
 
-    prefill     one prompt at a time     tokens to its own blocks of the cache, logits of its last position
-    increment   one token of each        all sequences of the batch at once
+    prefill     one prompt at a time         fills its own blocks of the cache, gives logits of its last position
+    increment   one token of each sequence   all sequences of the batch at once
 
 MindFormers' prefill takes the prompts of a batch as one row of tokens without padding between them. One prompt keeps
-the NPU busy by itself, so the prompts go one by one. Each is padded to a shape that depends on nothing but itself, so
-that a question gets the same answer whenever it is asked; there are few such shapes, as each is a graph to compile.
+the NPU busy by itself, so prompts are prefilled one by one. Each is padded to a shape that depends on nothing but
+itself, so that a question always gets the same answer. There are few such shapes, because each is a graph to compile.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llavanext_cli.config.rules import greatest_tiles
-from llavanext_cli.inference.engines import BUCKET, Step, round_up
 from llavanext_cli.inference.paging import block_tables, next_slots, prompt_slots
+from llavanext_cli.inference.step import BUCKET, Step, round_up
 from llavanext_cli.processing.sample_layout import collate
 from llavanext_cli.signals import defer_signals
 
@@ -33,38 +33,38 @@ class AscendEngine:
         network: a `LlavaNext` with a paged cache.
         arch: of the same checkpoint.
         batch: sequences computed at once.
-        cache_tokens: positions of the cache of each.
-        block_size: positions of one block of it.
+        cache_tokens: positions of each sequence's cache.
+        block_size: positions of one block of the cache.
     """
 
     def __init__(self, network: Any, arch: Architecture, batch: int, cache_tokens: int, block_size: int):
         self.network, self.arch, self.batch, self.cache_tokens = network, arch, batch, cache_tokens
         self.block_size, self.blocks = block_size, -(-cache_tokens // block_size)
 
-    def start(self, samples: Sequence[EncodedSample], room: int, limit: int, past: int = 0) -> Step:
-        """Prefill; the arguments of `CpuEngine.start`. This cache always begins anew: `past` is 0."""
+    def prefill(self, samples: Sequence[EncodedSample], room: int, limit: int, past: int = 0) -> Step:
+        """Arguments as for `CpuEngine.prefill`. Nothing is kept from the question before: `past` is 0."""
         from mindspore import ops
 
-        rows = [self._call(self.prefill(*self._pad(sample), row)) for row, sample in enumerate(samples)]
+        rows = [self._call(self.prefill_inputs(*self._pad(sample), row)) for row, sample in enumerate(samples)]
         rows += [rows[0]] * (self.batch - len(rows))
         return _choose(ops.concat([row.reshape(1, -1) for row in rows]))
 
-    def step(self, tokens: np.ndarray, lengths: np.ndarray) -> Step:
+    def decode(self, tokens: np.ndarray, lengths: np.ndarray) -> Step:
         """One more token `int32[B]` of each sequence; `lengths` count it."""
-        return _choose(self._call(self.increment(tokens, lengths)).reshape(self.batch, -1))
+        return _choose(self._call(self.decode_inputs(tokens, lengths)).reshape(self.batch, -1))
 
-    def prefill(self, batch: Batch, frames: int, row: int = 0) -> tuple[Any, ...]:
-        """Set the network to its prefill graph; what it is called with.
+    def prefill_inputs(self, batch: Batch, frames: int, row: int = 0) -> tuple[Any, ...]:
+        """Switch the network to its prefill graph; the arguments to call it with.
 
         Args:
             batch: one prompt.
             frames: how many of its tiles are frames.
-            row: whose blocks of the cache it fills.
+            row: the sequence whose blocks of the cache it fills.
         """
         from mindspore import Tensor
 
         self.network.language_model.add_flags_custom(is_first_iteration=True)
-        # One graph a shape. MindSpore keys graphs by phase alone when it is called "prefill" or "increment".
+        # One graph for each shape: MindSpore knows graphs by phase alone when that is "prefill" or "increment".
         self.network.phase = f"prefill {batch.input_ids.shape} {batch.tiles.shape[1]} {frames}"
         media: tuple = (None, None)
         if batch.tiles.shape[1]:
@@ -75,8 +75,8 @@ class AscendEngine:
         tables = block_tables(self.batch, self.blocks)[row : row + 1]
         return self._inputs(batch.input_ids, *media, batch.lengths, tables, slots, frames)
 
-    def increment(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[Any, ...]:
-        """Set the network to its graph of one token `int32[B]`; what it is called with."""
+    def decode_inputs(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[Any, ...]:
+        """Switch the network to its graph of one token each, `int32[B]`; the arguments to call it with."""
         self.network.language_model.add_flags_custom(is_first_iteration=False)
         self.network.phase = "increment"
         slots = next_slots(lengths, self.blocks * self.block_size)
@@ -84,7 +84,7 @@ class AscendEngine:
         return self._inputs(tokens.reshape(-1, 1).astype(np.int32), None, None, lengths, tables, slots, 0)
 
     def _call(self, inputs: tuple[Any, ...]) -> Any:
-        """Run one graph, to its end."""
+        """Run one graph to its end."""
         with defer_signals():
             return self.network(*inputs)
 
@@ -119,9 +119,9 @@ class AscendEngine:
 
 
 def padded_length(length: int) -> int:
-    """Tokens that a prompt is padded to: a multiple of `BUCKET`, and from 512 on one of four lengths between a power
-    of two and the next, so at most a quarter more."""
-    octave = 1 << max(length - 1, 1).bit_length() - 1  # the greatest power of two below it
+    """Tokens that a prompt is padded to: a multiple of `BUCKET`; from 512 on one of four lengths between two powers of
+    two, so that at most a quarter is padding."""
+    octave = 1 << max(length - 1, 1).bit_length() - 1  # the largest power of two below it
     return round_up(length, max(BUCKET, octave // 4))
 
 

@@ -1,13 +1,14 @@
-"""A conversation: turns and media that grow, and lines that begin with a slash.
+"""A conversation: questions with their media, and commands that begin with a slash.
 
-What is asked is always the whole conversation; the session finds out how much of it its cache holds, so only the new
-turn is computed. Taking a turn back or beginning anew needs nothing special.
+Each question is asked with the whole conversation before it. The session finds out how much of that its cache holds,
+so only the new turn is computed, also after turns were removed.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,11 @@ import msgspec
 import numpy as np
 
 from llavanext_cli.errors import DataError, LlavaNextError
-from llavanext_cli.inference.ask import check_media, placed
+from llavanext_cli.inference.prepare import open_session, prepare
+from llavanext_cli.inference.questions import check_media, media_order
+from llavanext_cli.inference.request import AskRequest
 from llavanext_cli.inference.sampling import Sampling
+from llavanext_cli.inference.step import CHAT_STEP
 from llavanext_cli.processing.processor import Media, Processor
 from llavanext_cli.processing.prompt import check_placeholders
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, EncodedSample, Medium, Sample, Turn
@@ -27,10 +31,10 @@ if TYPE_CHECKING:
     from llavanext_cli.inference.session import Answer, Session
 
 HELP = """\
-/image FILE            a picture for the next question
-/video FILE            a clip for the next question
-/undo                  take the last question and its answer back
-/clear                 begin a new conversation
+/image FILE            add an image to the next question
+/video FILE            add a video to the next question
+/undo                  remove the last question and its answer
+/clear                 start a new conversation
 /save FILE             write the conversation as JSON
 /set NAME VALUE        temperature, top_k, top_p, repetition_penalty, seed or
                        max_new_tokens
@@ -39,9 +43,18 @@ HELP = """\
 SETTINGS = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "max_new_tokens")
 
 
+@contextmanager
+def open_chat(request: AskRequest) -> Iterator[Chat]:
+    """A conversation with a checkpoint, without media so far; the model is loaded on entry."""
+    prepared = prepare(request, has_videos=True)
+    cache = prepared.settings.cache_tokens
+    with open_session(prepared, cache, cache_step=CHAT_STEP, verbose=request.verbose) as session:
+        yield Chat(session, prepared.processor, prepared.preset, prepared.sampling)
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """One picture or clip with what was read from it."""
+    """One image or video with what was read from it."""
 
     medium: Medium
     media: Media
@@ -51,11 +64,11 @@ class Chat:
     """One conversation with one session.
 
     Attributes:
-        turns: what was said; the questions hold their placeholders.
+        turns: questions, with their placeholders, and answers.
         loaded: the media of the turns, in order.
-        before: how many of them there were before each question.
+        before: how many media there were before each question.
         staged: media for the next question.
-        sampling: how the next answer is drawn.
+        sampling: how tokens of the next answer are drawn.
     """
 
     def __init__(self, session: Session, processor: Processor, preset: Preset, sampling: Sampling):
@@ -66,23 +79,29 @@ class Chat:
         self.staged: tuple[Loaded, ...] = ()
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
-        """Ask with what was said before. A question that cannot be asked changes nothing.
+        """Ask with the conversation so far. A question that cannot be asked changes nothing.
 
         Raises:
-            DataError: placeholders and media do not match, or the conversation has outgrown the cache.
+            DataError: placeholders and media do not match, or the conversation no longer fits into the cache.
         """
         kinds = [one.medium.kind for one in self.staged]
-        loaded = (*self.loaded, *[self.staged[at] for at in placed(question, kinds)])
+        loaded = (*self.loaded, *[self.staged[at] for at in media_order(question, kinds)])
         names = [IMAGE_PLACEHOLDER if kind == "image" else VIDEO_PLACEHOLDER for kind in kinds]
-        ways = [(*self.turns, Turn("user", text)) for text in (question, "\n".join([*names, question]))]
+        as_typed, with_placeholders = (
+            (*self.turns, Turn("user", text)) for text in (question, "\n".join([*names, question]))
+        )
         media = tuple(one.medium for one in loaded)
-        # as it was typed if its placeholders fit, or if nothing does: then encoding says why
-        turns = next((way for way in ways if check_placeholders(Sample("", "", media, way)) is None), ways[0])
+        fits = [
+            turns for turns in (as_typed, with_placeholders) if not check_placeholders(Sample("", "", media, turns))
+        ]
+        turns = fits[0] if fits else as_typed  # if neither fits, encoding says why
         encoded = self.encode(turns, loaded)
         try:
             self.session.check_room(encoded)
         except DataError as fault:
-            hint = "/clear begins a new conversation, /undo takes a medium or a turn back; --frames makes clips shorter"
+            hint = (
+                "/clear starts a new conversation, /undo removes the last turn; --frames takes fewer frames of videos"
+            )
             raise DataError(fault.what, hint) from fault
         answer = self.session.answer([encoded], self.sampling, (lambda row, text: on_text(text)) if on_text else None)
         self.before += (len(self.loaded),)
@@ -94,18 +113,18 @@ class Chat:
         return self.processor.encode_question(sample, {}, join_media([one.media for one in loaded], self.processor))
 
     def run_command(self, line: str) -> str:
-        """Do what a line with a slash says.
+        """Run a line that begins with a slash.
 
         Returns:
-            A line or more for the user.
+            What to tell the user.
 
         Raises:
-            LlavaNextError: no such command, or it cannot be done.
+            LlavaNextError: the command is unknown or fails.
         """
         try:
             name, *words = shlex.split(line)
         except ValueError as error:
-            raise DataError(f"{line}: {error}", "put a path with spaces into quotes") from error
+            raise DataError(f"{line}: {error}", "quote a path that has spaces") from error
         commands = {
             "/image": (self.add_image, 1),
             "/video": (self.add_video, 1),
@@ -116,10 +135,10 @@ class Chat:
             "/help": (lambda: HELP, 0),
         }
         if name not in commands:
-            raise DataError(f"{name}: no such command", "/help lists them")
+            raise DataError(f"{name}: unknown command", "/help lists all commands")
         function, count = commands[name]
         if len(words) != count:
-            raise DataError(f"{name} takes {count or 'no'} word{'' if count == 1 else 's'}", "/help shows how")
+            raise DataError(f"{name} takes {count or 'no'} argument{'' if count == 1 else 's'}", "see /help")
         return function(*words)
 
     def add_image(self, path: str) -> str:
@@ -129,51 +148,51 @@ class Chat:
         return self.add("video", path)
 
     def add(self, kind: str, path: str) -> str:
-        """Read a picture or clip for the next question."""
+        """Read an image or video for the next question."""
         medium = Medium(kind, str(Path(path).expanduser().absolute()))
         sample = Sample("", "", (medium,), ())
         check_media(sample, self.preset)
         media = self.processor.load_media(sample)
         self.staged = (*self.staged, Loaded(medium, media))
         what = f"{len(media.tiles)} tiles" if kind == "image" else f"{len(media.frames)} frames"
-        return f"{path}: {what}, goes with the next question"
+        return f"{path}: {what}, added to the next question"
 
     def undo(self) -> str:
-        """Take the last question back, with its answer and media; staged media first."""
+        """Remove the newest staged medium, or else the last question with its answer and media."""
         if self.staged:
             self.staged = self.staged[:-1]
-            return "the last medium is taken back"
+            return "the last medium is removed"
         if not self.turns:
-            raise DataError("nothing was asked yet", "type a question; /help lists the commands")
+            raise DataError("there is no question to remove", "type a question; /help lists all commands")
         self.turns, self.loaded, self.before = self.turns[:-2], self.loaded[: self.before[-1]], self.before[:-1]
-        return f"taken back; questions left: {len(self.turns) // 2}"
+        return f"removed; questions left: {len(self.turns) // 2}"
 
     def clear(self) -> str:
         self.turns, self.loaded, self.before, self.staged = (), (), (), ()
         return "a new conversation"
 
     def save(self, path: str) -> str:
-        """Write the conversation as one JSON sample, which `ask --batch` and `train` read; never over a file."""
+        """Write the conversation as one JSON sample, which `ask --batch` and `train` read. No file is replaced."""
         sample = Sample("chat", "", tuple(one.medium for one in self.loaded), self.turns)
         try:
             with Path(path).expanduser().open("x", encoding="utf-8") as file:
                 file.write(msgspec.json.encode(sample).decode() + "\n")
         except FileExistsError as error:
-            raise DataError(f"{path}: is there already", "name another file") from error
+            raise DataError(f"{path} already exists", "choose another file") from error
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror or error}", "name another file") from error
+            raise DataError(f"{path} cannot be written: {error.strerror or error}", "choose another file") from error
         return f"saved: {path}"
 
     def set(self, name: str, value: str) -> str:
-        """Change one field of the sampling."""
+        """Change one setting of the sampling."""
         if name not in SETTINGS:
-            raise DataError(f"{name}: no such setting", f"settings: {', '.join(SETTINGS)}")
+            raise DataError(f"{name}: unknown setting", f"settings: {', '.join(SETTINGS)}")
         kind = {field.name: field.type for field in fields(Sampling)}[name]
         try:
             number: Any = int(value) if kind == "int" else float(value)
             self.sampling = replace(self.sampling, **{name: number})
         except (ValueError, LlavaNextError) as error:
-            raise DataError(f"{name} cannot be {value}", getattr(error, "what", "a number is wanted")) from error
+            raise DataError(f"{name} cannot be {value}", getattr(error, "what", "use a number")) from error
         return f"{name} is {number}"
 
 

@@ -1,9 +1,9 @@
-"""A picture of exactly what the model saw: each picture's base tile and grid of tiles, each clip's frames.
+"""An image of exactly what the model saw: each image's base tile and grid of tiles, each video's frames.
 
     base   │ tile tile       frame frame frame frame
            │ tile tile       0.0 s 1.3 s 2.7 s 4.0 s
 
-The pixels are those that are normalised and go into the vision tower, black borders and crops included.
+The pixels are those that the vision tower gets, before they are normalised, with black borders and crops.
 """
 
 from __future__ import annotations
@@ -27,50 +27,44 @@ COLUMNS = 8
 GAP, MARGIN, CAPTION = 4, 12, 18
 """Pixels between tiles, around everything, and for a line of text."""
 LEAST_SIDE = 112
-"""Smaller tiles are shown enlarged by a whole factor."""
+"""Smaller tiles are enlarged by a whole factor."""
 PAPER, INK = (255, 255, 255), (60, 60, 60)
 
 
 def write_contact_sheet(path: Path, media: Media, arch: Architecture, names: Sequence[str]) -> None:
-    """Draw a contact sheet to a file, whole or not at all; the ending names the format.
+    """Draw a contact sheet to a file, whole or not at all; the suffix decides the format.
 
     Raises:
         DataError: the file cannot be written.
     """
     if not path.suffix:
-        raise DataError(f"{path} has no ending that names its format", f"give --show {path}.png")
+        raise DataError(f"{path} has no suffix, so its format is unknown", f"use --show {path}.png")
     try:
         with replacing(path) as partial:
             draw_contact_sheet(media, arch, names).save(partial)
-    except (OSError, ValueError) as fault:  # ValueError: an ending that is no format
+    except (OSError, ValueError) as fault:  # ValueError: an unknown suffix
         reason = fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
-        is_there = path.parent.is_dir()
-        hint = "give --show a name such as sheet.png" if is_there else f"make its folder: mkdir -p {path.parent}"
-        raise DataError(f"{path} cannot be written: {reason}", hint) from fault
+        raise DataError(f"{path} cannot be written: {reason}", "use a name such as --show sheet.png") from fault
 
 
 def draw_contact_sheet(media: Media, arch: Architecture, names: Sequence[str]) -> Image.Image:
-    """Draw what `Processor.load_media` made of a question's media.
+    """Draw a question's decoded media, one block below another, as RGB.
 
     Args:
-        media: decoded pictures and clips.
+        media: from `Processor.load_media`.
         arch: of the checkpoint.
         names: one caption for each medium.
-
-    Returns:
-        An RGB picture, one block below another.
     """
-
     side = arch.vision.image_size
     factor = -(-LEAST_SIDE // side)
     blocks: list[Image.Image] = []
-    tiles_before = frames_before = clips = 0
+    tiles_before = frames_before = videos = 0
     for plan, name in zip(media.plans, names, strict=True):
         if isinstance(plan, ClipPlan):
             frames = media.frames[frames_before : frames_before + plan.frames]
-            captions = [f"{seconds:.1f} s" for seconds in media.times[clips]]
+            captions = [f"{seconds:.1f} s" for seconds in media.times[videos]]
             blocks.append(_block(f"{name}: {len(frames)} frames", frames, COLUMNS, factor, captions))
-            frames_before, clips = frames_before + plan.frames, clips + 1
+            frames_before, videos = frames_before + plan.frames, videos + 1
             continue
         tiles = media.tiles[tiles_before : tiles_before + plan.tiles]
         tiles_before += plan.tiles
@@ -95,8 +89,8 @@ def _block(
     draw.text((0, 2), title, fill=INK)
     for number, tile in enumerate(pixels):
         left, top = number % columns * (side + GAP), CAPTION + number // columns * step
-        picture = Image.fromarray(tile.transpose(1, 2, 0))
-        block.paste(picture.resize((side, side), Image.Resampling.NEAREST) if factor > 1 else picture, (left, top))
+        image = Image.fromarray(tile.transpose(1, 2, 0)).resize((side, side), Image.Resampling.NEAREST)
+        block.paste(image, (left, top))
         if captions:
             draw.text((left + 2, top + side + 2), captions[number], fill=INK)
     return block

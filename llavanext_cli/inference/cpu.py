@@ -1,12 +1,11 @@
 """The CPU's way of computing: graphs of static shapes around one network, each compiled when it is first needed.
 
-    tower     tiles of one picture, or a few frames      one graph for each number of tiles (`PIECES`)
-    embed     words and features to embeddings           one for each prompt bucket and feature table
-    prefill   a prompt, or what a cache lacks of it      one for each prompt bucket
-    decode    one more token                             one for each batch and cache
+    tower     tiles of one image, or a few frames              one graph for each number of tiles (`PIECES`)
+    embed     words and features to embeddings                 one for each prompt bucket and feature table
+    prefill   a prompt, or the part that the cache lacks       one for each prompt bucket
+    decode    one more token                                   one for each batch and cache
 
-Nothing here depends on what was asked before, so that a question gets the same shapes, and with them the same answer,
-whenever it is asked.
+Shapes never depend on earlier questions, so a question always gets the same shapes and with them the same answer.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llavanext_cli.inference.engines import Step, round_up
+from llavanext_cli.inference.step import Step, round_up
 from llavanext_cli.processing.sample_layout import collate
 from llavanext_cli.signals import defer_signals
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from llavanext_cli.records import EncodedSample
 
 PIECES = (8, 5, 4, 3, 2, 1)
-"""Tiles that one call of the tower takes: 3 to 5 are one picture, 8 are frames."""
+"""Tiles that one call of the tower takes: 3 to 5 are one image, 8 are frames."""
 
 
 class CpuEngine:
@@ -39,7 +38,7 @@ class CpuEngine:
         batch: sequences computed at once.
         bucket: prompts are padded to a multiple of this many tokens.
         cache_step: a cache is as long as a multiple of this many tokens.
-        graphs: keeps what is compiled; None: nothing is kept.
+        graphs: keeps compiled graphs; None: they are not kept.
         workers: processes that share each layer.
     """
 
@@ -57,18 +56,18 @@ class CpuEngine:
 
         self.network, self.arch, self.batch, self.bucket, self.cache_step = network, arch, batch, bucket, cache_step
         self.tower, self.embedder = MediaEncoder(network), Embedder(network)
-        self.decoders: dict[int, Any] = {}  # never emptied: MindSpore knows cells by `id`, also those that are gone
+        self.decoders: dict[int, Any] = {}  # never emptied: MindSpore knows cells by `id`, even after they are deleted
         self.length = 0
         self.graphs, self.workers = graphs, workers
 
-    def start(self, samples: Sequence[EncodedSample], room: int, limit: int, past: int = 0) -> Step:
-        """Prefill.
+    def prefill(self, samples: Sequence[EncodedSample], room: int, limit: int, past: int = 0) -> Step:
+        """Compute the prompts and fill the cache.
 
         Args:
             samples: up to `batch` of them.
-            room: positions that prompt and answer take at most.
+            room: most positions that prompt and answer take.
             limit: longest cache.
-            past: tokens of the only sample that are in the cache of this length already.
+            past: tokens of the only sample that are in the cache already.
         """
         self.length = self.cache_length(room, limit)
         decoder = self.decoder(self.length)
@@ -80,7 +79,7 @@ class CpuEngine:
         phase = f"prefill {bucket} {past == 0}"
         return self._run(decoder, phase, hidden, np.full(self.batch, past, np.int32), last, past == 0)
 
-    def step(self, tokens: np.ndarray, lengths: np.ndarray) -> Step:
+    def decode(self, tokens: np.ndarray, lengths: np.ndarray) -> Step:
         """One more token `int32[B]` of each sequence; `lengths` count it."""
         from mindspore import Tensor
 
@@ -114,7 +113,7 @@ class CpuEngine:
         if index.min() > rows:
             return self._call(self.embedder, f"words {bucket}", Tensor(ids))
         table = np.zeros((len(samples), rows, self.arch.text.hidden_size), np.float32)
-        own = len({id(sample) for sample in samples})  # what fills the batch is the first again, and comes last
+        own = len({id(sample) for sample in samples})  # the rows that fill up the batch repeat the first sample
         for row in range(own):
             self.fill_feature_table(table[row], batch.tiles[row], index[row], tiles)
         table[own:] = table[0]
@@ -122,10 +121,9 @@ class CpuEngine:
 
     def fill_feature_table(self, table: np.ndarray, pixels: np.ndarray, index: np.ndarray, tiles: int) -> None:
         """Compute the rows of a feature table `[N, D]` that `index` points at: whole tiles and frames of `pixels`."""
-        pictures = tiles * self.arch.tile_features
-        for begin, count, size, first, is_clip in (
+        for begin, count, size, first, is_video in (
             (0, tiles, self.arch.tile_features, 0, False),
-            (pictures, len(pixels) - tiles, self.arch.frame_features, tiles, True),
+            (tiles * self.arch.tile_features, len(pixels) - tiles, self.arch.frame_features, tiles, True),
         ):
             used = np.unique(index[(index >= begin) & (index < begin + count * size)] - begin) // size
             if not len(used):
@@ -133,16 +131,16 @@ class CpuEngine:
             at, end = int(used[0]), int(used[-1]) + 1
             while at < end:
                 piece = next(number for number in PIECES if number <= end - at)
-                rows = self.encode_tiles(pixels[first + at : first + at + piece], is_clip)
+                rows = self.encode_tiles(pixels[first + at : first + at + piece], is_video)
                 table[begin + at * size : begin + (at + piece) * size] = rows
                 at += piece
 
-    def encode_tiles(self, tiles: np.ndarray, is_clip: bool) -> np.ndarray:
+    def encode_tiles(self, tiles: np.ndarray, is_video: bool) -> np.ndarray:
         """Feature rows of a few tiles or frames, `float32[T * Q, D]`."""
         from mindspore import Tensor
 
-        phase = f"tower {len(tiles)} {is_clip}"
-        return self._call(self.tower, phase, Tensor(np.ascontiguousarray(tiles)), is_clip).asnumpy()
+        phase = f"tower {len(tiles)} {is_video}"
+        return self._call(self.tower, phase, Tensor(np.ascontiguousarray(tiles)), is_video).asnumpy()
 
     def _run(self, decoder: Any, phase: str, hidden: Any, past: np.ndarray, last: np.ndarray, first: bool) -> Step:
         from mindspore import Tensor
@@ -151,7 +149,7 @@ class CpuEngine:
         return Step(tokens.asnumpy(), logits)
 
     def _call(self, cell: Any, phase: str, *inputs: Any) -> Any:
-        """Run one graph to its end. MindSpore keys it by phase, and by that alone if it is "prefill" or "increment"."""
+        """Run one graph to its end. MindSpore knows it by phase, which must not be plain "prefill" or "increment"."""
         cell.phase = phase
         key = f"{type(cell).__name__} {phase} of {self.batch} x {self.length if cell in self.decoders.values() else 0}"
         with defer_signals(), self.graphs.compiling(key) if self.graphs else nullcontext():

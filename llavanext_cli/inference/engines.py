@@ -1,48 +1,19 @@
 """The network of a checkpoint on the device of a preset, and the engine that computes with it (cpu.py, ascend.py).
 
-engine.start(samples, room, limit, past)   the prompts             -> Step
-engine.step(tokens, lengths)               one more token of each  -> Step
+engine.prefill(samples, room, limit, past)   the prompts             -> Step
+engine.decode(tokens, lengths)               one more token of each  -> Step
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from llavanext_cli.config.schema import Preset
     from llavanext_cli.weights.checkpoint import Checkpoint
-
-BUCKET = 64
-"""Prompts are padded to a multiple of this many tokens."""
-BATCH_BUCKET = 128
-"""The same of a batch on a CPU: few graphs for many lengths."""
-CACHE_STEP = 256
-"""A cache is as long as prompt and answer need, rounded up to this many tokens (CPU)."""
-CHAT_STEP = 1024
-"""The same of a chat, which grows: a longer cache is another graph, and everything is computed anew."""
-
-
-def round_up(number: int, step: int) -> int:
-    """The next multiple of `step`."""
-    return -(-number // step) * step
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a prefill or a step of decoding gives: the likeliest tokens `int32[B]`, and logits that stay on the device
-    until they are asked for."""
-
-    tokens: np.ndarray
-    device_logits: Any
-
-    def logits(self) -> np.ndarray:
-        """`float32[B, V]`."""
-        return self.device_logits.asnumpy()
 
 
 def build_engine(
@@ -57,9 +28,9 @@ def build_engine(
     graphs: Path | None,
     verbose: bool,
 ) -> tuple[Any, Any]:
-    """Load the libraries, build the network and fill it; arguments as of `Session`.
+    """Load the libraries, build the network and load its weights; arguments as for `Session`.
 
-    With several devices this is one of their workers, which msrun started.
+    With several devices this runs in each of the workers that msrun started.
 
     Returns:
         The engine and its network.
@@ -70,7 +41,7 @@ def build_engine(
     on_cpu, workers = preset.runtime.target == "CPU", preset.parallel.devices
     scratch = folder / "graphs" if graphs and on_cpu else None
     if not on_cpu:
-        os.environ["RUN_MODE"] = "predict"  # MindFormers' Llama asks for it
+        os.environ["RUN_MODE"] = "predict"  # MindFormers' Llama reads it
     threads = share_threads(preset.runtime.threads, workers)
     load_libraries(folder, preset.runtime.target, threads=threads, graphs=scratch, verbose=verbose)
     from llavanext_cli.weights.checkpoint import load_into

@@ -1,12 +1,12 @@
 """Compiled graphs that outlive the process: MindSpore's compile cache, made safe for many shapes.
 
 MindSpore keeps the n-th graph that a process compiles as `compile_cache_n.mindir`, and the n-th graph of the next
-process is read from that file, whatever its shapes are. So each process gets a scratch folder of its own. Before a
-graph is compiled, it is copied there under the number that it will have, from a store where it lies under a digest of
-everything that shaped it; a graph that was not in the store is copied into it afterwards.
+process is read from that file, whatever its shapes are. So each process gets a scratch folder of its own, and a store
+that all processes share names graphs by a digest of everything that shaped them. Before a graph is compiled, it is
+copied from the store to the scratch folder under its number; a new graph is copied to the store afterwards.
 
-    store/  compile_dependency.hash   <digest>.mindir …        one folder for all runs, any process may delete it
-    scratch/rank_0/graph_cache/       compile_cache_<n>.mindir  this process alone
+    store/    compile_dependency.hash  <digest>.mindir …     all processes; may be deleted at any time
+    scratch/rank_0/graph_cache/  compile_cache_<n>.mindir    this process alone
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from llavanext_cli import __version__
 
 DEPENDENCIES = "compile_dependency.hash"
 MOST_GRAPHS = 200
-"""Graphs that are kept; the oldest make room."""
+"""Graphs that are kept; the oldest are deleted first."""
 
 
 class GraphStore:
-    """Brings graphs from the store to MindSpore and back.
+    """Copies graphs from the store to MindSpore and back.
 
     Args:
-        store: folder of all runs.
-        scratch: what `MS_COMPILER_CACHE_PATH` names in this process.
-        model: everything but the shapes that decides what a graph computes, as text.
+        store: folder of all processes.
+        scratch: `MS_COMPILER_CACHE_PATH` of this process.
+        model: everything that decides what a graph computes, except its shapes, as text.
     """
 
     compiled = 0
-    """Graphs that this process has compiled, through any store: the number of the next one."""
+    """Graphs that this process has compiled so far: the number of the next one."""
 
     def __init__(self, store: Path, scratch: Path, model: str):
         self.scratch = scratch / "rank_0" / "graph_cache"
@@ -47,7 +47,7 @@ class GraphStore:
 
     @contextmanager
     def compiling(self, key: str) -> Iterator[None]:
-        """Around the first call of a graph; `key` names its shapes."""
+        """Around the call of a graph; `key` names its shapes."""
         if key in self.known:
             yield
             return
@@ -62,7 +62,7 @@ class GraphStore:
         number.unlink(missing_ok=True)
 
     def _keep(self, file: Path, kept: Path) -> None:
-        """A store that cannot be written is a slower start next time, and no fault."""
+        """A store that cannot be written only makes the next start slower."""
         try:
             self.store.mkdir(parents=True, exist_ok=True)
             old = sorted(self.store.glob("*.mindir"), key=lambda path: path.stat().st_mtime)
@@ -77,7 +77,7 @@ class GraphStore:
 
 
 def _copy(source: Path, target: Path) -> bool:
-    """Whether a file is there and was copied; a part of it is never left. Another process may just have deleted it."""
+    """Whether a file exists and was copied completely. Another process may just have deleted it."""
     try:
         shutil.copyfile(source, target)
         return True
@@ -87,7 +87,7 @@ def _copy(source: Path, target: Path) -> bool:
 
 
 def _sources() -> str:
-    """A digest of the code that graphs are made from."""
+    """A digest of the code that graphs are compiled from."""
     from importlib.metadata import version
 
     folder = Path(__file__).parents[1] / "model"

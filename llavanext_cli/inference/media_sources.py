@@ -1,4 +1,4 @@
-"""Media as a command names them: files, `-` for a picture from stdin, and addresses where they are allowed."""
+"""Media as the command line names them: files, `-` for an image on stdin, and addresses where they are allowed."""
 
 from __future__ import annotations
 
@@ -7,54 +7,50 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urljoin
 
 from llavanext_cli.errors import DataError, LlavaNextError
-from llavanext_cli.fetching.network import check_redirect
 from llavanext_cli.processing.decoding import open_clip
 
-MOST_BYTES = {"image": 64_000_000, "video": 2_000_000_000}
-CONNECT_SECONDS, WHOLE_SECONDS = 10, 120
-REDIRECTS = 5
+MAX_BYTES = {"image": 64_000_000, "video": 2_000_000_000}
+CONNECT_SECONDS, DOWNLOAD_SECONDS = 10, 120
 
 
 def resolve_media(
     images: Sequence[str], videos: Sequence[str], folder: Path, *, allow_url: bool = False
 ) -> tuple[list[Path], list[Path]]:
-    """Paths of pictures and clips; what is no file yet is written to `folder`.
+    """Paths of images and videos; stdin and downloads are written to `folder`.
 
     Raises:
-        DataError: an address where none is allowed, too much or too slow, or nothing on stdin.
+        DataError: nothing on stdin, an address without `allow_url`, or a download that fails.
     """
     if list(images).count("-") > 1 or "-" in videos:
-        raise DataError("only one picture can come from stdin, and no clip", "name a file")
+        raise DataError("only one image can come from stdin, and no video", "name a file")
     found: dict[str, list[Path]] = {"image": [], "video": []}
     for kind, names in (("image", images), ("video", videos)):
         for number, name in enumerate(names):
             target = _target(folder, kind, number)
             if name == "-":
-                found[kind].append(_read_stdin(target))
+                _read_stdin(target)
             elif "://" in name and not Path(name).exists():
-                if name.partition("://")[0].lower() not in ("http", "https"):
-                    raise DataError(f"{name}: of addresses only http and https are read", "name a file")
                 if not allow_url:
                     raise DataError(f"{name}: addresses are not read", "add --allow-url to download it")
-                found[kind].append(download(name, target, MOST_BYTES[kind]))
+                download(name, target, MAX_BYTES[kind])
             else:
-                found[kind].append(Path(name))
+                target = Path(name)
+            found[kind].append(target)
     return found["image"], found["video"]
 
 
 @contextlib.contextmanager
 def rename_in_errors(folder: Path, images: Sequence[str], videos: Sequence[str]) -> Iterator[None]:
-    """An error about a file that `resolve_media` wrote to `folder` names what it was made from."""
+    """Errors about files that `resolve_media` wrote to `folder` show the name that the user gave."""
     try:
         yield
     except LlavaNextError as fault:
         for kind, names in (("image", images), ("video", videos)):
             for number, name in enumerate(names):
-                told = "the picture on stdin" if name == "-" else name
-                fault.what = fault.what.replace(str(_target(folder, kind, number)), told)
+                shown = "the image on stdin" if name == "-" else name
+                fault.what = fault.what.replace(str(_target(folder, kind, number)), shown)
         raise
 
 
@@ -62,60 +58,52 @@ def _target(folder: Path, kind: str, number: int) -> Path:
     return folder / f"{number}-{kind}"
 
 
-def _read_stdin(target: Path) -> Path:
-    data = sys.stdin.buffer.read(MOST_BYTES["image"] + 1)
+def _read_stdin(target: Path) -> None:
+    most = MAX_BYTES["image"]
+    data = sys.stdin.buffer.read(most + 1)
     if not data:
-        raise DataError("no picture on stdin (0 bytes)", "pipe one in: ... --image - < picture.jpg")
-    if len(data) > MOST_BYTES["image"]:
-        raise DataError(f"the picture on stdin has more than {MOST_BYTES['image']} bytes", "scale it down")
+        raise DataError("no image on stdin (0 bytes)", "pipe one in: ... --image - < image.jpg")
+    if len(data) > most:
+        raise DataError(f"the image on stdin has more than {most} bytes", "scale it down")
     target.write_bytes(data)
-    return target
 
 
-def download(url: str, target: Path, most: int) -> Path:
-    """Download one file: http or https, bounded in bytes and seconds; a redirect from https to http is refused.
+def download(url: str, target: Path, max_bytes: int) -> None:
+    """Download one file over http or https, within limits of size and time.
 
     Raises:
-        LlavaNextError: it cannot be had.
+        LlavaNextError: it cannot be downloaded.
     """
     import requests
 
-    begun, asked = time.monotonic(), url
+    from llavanext_cli.fetching.network import open_session
+
+    deadline = time.monotonic() + DOWNLOAD_SECONDS
     try:
-        with requests.Session() as session:
-            for _ in range(REDIRECTS + 1):
-                with session.get(url, stream=True, timeout=CONNECT_SECONDS, allow_redirects=False) as response:
-                    if response.is_redirect:
-                        location = response.headers["location"]
-                        location = urljoin(url, location)
-                        check_redirect(url, location)
-                        url = location
-                        continue
-                    if response.status_code != 200:
-                        raise DataError(f"{asked}: the server answers {response.status_code}", "check the address")
-                    size = 0
-                    with target.open("wb") as file:
-                        for chunk in response.iter_content(1 << 16):
-                            size += len(chunk)
-                            if size > most:
-                                raise DataError(f"{asked}: more than {most} bytes", "download and shrink it yourself")
-                            if time.monotonic() - begun > WHOLE_SECONDS:
-                                raise DataError(f"{asked}: not there after {WHOLE_SECONDS} s", "download it yourself")
-                            file.write(chunk)
-                    return target
-    except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to what is no address
-        raise DataError(
-            f"{asked}: cannot be downloaded ({type(error).__name__})", "check address and network"
-        ) from error
-    raise DataError(f"{asked}: more than {REDIRECTS} redirects", "name the final address")
+        with (
+            open_session(retries=0) as session,
+            session.get(url, stream=True, timeout=CONNECT_SECONDS) as response,
+            target.open("wb") as file,
+        ):
+            if response.status_code != 200:
+                raise DataError(f"{url}: the server answers {response.status_code}", "check the address")
+            for chunk in response.iter_content(1 << 16):
+                file.write(chunk)
+                if file.tell() > max_bytes:
+                    raise DataError(f"{url}: the file has more than {max_bytes} bytes", "download and shrink it first")
+                if time.monotonic() > deadline:
+                    raise DataError(f"{url}: not downloaded after {DOWNLOAD_SECONDS} s", "download it first")
+    except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to an invalid address
+        reason = type(error).__name__
+        raise DataError(f"{url}: cannot be downloaded ({reason})", "check the address and the network") from error
 
 
 def describe_times(path: Path, times: Sequence[float]) -> str:
-    """The original LLaVA-NeXT-Video's sentence about a clip: how long it lasts and when its frames were taken.
+    """The original LLaVA-NeXT-Video's sentence about a video: how long it lasts and when its frames were taken.
 
     Args:
-        path: the clip, in whose header stands how long its last frame is shown.
-        times: seconds of each frame, first and last of the clip among them.
+        path: the video, whose header says how long its last frame is shown.
+        times: seconds of each frame, first and last of the video among them.
     """
     container, stream = open_clip(path)
     with container:

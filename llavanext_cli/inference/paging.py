@@ -1,8 +1,8 @@
-"""Where the tokens of a batch stand in MindSpore's paged KV cache (Ascend).
+"""The slots that the tokens of a batch take in MindSpore's paged KV cache (Ascend).
 
 cache     [block 0 | block 1 | …]           blocks of `block_size` slots, a slot for the keys or values of one token
 tables    row b: the blocks of sequence b   b*n, b*n+1, … b*n+n-1
-slots     of a token                        block * block_size + place in the block; -1: not kept
+slots     of a token                        block * block_size + position in the block; -1: not kept
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ def block_tables(batch: int, blocks: int) -> np.ndarray:
 
 
 def prompt_slots(lengths: np.ndarray, padded: int, room: int) -> np.ndarray:
-    """`int32[B * padded]`: slots of prompts of `lengths` tokens, padded on the right; padding is not kept.
+    """`int32[B * padded]`: slots of prompts, padded on the right; padding is not kept.
 
     Args:
         lengths: `int[B]`.
-        room: slots a sequence, its blocks times their size.
+        room: slots of each sequence: its blocks times their size.
     """
     position = np.arange(padded)[None, :]
     slots = np.arange(len(lengths))[:, None] * room + position
@@ -28,5 +28,5 @@ def prompt_slots(lengths: np.ndarray, padded: int, room: int) -> np.ndarray:
 
 
 def next_slots(lengths: np.ndarray, room: int) -> np.ndarray:
-    """`int32[B]`: the slot of one more token each, which `lengths` already count."""
+    """`int32[B]`: the slot of each sequence's newest token, which `lengths` count."""
     return (np.arange(len(lengths)) * room + np.asarray(lengths) - 1).astype(np.int32)

@@ -1,9 +1,9 @@
-"""A session on several devices: workers that msrun starts answer, this process asks and writes.
+"""A session on several devices: workers that msrun starts compute the answers, this process asks and writes.
 
-    RemoteSession ──samples, sampling──▶ worker 0, worker 1 …       one socket each, in a folder that is ours alone
-                  ◀──text, answers────── worker 0                   the others say when they are done, and their faults
+    RemoteSession ──samples, sampling──▶ worker 0, worker 1 …       one socket each, in a private folder
+                  ◀──text, answers────── worker 0                   the others report when they are done, and errors
 
-Nothing of MindSpore is loaded on this side; one question, a batch and a chat use it as they use a `Session`.
+MindSpore is not loaded in this process. One question, a batch and a chat use a `RemoteSession` like a `Session`.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 
 LONGEST_SOCKET = 100
 """Characters of a socket's path; Linux allows a few more."""
-SEEN_SECONDS = 10
-"""How long msrun may take to see which of them ended first."""
-TALK = re.compile(r"^\[(INFO|WARNING)\]| - (INFO|WARNING) - ")
-"""Lines of a log that are no reason for an end, as MindSpore and MindFormers begin them."""
+EXIT_SECONDS = 10
+"""How long msrun may take to notice which worker ended first."""
+ROUTINE = re.compile(r"^\[(INFO|WARNING)\]| - (INFO|WARNING) - ")
+"""Lines in a log of MindSpore or MindFormers that do not explain a failure."""
 START_SECONDS = 600
 """How long the workers may take until their libraries and weights are loaded."""
+SETUP_FILE = "setup.pickle"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the workers read: absolute paths, the preset, what a `Session` is called with, and where and with which
-    password they meet this process."""
+class WorkerSetup:
+    """What each worker reads: how to build its `Session`, and where and with which password it meets this process."""
 
     checkpoint: Path
     preset: Preset
@@ -60,109 +60,105 @@ class Job:
 def open_remote(
     checkpoint: Path, preset: Preset, folder: Path, cache_tokens: int, shapes: dict[str, int]
 ) -> Iterator[RemoteSession]:
-    """Start one worker a device, and end them afterwards.
+    """Start one worker for each device, and end them afterwards.
 
     Args:
-        folder: for sockets, logs and what the libraries write; this user's alone.
-        cache_tokens: most room for prompt and answer of each.
+        folder: for sockets, logs and what the libraries write; no other user may enter it.
+        cache_tokens: most room for prompt and answer of each question.
         shapes: `batch_size`, `bucket`, `cache_step` of the `Session`s.
 
     Raises:
-        LlavaNextError: a worker does not start; with its own reason.
+        LlavaNextError: a worker does not start; with its reason.
     """
-    key, socket = secrets.token_bytes(32), str(folder / "socket")
-    worker = [str(Path(__file__).with_name("worker.py")), str(folder)]
-    command = msrun_command(worker, folder, preset.parallel.devices)
-    on_cpu, devices = preset.runtime.target == "CPU", preset.parallel.devices
-    threads = share_threads(preset.runtime.threads, devices) if on_cpu else None
-    environment = worker_environment(folder / "libraries", threads)
+    devices, key, socket = preset.parallel.devices, secrets.token_bytes(32), str(folder / "socket")
+    command = msrun_command([str(Path(__file__).with_name("ask_worker.py")), str(folder)], folder, devices)
+    threads = share_threads(preset.runtime.threads, devices) if preset.runtime.target == "CPU" else None
     with contextlib.ExitStack() as stack:
-        place = socket if len(os.fsencode(socket)) <= LONGEST_SOCKET else ("127.0.0.1", 0)
-        listener = stack.enter_context(Listener(place, authkey=key))
-        job = Job(checkpoint.resolve(), preset, shapes | {"cache_tokens": cache_tokens}, listener.address, key)
-        (folder / "job.pickle").write_bytes(pickle.dumps(job))
+        address = socket if len(os.fsencode(socket)) <= LONGEST_SOCKET else ("127.0.0.1", 0)
+        listener = stack.enter_context(Listener(address, authkey=key))
+        shapes = shapes | {"cache_tokens": cache_tokens}
+        setup = WorkerSetup(checkpoint.resolve(), preset, shapes, listener.address, key)
+        (folder / SETUP_FILE).write_bytes(pickle.dumps(setup))
         workers = stack.enter_context(
             Workers(
                 command,
                 log=folder / "msrun.log",
                 pids=folder,
-                ranks=range(preset.parallel.devices),
-                environment=environment,
+                ranks=range(devices),
+                environment=worker_environment(folder / "libraries", threads),
                 folder=folder,
             )
         )
         deadline = time.monotonic() + START_SECONDS
-        links = _meet(listener, workers, preset.parallel.devices, folder, deadline)
+        connections = _accept_all(listener, workers, devices, folder, deadline)
         try:
-            session = RemoteSession(links, workers, folder, cache_tokens)
+            session = RemoteSession(connections, workers, folder, cache_tokens)
             session.collect("ready", deadline=deadline)
             yield session
         finally:
-            for link in links:
-                link.close()
+            for connection in connections:
+                connection.close()
 
 
 class RemoteSession:
-    """What `Session` is to its callers, computed elsewhere. The sockets are in the order of the ranks."""
+    """Used like a `Session`, but computed by workers. `connections` are in the order of their ranks."""
 
-    def __init__(self, links: list[Connection], workers: Workers, folder: Path, cache_tokens: int):
-        self.links, self.workers, self.folder, self.cache_tokens = links, workers, folder, cache_tokens
-        self.owed = False
+    def __init__(self, connections: list[Connection], workers: Workers, folder: Path, cache_tokens: int):
+        self.connections, self.workers, self.folder = connections, workers, folder
+        self.cache_tokens = cache_tokens
+        self.is_answering = False
 
     def check_room(self, sample: EncodedSample) -> None:
-        """As of `Session`."""
+        """As in `Session`."""
         check_room(sample, self.cache_tokens)
 
     def answer(
         self, samples: Sequence[EncodedSample], sampling: Sampling, on_text: TextCallback | None = None
     ) -> list[Answer]:
-        """As of `Session`. After an interrupt the workers first finish what nobody waits for any more: they have to
-        stay in step with each other."""
-        if self.owed:
+        """As in `Session`. After an interrupt the workers first finish the old answer, which is dropped: all workers
+        must take the same steps."""
+        if self.is_answering:
             self.collect("answers")
         for sample in samples:
             self.check_room(sample)
-        self.owed = True
+        self.is_answering = True
         try:
-            for link in self.links:
-                link.send((list(samples), sampling))
+            for connection in self.connections:
+                connection.send((list(samples), sampling))
         except OSError:
-            raise self._ended() from None
+            raise _worker_ended(self.workers, self.folder) from None
         answers = self.collect("answers", on_text)
-        self.owed = False
+        self.is_answering = False
         return answers
 
     def collect(self, kind: str, on_text: TextCallback | None = None, deadline: float = math.inf) -> Any:
-        """Wait until every worker has sent a message of this kind; the first worker's content."""
-        waiting, content = dict(enumerate(self.links)), None
+        """Wait until every worker has sent a message of this kind; returns the first worker's content."""
+        waiting, content = dict(enumerate(self.connections)), None
         while waiting:
-            for link in wait(list(waiting.values()), POLL_SECONDS):
-                rank = self.links.index(link)
+            for connection in wait(list(waiting.values()), POLL_SECONDS):
+                rank = self.connections.index(connection)
                 try:
-                    name, value = link.recv()
+                    name, value = connection.recv()
                 except (EOFError, ConnectionResetError):
-                    raise self._ended() from None
-                if name == "fault":
+                    raise _worker_ended(self.workers, self.folder) from None
+                if name == "error":
                     raise value
                 if name == "bug":
-                    raise _broken(f"worker {rank} failed: {value.strip().splitlines()[-1]}", value.splitlines())
+                    raise _failure(f"worker {rank} failed: {value.strip().splitlines()[-1]}", value.splitlines())
                 if name == "text" and on_text is not None:
                     on_text(*value)
                 if name == kind:
                     del waiting[rank]
                     content = value if rank == 0 else content
             if self.workers.poll() is not None:
-                raise self._ended()
+                raise _worker_ended(self.workers, self.folder)
             if waiting and time.monotonic() > deadline:
-                raise _late(f"worker {min(waiting)} is", self.folder / f"worker_{min(waiting)}.log")
+                raise _too_late(f"worker {min(waiting)} is", self.folder / f"worker_{min(waiting)}.log")
         return content
 
-    def _ended(self) -> LlavaNextError:
-        return _worker_ended(self.workers, self.folder)
 
-
-def _meet(listener: Listener, workers: Workers, count: int, folder: Path, deadline: float) -> list[Connection]:
-    """The workers' sockets in the order of their ranks, when all are there."""
+def _accept_all(listener: Listener, workers: Workers, count: int, folder: Path, deadline: float) -> list[Connection]:
+    """The workers' connections in the order of their ranks, when all workers are there."""
     arrived: queue.Queue[Connection] = queue.Queue()
 
     def accept() -> None:
@@ -170,37 +166,35 @@ def _meet(listener: Listener, workers: Workers, count: int, folder: Path, deadli
             arrived.put(listener.accept())
 
     threading.Thread(target=accept, daemon=True).start()
-    links: dict[int, Connection] = {}
-    while len(links) < count:
+    connections: dict[int, Connection] = {}
+    while len(connections) < count:
         if workers.poll() is not None:
             raise _worker_ended(workers, folder)
         if time.monotonic() > deadline:
-            raise _late("the workers are", folder / "msrun.log")
-        try:
-            link = arrived.get(timeout=POLL_SECONDS)
-        except queue.Empty:
-            continue
-        links[link.recv()[1]] = link
-    return [links[rank] for rank in sorted(links)]
+            raise _too_late("the workers are", folder / "msrun.log")
+        with contextlib.suppress(queue.Empty):
+            connection = arrived.get(timeout=POLL_SECONDS)
+            connections[connection.recv()[1]] = connection
+    return [connections[rank] for rank in sorted(connections)]
 
 
 def _worker_ended(workers: Workers, folder: Path) -> LlavaNextError:
-    deadline = time.monotonic() + SEEN_SECONDS
+    deadline = time.monotonic() + EXIT_SECONDS
     while (ended := workers.find_ended()) is None and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     log = folder / (f"worker_{ended.rank}.log" if ended else "msrun.log")
-    return _broken(str(ended or "the workers ended before they answered"), _lines(log))
+    return _failure(str(ended or "the workers ended before they answered"), _lines(log))
 
 
-def _late(who: str, log: Path) -> LlavaNextError:
-    return _broken(f"{who} not ready after {START_SECONDS} s", _lines(log))
+def _too_late(who: str, log: Path) -> LlavaNextError:
+    return _failure(f"{who} not ready after {START_SECONDS} s", _lines(log))
 
 
 def _lines(log: Path) -> list[str]:
     return log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
 
 
-def _broken(what: str, lines: Sequence[str]) -> LlavaNextError:
-    """The end of a log is all that is left of a worker: its folder goes with the command."""
-    lines = [line for line in lines if not TALK.search(line)]
+def _failure(what: str, lines: Sequence[str]) -> LlavaNextError:
+    """An error with the end of a log, whose folder is removed with the command."""
+    lines = [line for line in lines if not ROUTINE.search(line)]
     return RuntimeMissingError(what, hint="check the devices with `llavanext doctor`", details=lines[-12:])

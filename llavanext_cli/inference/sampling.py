@@ -16,12 +16,12 @@ class Sampling:
 
     Attributes:
         max_new_tokens: greatest length of an answer, in tokens.
-        temperature: 0 takes the likeliest token; higher is more varied.
+        temperature: 0 takes the likeliest token; higher values vary more.
         top_k: draw from this many of the likeliest tokens; 0: all.
         top_p: draw from the likeliest tokens that together have this probability.
         repetition_penalty: above 1, tokens that were used become less likely (Keskar et al. 2019).
         seed: the same seed gives the same answer.
-        stop: strings that end an answer; they are no part of it.
+        stop: strings that end an answer and are not part of it.
     """
 
     max_new_tokens: int = 512
@@ -40,15 +40,15 @@ class Sampling:
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
             ("seed", self.seed >= 0, "at least 0"),
-            ("stop", all(self.stop), "a string with something in it"),
+            ("stop", all(self.stop), "text that is not empty"),
         ):
             if not good:
-                hint = f"give another --{name.replace('_', '-')}"
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, and must be {allowed}", hint)
+                hint = f"change --{name.replace('_', '-')}"
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, but must be {allowed}", hint)
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is always taken, as the logits have it: then nobody needs the logits."""
+        """Whether the likeliest token is always taken, so that nobody needs the logits."""
         return self.temperature == 0 and self.repetition_penalty == 1
 
 
@@ -75,7 +75,7 @@ def next_token(logits: np.ndarray, seen: Iterable[int], sampling: Sampling, rng:
 
 def probabilities(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     """`float64[V]`: what a token is drawn from, after temperature, top-k and top-p."""
-    with np.errstate(over="ignore"):  # at a temperature near 0 all but the likeliest are infinitely far away
+    with np.errstate(over="ignore"):  # near temperature 0 all scores but the highest are -inf
         scores = (logits.astype(np.float64) - logits.max()) / sampling.temperature
     if 0 < sampling.top_k < len(scores):
         scores[scores < np.partition(scores, -sampling.top_k)[-sampling.top_k]] = -np.inf

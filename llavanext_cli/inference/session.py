@@ -1,10 +1,9 @@
-"""A loaded model that answers: built once, then any number of questions, alone or in batches.
+"""A loaded model that answers: built once, then asked any number of questions, alone or in batches.
 
-    prefill   all tokens of the prompt at once, media fused in    → logits of the last one, cache filled
-    decode    one token of each answer                            → logits of the next, cache grown by one
+    prefill   all tokens of the prompt at once, media included    → logits of the last one, cache filled
+    decode    one token of each answer                            → logits of the next one, cache grown by one
 
-The device is an engine's business (cpu.py, ascend.py); here tokens are chosen, answers ended and pieces of text handed
-out as they are complete.
+The engine computes (cpu.py, ascend.py). The session chooses tokens, ends answers and passes on text as it is complete.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ import numpy as np
 from llavanext_cli.config.hf_config import REFETCH
 from llavanext_cli.config.sections import is_int
 from llavanext_cli.errors import CheckpointError, DataError
-from llavanext_cli.inference.engines import BUCKET, CACHE_STEP, build_engine
+from llavanext_cli.inference.engines import build_engine
 from llavanext_cli.inference.sampling import Sampling, next_token
-from llavanext_cli.inference.writing import Writer
-from llavanext_cli.processing.tokens import load_tokenizer
+from llavanext_cli.inference.step import BUCKET, CACHE_STEP
+from llavanext_cli.inference.streaming import TextStreamer
+from llavanext_cli.processing.tokens import Tokenizer, load_tokenizer
 from llavanext_cli.records import EncodedSample
 from llavanext_cli.weights.headers import read_object, short
 
@@ -41,11 +41,11 @@ class Answer:
 
     Attributes:
         text: without special tokens, and without the stop string that ended it.
-        tokens: ids of the answer; the one that ends it is not among them.
+        tokens: ids of the answer, without the one that ends it.
         prompt_tokens: length of the prompt, media included.
-        cached_tokens: how many of them the cache held already.
+        cached_tokens: how many of them were in the cache already.
         media_tokens: positions of the prompt that media take.
-        tiles, frames: picture tiles (base tiles included) and frames that were looked at.
+        tiles, frames: tiles of images (base tiles included) and frames of videos.
         finish: "stop" when the model or a stop string ended it, "length" when a limit did.
         seconds_to_first: from the call to its first token, compiling included.
         tokens_per_second: of the tokens after the first; 0 when there are none.
@@ -72,10 +72,14 @@ class Session:
         folder: for what the libraries write.
         batch_size: answers computed at once.
         cache_tokens: most room for prompt and answer of each; the preset's when None.
-        bucket, cache_step: prompts and caches are as long as multiples of these (CPU). Coarse ones are compiled less
-            often, fine ones compute less.
-        graphs: folder in which compiled graphs are kept from one run to the next (CPU); None: they are not.
+        bucket, cache_step: prompts and caches are as long as multiples of these (CPU). Large steps compile less often,
+            small ones compute less.
+        graphs: folder in which compiled graphs are kept from one run to the next (CPU); None: they are not kept.
         verbose: leave the libraries' warnings on the terminal.
+
+    Attributes:
+        cached: the last question and the tokens that the cache holds of it and its answer; None when it holds nothing
+            that may be used again.
     """
 
     def __init__(
@@ -108,84 +112,72 @@ class Session:
             graphs=graphs,
             verbose=verbose,
         )
-        self.remembers = preset.runtime.target == "CPU" and batch_size == 1
-        self.before: tuple[EncodedSample, np.ndarray] | None = None
+        self.keeps_cache = preset.runtime.target == "CPU" and batch_size == 1
+        self.cached: tuple[EncodedSample, np.ndarray] | None = None
 
     def answer(
         self, samples: Sequence[EncodedSample], sampling: Sampling, on_text: TextCallback | None = None
     ) -> list[Answer]:
-        """Answer up to `batch_size` encoded questions at once. A session of one question at a time keeps its cache,
-        and computes of the next prompt only what differs.
+        """Answer up to `batch_size` encoded questions at once. A session that answers one question at a time keeps its
+        cache, and computes only the part of the next prompt that differs.
 
         Raises:
-            DataError: a prompt leaves no room for an answer; how many tokens it has and how many fit.
+            DataError: a prompt leaves no room for an answer.
         """
         started = time.monotonic()
         for sample in samples:
             self.check_room(sample)
-        generators = [np.random.default_rng(sampling.seed) for _ in samples]
-        answers: list[list[int]] = [[] for _ in samples]
-        finished = ["" for _ in samples]
+        rows = [
+            _Row(sample, sampling, self.tokenizer, _to_row(on_text, number)) for number, sample in enumerate(samples)
+        ]
         lengths = np.array([sample.length for sample in samples] + [1] * (self.batch_size - len(samples)))
-        writers = [Writer(self.tokenizer, sampling.stop, _to_row(on_text, row)) for row in range(len(samples))]
         room = int(lengths.max()) + sampling.max_new_tokens
-        past = self._cached(samples[0], room) if self.remembers else 0
-        self.before = None  # until this one is through: an interrupt leaves the cache half written
-        step = self.engine.start(samples, room, self.cache_tokens, past)
+        past = self._count_cached(samples[0], room) if self.keeps_cache else 0
+        self.cached = None  # until this answer is complete: after an interrupt the cache is half written
+        step = self.engine.prefill(samples, room, self.cache_tokens, past)
         first = time.monotonic() - started
         while True:
             logits = None if sampling.is_greedy else step.logits()
             tokens = np.zeros(self.batch_size, np.int32)
-            for row, sample in enumerate(samples):
-                if finished[row]:
-                    continue
-                token = int(step.tokens[row])
-                if logits is not None:
-                    seen = [*sample.input_ids.tolist(), *answers[row]] if sampling.repetition_penalty != 1 else ()
-                    token = next_token(logits[row], seen, sampling, generators[row])
-                if token in self.ends:
-                    finished[row] = "stop"
-                    continue
-                answers[row].append(token)
-                tokens[row] = token
-                if writers[row].push(token):
-                    finished[row] = "stop"
-                elif len(answers[row]) == sampling.max_new_tokens or lengths[row] == self.cache_tokens:
-                    finished[row] = "length"
-            if all(finished):
+            for number, row in enumerate(rows):
+                if not row.finish:
+                    is_full = lengths[number] == self.cache_tokens
+                    token = row.choose(int(step.tokens[number]), None if logits is None else logits[number])
+                    tokens[number] = row.add(token, self.ends, is_full)
+            if all(row.finish for row in rows):
                 break
             lengths = np.minimum(lengths + 1, self.cache_tokens)
-            step = self.engine.step(tokens, lengths)
+            step = self.engine.decode(tokens, lengths)
         seconds = time.monotonic() - started - first
-        if self.remembers:
-            held = [*samples[0].input_ids.tolist(), *answers[0]][: int(lengths[0])]
-            self.before = (samples[0], np.array(held, np.int32))
+        if self.keeps_cache:
+            held = [*samples[0].input_ids.tolist(), *rows[0].tokens][: int(lengths[0])]
+            self.cached = (samples[0], np.array(held, np.int32))
         media_ids = (self.arch.image_token_index, self.arch.video_token_index)
         return [
             Answer(
-                text=writer.close().strip(),
-                tokens=tuple(ids),
-                prompt_tokens=sample.length,
+                text=row.streamer.close().strip(),
+                tokens=tuple(row.tokens),
+                prompt_tokens=row.sample.length,
                 cached_tokens=past,
-                media_tokens=int(np.isin(sample.input_ids, media_ids).sum()),
-                tiles=len(sample.tiles),
-                frames=len(sample.frames),
-                finish=reason,
+                media_tokens=int(np.isin(row.sample.input_ids, media_ids).sum()),
+                tiles=len(row.sample.tiles),
+                frames=len(row.sample.frames),
+                finish=row.finish,
                 seconds_to_first=first,
-                tokens_per_second=(len(ids) - 1) / seconds if len(ids) > 1 and seconds > 0 else 0.0,
+                tokens_per_second=(len(row.tokens) - 1) / seconds if len(row.tokens) > 1 and seconds > 0 else 0.0,
             )
-            for sample, ids, reason, writer in zip(samples, answers, finished, writers, strict=True)
+            for row in rows
         ]
 
     def check_room(self, sample: EncodedSample) -> None:
         """Raise a `DataError` when the prompt fills the cache."""
         check_room(sample, self.cache_tokens)
 
-    def _cached(self, sample: EncodedSample, room: int) -> int:
-        """How many tokens of a prompt the cache holds from the conversation before; at least one is left to compute."""
-        if self.before is None or self.engine.cache_length(room, self.cache_tokens) != self.engine.length:
+    def _count_cached(self, sample: EncodedSample, room: int) -> int:
+        """How many tokens of a prompt the cache holds from the conversation so far; at least one is left to compute."""
+        if self.cached is None or self.engine.cache_length(room, self.cache_tokens) != self.engine.length:
             return 0
-        old, held = self.before
+        old, held = self.cached
         for new, cached in ((sample.tiles, old.tiles), (sample.frames, old.frames)):
             if len(new) < len(cached) or not np.array_equal(new[: len(cached)], cached):
                 return 0
@@ -194,12 +186,43 @@ class Session:
         return int(differ[0]) if len(differ) else size
 
 
+class _Row:
+    """One answer of a batch while it grows; `finish` is empty until it ends."""
+
+    def __init__(
+        self, sample: EncodedSample, sampling: Sampling, tokenizer: Tokenizer, on_text: Callable[[str], None] | None
+    ):
+        self.sample, self.sampling = sample, sampling
+        self.tokens: list[int] = []
+        self.finish = ""
+        self.streamer = TextStreamer(tokenizer, sampling.stop, on_text)
+        self._generator = np.random.default_rng(sampling.seed)
+
+    def choose(self, likeliest: int, logits: np.ndarray | None) -> int:
+        """The next token; `logits` are `float32[V]`, or None when the likeliest token is taken anyway."""
+        if logits is None:
+            return likeliest
+        seen = [*self.sample.input_ids.tolist(), *self.tokens] if self.sampling.repetition_penalty != 1 else ()
+        return next_token(logits, seen, self.sampling, self._generator)
+
+    def add(self, token: int, ends: frozenset[int], is_full: bool) -> int:
+        """Add a token and notice whether the answer ends with it; the token to go on with, 0 after an end."""
+        if token in ends:
+            self.finish = "stop"
+            return 0
+        self.tokens.append(token)
+        if self.streamer.push(token):
+            self.finish = "stop"
+        elif is_full or len(self.tokens) == self.sampling.max_new_tokens:
+            self.finish = "length"
+        return token
+
+
 def load_eos_token_ids(folder: Path, eos_id: int) -> frozenset[int]:
-    """The ids that end an answer: the tokenizer's, and what generation_config.json names, as in transformers'
-    `generate`.
+    """The ids that end an answer: the tokenizer's, and those in generation_config.json, as in transformers' `generate`.
 
     Raises:
-        CheckpointError: the file cannot be read, or names something else than ids.
+        CheckpointError: the file cannot be read, or has something else than ids there.
     """
     path = folder / "generation_config.json"
     named = read_object(path).get("eos_token_id")
@@ -209,12 +232,13 @@ def load_eos_token_ids(folder: Path, eos_id: int) -> frozenset[int]:
     return frozenset([eos_id, *ids])
 
 
-def check_room(sample: EncodedSample, cache_tokens: int, hint: str = "use fewer frames or pictures") -> None:
+def check_room(sample: EncodedSample, cache_tokens: int, hint: str = "use fewer frames or images") -> None:
     """Raise a `DataError` when a prompt leaves no room for an answer in a cache of so many tokens."""
     if sample.length >= cache_tokens:
         name = f"question {sample.id}" if sample.id else "the question"
-        raise DataError(f"{name} has {sample.length} tokens, media included; {cache_tokens - 1} fit", hint)
+        what = f"{name} has {sample.length} tokens, media included, but at most {cache_tokens - 1} fit"
+        raise DataError(what, hint)
 
 
-def _to_row(on_text: TextCallback | None, row: int) -> Callable[[str], None] | None:
-    return (lambda text: on_text(row, text)) if on_text else None
+def _to_row(on_text: TextCallback | None, number: int) -> Callable[[str], None] | None:
+    return (lambda text: on_text(number, text)) if on_text else None

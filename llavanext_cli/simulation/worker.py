@@ -77,8 +77,8 @@ def compile_ask(preset: Preset, fields: dict[str, Any], folder: Path, result: di
     ids, lengths = np.zeros((1, length), np.int32), np.array([length], np.int32)
     tiles = np.zeros((1, data.tiles + data.frame_budget, 3, side, side), np.float32)
     batch = Batch(input_ids=ids, labels=ids, tiles=tiles, feature_index=ids, lengths=lengths)
-    compile_graph(network, engine.prefill(batch, data.frame_budget, rows - 1), "prefill", result)
-    compile_graph(network, engine.increment(np.zeros(rows, np.int32), lengths.repeat(rows)), "increment", result)
+    compile_graph(network, engine.prefill_inputs(batch, data.frame_budget, rows - 1), "prefill", result)
+    compile_graph(network, engine.decode_inputs(np.zeros(rows, np.int32), lengths.repeat(rows)), "increment", result)
 
 
 def compile_graph(cell, inputs, name: str, result: dict[str, Any]) -> None:

@@ -166,7 +166,7 @@ def run_ours(folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
         return Session(open_checkpoint(folder / "model"), preset, folder / "libraries", **kept)
 
     def timed(samples: list[Any]) -> tuple[float, float, list[list[int]]]:
-        one.before = None  # the same question again would be in the cache
+        one.cached = None  # the same question again would be in the cache
         started = time.perf_counter()
         answer = one.answer(samples, sampling)[0]
         return time.perf_counter() - started, answer.seconds_to_first, [list(answer.tokens)]

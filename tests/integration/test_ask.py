@@ -1,4 +1,4 @@
-"""`llavanext ask` as a user runs it: one question, a file of them, and what is refused."""
+"""`llavanext ask` as a user runs it: one question, and a file of them."""
 
 import json
 
@@ -20,12 +20,11 @@ def test_token_counts_are_those_of_the_formulas(run_llavanext, media, tiny_check
     assert answer["tiles"] == 5
     assert 0 < len(answer["tokens"]) <= 6
     assert [path.name for path in run_llavanext.folder.iterdir()] == ["sheet.png"]
-    assert run_llavanext(*words, "--show", "sheet.png").stderr.startswith("Error: sheet.png exists")
     assert "WARNING" not in done.stderr
 
 
 @pytest.mark.slow
-def test_a_batch_answers_in_order_and_goes_on_where_it_stopped(run_llavanext, tmp_path, media, tiny_checkpoint):
+def test_a_batch_answers_in_order_and_resumes_where_it_stopped(run_llavanext, tmp_path, media, tiny_checkpoint):
     lines = [sample(f"q{n}", "image", f"{n % 6}.png", "what is it?", "a cat") for n in range(5)]
     lines.insert(2, sample("clip", "video", "clip.mp4", "what happens?", "two"))
     lines.insert(4, sample("gone", "image", "gone.png", "what?", "a cat"))
@@ -47,55 +46,3 @@ def test_a_batch_answers_in_order_and_goes_on_where_it_stopped(run_llavanext, tm
     again = run_llavanext(*words)
     assert again.returncode == 0, again.stderr
     assert out.read_text() == whole
-
-
-def refused(run, expected: str, *words) -> None:
-    done = run(*words)
-    assert done.returncode == 1, done.stderr
-    assert expected in done.stderr
-    assert "Hint: " in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    assert list(run.folder.iterdir()) == []
-
-
-def test_no_such_picture(run_llavanext, tiny_checkpoint):
-    refused(run_llavanext, "gone.png", "ask", "what?", "--image", "gone.png", "--checkpoint", tiny_checkpoint)
-
-
-def test_a_corrupt_picture(run_llavanext, tmp_path, tiny_checkpoint):
-    (tmp_path / "bad.jpg").write_bytes(b"\x00" * 100)
-    refused(run_llavanext, "bad.jpg", "ask", "what?", "--image", tmp_path / "bad.jpg", "--checkpoint", tiny_checkpoint)
-
-
-def test_a_clip_with_no_readable_frame(run_llavanext, tmp_path, tiny_checkpoint):
-    (tmp_path / "bad.mp4").write_text("this is not a clip")
-    refused(run_llavanext, "bad.mp4", "ask", "what?", "--video", tmp_path / "bad.mp4", "--checkpoint", tiny_checkpoint)
-
-
-def test_no_such_checkpoint(run_llavanext, media):
-    refused(run_llavanext, "no such folder", "ask", "what?", "--image", media / "0.png", "--checkpoint", "nowhere")
-
-
-def test_no_such_preset(run_llavanext, tiny_checkpoint):
-    refused(run_llavanext, "tiny-aks", "ask", "what?", "--checkpoint", tiny_checkpoint, "--preset", "tiny-aks")
-
-
-def test_a_prompt_longer_than_the_cache(run_llavanext, media, tiny_checkpoint):
-    words = ["ask", "what?", "--image", media / "1.png", "--checkpoint", tiny_checkpoint]
-    refused(run_llavanext, "111 fit\nHint: give --set ask.cache_tokens=256", *words, "--set", "ask.cache_tokens=112")
-
-
-def test_a_clip_beyond_the_checkpoints_positions(run_llavanext, media, tiny_checkpoint):
-    words = ["ask", "what?", "--video", media / "clip.mp4", "--checkpoint", tiny_checkpoint, "--frames", "200"]
-    expected = "the positions of this checkpoint reach 512: give --frames "
-    refused(run_llavanext, expected, *words, "--set", "ask.cache_tokens=4096")
-
-
-def test_more_placeholders_than_pictures(run_llavanext, media, tiny_checkpoint):
-    words = ["ask", "<image> and <image>?", "--image", media / "0.png", "--checkpoint", tiny_checkpoint]
-    refused(run_llavanext, "2", *words)
-
-
-def test_no_question(run_llavanext, tiny_checkpoint):
-    refused(run_llavanext, "no question", "ask", "--checkpoint", tiny_checkpoint)

@@ -1,4 +1,4 @@
-"""`ask` in a real terminal: tmux draws it, 40 columns wide, and gives back what a person would see."""
+"""`ask` in a real terminal: tmux draws it, 40 columns wide, and gives back what a person sees."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_chat(screen, run_llavanext, media, tiny_checkpoint, tmp_path):
     there = screen(TERM="screen")
     there.type("clear; " + command(*words) + "; echo code $?")
     there.wait(lambda text: text.endswith("\n>"))
-    assert "Ask, or /help. Ctrl-D leaves." in there.text()
+    assert "Ask a question, or type /help. Ctrl-D leaves." in there.text()
     there.type("what is it?")
     seen = there.wait(lambda text: "tokens/s" in joined(text) and text.endswith("\n>"))
     shown = re.sub(r"[\x00-\x20\x7f-\x9f]", "", answer)  # control characters are kept from a terminal
@@ -106,7 +106,7 @@ def test_a_chat(screen, run_llavanext, media, tiny_checkpoint, tmp_path):
     assert all(len(line) <= 40 for line in seen[-1].splitlines())
 
     there.type("/dance")
-    there.wait(lambda text: "Hint: /help lists them" in text and text.endswith("\n>"))
+    there.wait(lambda text: "Hint: /help lists all" in text and text.endswith("\n>"))
     coloured = there.text(colours=True)
     assert re.search(r"\x1b\[[0-9;]*31[0-9;]*mError:", coloured) or re.search(r"\x1b\[1m\x1b\[31mError:", coloured)
     there.press("Up")  # the terminal's own history
@@ -165,9 +165,9 @@ def test_a_reader_that_goes_away(run_llavanext, tiny_checkpoint, tmp_path):
         process.stdin.close()
         assert process.stdout.readline().strip()
         process.stdout.close()
-        told = process.stderr.read()
+        errors = process.stderr.read()
         assert process.wait(timeout=120) == 0
-    assert told == ""
+    assert errors == ""
 
 
 @pytest.mark.full

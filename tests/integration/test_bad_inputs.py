@@ -267,21 +267,21 @@ ASK = {
         "cut: no tokenizer.model",
         lambda f: cut_checkpoint(f, lambda cut: (cut / "tokenizer.model").unlink()),
     ),
-    "--show over the image": ("a.png is what the question is about", lambda f: show(f, f / "a.png")),
+    "--show over the image": ("writing there would damage the input", lambda f: show(f, f / "a.png")),
     "--show into a folder": ("is a folder", lambda f: show(f, f)),
     "--show into a device": ("/dev/null is a device or a pipe, not a file", lambda f: show(f, Path("/dev/null"))),
-    "--show without an ending": ("sheet has no ending that names its format", lambda f: show(f, f / "sheet")),
+    "--show without a suffix": ("sheet has no suffix, so its format is unknown", lambda f: show(f, f / "sheet")),
     "--show without an image": ("--show has nothing to show", lambda f: ask(f, "--show", f / "saw.png")),
     "a hundred million frames, set": (
         "data.frames",
         lambda f: ask(f, "--image", f / "a.png", "--set", "data.frames=99999999"),
     ),
     "a batch that is an image": (
-        "a.png: no line of it is valid JSON",
+        "a.png: no line is valid JSON",
         lambda f: batch(f, f / "a.png", "answers.jsonl"),
     ),
     "answers over an image": (
-        "a.png: holds no answers",
+        "a.png exists and is not a file of answers",
         lambda f: batch(f, put(f / "questions.jsonl", '{"question": "What is it?"}\n'), "a.png"),
     ),
 }

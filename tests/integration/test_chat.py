@@ -31,25 +31,25 @@ def chat(mindspore_cpu, tiny_checkpoint) -> Chat:
 
 
 @pytest.fixture(autouse=True)
-def anew(request):
+def new_conversation(request):
     if "chat" in request.fixturenames:
         chat = request.getfixturevalue("chat")
         chat.clear()
         chat.sampling = Sampling(max_new_tokens=8)
-        chat.session.before = None
+        chat.session.cached = None
 
 
 def test_three_turns_equal_the_conversation_from_scratch(chat, media):
     chat.add("image", str(media / "1.png"))
     answers = [chat.ask("what is it?")]
-    before = chat.session.before[1]
+    cached = chat.session.cached[1]
     answers.append(chat.ask("and?"))
     chat.add("image", str(media / "4.png"))
     answers.append(chat.ask("how many?"))
     assert answers[0].cached_tokens == 0
     # everything before the first difference between what was generated and what its text encodes to
     assert answers[1].cached_tokens >= answers[0].prompt_tokens
-    assert answers[1].cached_tokens <= len(before)
+    assert answers[1].cached_tokens <= len(cached)
     assert answers[2].cached_tokens >= answers[1].prompt_tokens
     assert (answers[2].tiles, answers[2].media_tokens) == (
         len(chat.loaded[0].media.tiles) + len(chat.loaded[1].media.tiles),
@@ -59,17 +59,17 @@ def test_three_turns_equal_the_conversation_from_scratch(chat, media):
     for number, answer in enumerate(answers):
         turns = chat.turns[: 2 * number + 1]
         loaded = chat.loaded[: 1 if number < 2 else 2]
-        chat.session.before = None
+        chat.session.cached = None
         scratch = chat.session.answer([chat.encode(turns, loaded)], chat.sampling)[0]
         assert scratch.cached_tokens == 0
         assert scratch.tokens == answer.tokens
         assert scratch.text == answer.text
 
 
-def test_another_picture_is_not_taken_for_the_cached_one(chat, media):
+def test_another_image_is_not_mistaken_for_the_cached_one(chat, media):
     chat.add("image", str(media / "4.png"))
     first = chat.ask("what is it?")
-    assert chat.undo() == "taken back; questions left: 0"
+    assert chat.undo() == "removed; questions left: 0"
     assert chat.turns == () and chat.loaded == ()
     chat.add("image", str(media / "4.png"))
     loaded = chat.staged[0]
@@ -81,11 +81,11 @@ def test_another_picture_is_not_taken_for_the_cached_one(chat, media):
     assert chat.ask("what is it?").tokens == first.tokens
 
 
-def test_undo_takes_the_media_of_its_turn_whatever_the_words_are(chat, media):
+def test_undo_removes_the_media_of_its_turn_whatever_the_words_are(chat, media):
     chat.add("image", str(media / "4.png"))
     chat.ask("what is it?")
     chat.add("image", str(media / "1.png"))
-    chat.ask("what does the <video> tag do?")  # beside pictures alone it is a word
+    chat.ask("what does the <video> tag do?")  # a word, as there are only images
     assert chat.turns[2].text == "<image>\nwhat does the <video> tag do?"
     chat.ask("and <video>, once more?")
     chat.undo()
@@ -129,18 +129,18 @@ def test_the_same_seed_gives_the_same_answer(chat):
 
 def test_commands(chat, tmp_path, media):
     assert "/undo" in chat.run_command("/help")
-    assert "goes with the next question" in chat.run_command(f"/video '{media / 'clip.mp4'}'")
+    assert "added to the next question" in chat.run_command(f"/video '{media / 'clip.mp4'}'")
     chat.turns = (Turn("user", "a"), Turn("assistant", "b"))
     chat.run_command(f"/save {tmp_path / 'talk.json'}")
     assert '"text": "b"' in (tmp_path / "talk.json").read_text()
     for line, expected in (
-        (f"/save {tmp_path / 'talk.json'}", "is there already"),
-        ("/image", "takes 1 word"),
+        (f"/save {tmp_path / 'talk.json'}", "already exists"),
+        ("/image", "takes 1 argument"),
         ("/image gone.png", "gone.png"),
-        ("/dance", "no such command"),
+        ("/dance", "unknown command"),
         ("/set temperature warm", "cannot be warm"),
         ("/set temperature -1", "cannot be -1"),
-        ("/set colour 1", "no such setting"),
+        ("/set colour 1", "unknown setting"),
         ("/image 'a", "closing quotation"),
     ):
         with pytest.raises(DataError, match="(?i)" + expected):
@@ -161,6 +161,6 @@ def test_an_answer_that_fills_the_cache_ends_there(chat):
     answer = chat.ask("what " * 380)
     assert answer.finish == "length"
     assert answer.prompt_tokens + len(answer.tokens) == chat.session.cache_tokens + 1  # the last one is not fed back
-    with pytest.raises(DataError, match="tokens, media included; 511 fit"):
+    with pytest.raises(DataError, match="tokens, media included; but at most 511 fit"):
         chat.ask("and?")
     assert len(chat.turns) == 2

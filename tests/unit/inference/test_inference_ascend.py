@@ -56,14 +56,14 @@ def test_a_batch_answers_as_each_question_alone(mindspore_cpu, asked):
     engine = AscendEngine(network, Architecture(), batch, cache, BLOCK)
     prompts = [[1, 5, 9], [1, *range(2, 90)], [1, 7]][:asked]
     expected = [list(prompt) for prompt in prompts]
-    step = engine.start([question(prompt) for prompt in prompts], room=120, limit=cache)
+    step = engine.prefill([question(prompt) for prompt in prompts], room=120, limit=cache)
     lengths = np.array([len(prompt) for prompt in prompts] + [1] * (batch - asked))
     for _ in range(12):
         assert step.tokens[:asked].tolist() == [sum(tokens) % VOCAB for tokens in expected]
         for tokens, token in zip(expected, step.tokens, strict=False):
             tokens.append(int(token))
         lengths = lengths + 1
-        step = engine.step(step.tokens, lengths)
+        step = engine.decode(step.tokens, lengths)
     assert len({phase for phase in network.calls if phase.startswith("prefill")}) == 2  # 64 and 128 tokens
     assert step.logits().shape == (batch, VOCAB)
 

@@ -1,4 +1,4 @@
-"""Which preset a checkpoint is asked with, how far its positions reach, and what is said of a question too long."""
+"""The preset that a checkpoint is asked with, how far its positions reach, and the hint for a question too long."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -8,9 +8,10 @@ import pytest
 from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
 from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.errors import ConfigError
-from llavanext_cli.inference.ask import default_preset, how_to_fit, prepare
+from llavanext_cli.inference import prepare
+from llavanext_cli.inference.ask import how_to_fit
 from llavanext_cli.inference.media_sources import describe_times
-from llavanext_cli.inference.sampling import Sampling
+from llavanext_cli.inference.request import AskRequest
 from llavanext_cli.processing.video import read_frames
 
 PUBLISHED = Architecture()
@@ -20,38 +21,42 @@ SMALL = Architecture(vision=VisionArchitecture(image_size=28, patch_size=7), ima
 
 @pytest.fixture
 def prepared(monkeypatch):
-    """`prepare` on a checkpoint of which only the architecture is there."""
+    """`prepare` on a checkpoint that has an architecture and nothing else."""
 
-    def prepared(architecture, name, *overrides, frames=None):
+    def prepared(architecture, name, *overrides):
         opened = SimpleNamespace(architecture=architecture, folder=None)
-        monkeypatch.setattr("llavanext_cli.inference.ask.open_checkpoint", lambda folder: opened)
-        monkeypatch.setattr("llavanext_cli.inference.ask.load_tokenizer", lambda folder: SimpleNamespace(added={}))
-        return prepare("folder", name, overrides, None, frames, wants_video=True)[1]
+        monkeypatch.setattr(prepare, "open_checkpoint", lambda folder: opened)
+        monkeypatch.setattr(prepare, "load_tokenizer", lambda folder: SimpleNamespace(added={}))
+        return prepare.prepare(AskRequest("folder", preset=name, overrides=overrides), has_videos=True)
 
     return prepared
 
 
 def test_a_cpu_asks_every_checkpoint_without_settings(prepared):
-    assert default_preset(PUBLISHED, wants_video=True) == "video-7b-ask-cpu"
-    assert default_preset(SMALL, wants_video=True) == "tiny-ask"
-    assert default_preset(load_preset("tiny-ask").model, wants_video=False) == "tiny-ask"
-    preset = prepared(PUBLISHED, None)
+    default_preset = prepare.default_preset
+    assert default_preset(PUBLISHED, has_videos=True) == "video-7b-ask-cpu"
+    assert default_preset(SMALL, has_videos=True) == "tiny-ask"
+    assert default_preset(load_preset("tiny-ask").model, has_videos=False) == "tiny-ask"
+    preset = prepared(PUBLISHED, None).preset
     assert (preset.runtime.target, preset.ask.cache_tokens) == ("CPU", 4096)
     assert preset.data.tiles and preset.data.frames
 
 
 def test_the_cache_ends_where_the_checkpoints_positions_do(prepared):
-    assert prepared(SCALED, "video-7b-ask-video").ask.cache_tokens == 8192
-    assert prepared(PUBLISHED, "video-7b-ask-video").ask.cache_tokens == 4096
-    assert prepared(SCALED, "video-7b-ask-image", "ask.cache_tokens=8192").ask.cache_tokens == 8192
-    assert prepared(SCALED, "video-7b-ask-image", "ask.cache_tokens=16384").ask.cache_tokens == 10240
+    def cache(*arguments):
+        return prepared(*arguments).settings.cache_tokens
+
+    assert cache(SCALED, "video-7b-ask-video") == 8192
+    assert cache(PUBLISHED, "video-7b-ask-video") == 4096
+    assert cache(SCALED, "video-7b-ask-image", "ask.cache_tokens=8192") == 8192
+    assert cache(SCALED, "video-7b-ask-image", "ask.cache_tokens=16384") == 10240
 
 
-def test_the_settings_of_the_run_are_judged_by_the_checkpoint(prepared):
+def test_settings_are_compared_with_the_checkpoint(prepared):
     text = dataclasses.replace(SMALL.text, num_attention_heads=12, num_key_value_heads=12, intermediate_size=9000)
     small = dataclasses.replace(SMALL, text=dataclasses.replace(text, vocab_size=300))
     three = ("parallel.devices=3", "parallel.tensor=3")
-    assert prepared(small, "tiny-ask", *three).parallel.tensor == 3
+    assert prepared(small, "tiny-ask", *three).preset.parallel.tensor == 3
     with pytest.raises(ConfigError) as fault:
         prepared(PUBLISHED, "tiny-ask", *three)
     assert "3 devices cannot share num_attention_heads 32 evenly" in fault.value.details[0]
@@ -73,31 +78,28 @@ def test_a_model_of_another_shape_than_the_checkpoints_is_refused(setting):
         check_model_settings(preset, (setting,), SCALED)
 
 
-def question(tokens: int, frames: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(length=tokens, frames=range(frames))
-
-
 @pytest.mark.parametrize(
-    ("architecture", "encoded", "clips", "expected"),
+    ("architecture", "tokens", "frames", "videos", "expected"),
     [
-        (SCALED, question(4700, 32), 1, "give --set ask.cache_tokens=5376"),
-        (SCALED, question(9900), 0, "give --set ask.cache_tokens=10224"),
-        (PUBLISHED, question(4660, 32), 1, "reach 4096: give --frames 24 and --set ask.cache_tokens=4080"),
-        (PUBLISHED, question(4660, 32), 2, "reach 4096: give --frames 12 and --set ask.cache_tokens=4080"),
-        (PUBLISHED, question(6000), 0, "reach 4096: give fewer pictures, clips or words"),
-        (PUBLISHED, question(9000, 8), 1, "reach 4096: give fewer pictures, clips or words"),
+        (SCALED, 4700, 32, 1, "add --set ask.cache_tokens=5376"),
+        (SCALED, 9900, 0, 0, "add --set ask.cache_tokens=10224"),
+        (PUBLISHED, 4660, 32, 1, "end at 4096: add --frames 24 and --set ask.cache_tokens=4080"),
+        (PUBLISHED, 4660, 32, 2, "end at 4096: add --frames 12 and --set ask.cache_tokens=4080"),
+        (PUBLISHED, 6000, 0, 0, "end at 4096: use fewer images, videos or words"),
+        (PUBLISHED, 9000, 8, 1, "end at 4096: use fewer images, videos or words"),
     ],
 )
-def test_what_a_question_is_told_that_does_not_fit(architecture, encoded, clips, expected):
-    preset = load_preset("video-7b-ask-cpu", ["ask.block_size=48", "ask.cache_tokens=4032"])
-    assert how_to_fit(encoded, clips, preset, architecture, Sampling()).endswith(expected)
+def test_the_hint_for_a_question_that_does_not_fit(prepared, architecture, tokens, frames, videos, expected):
+    ready = prepared(architecture, "video-7b-ask-cpu", "ask.block_size=48", "ask.cache_tokens=4032")
+    question = SimpleNamespace(length=tokens, frames=range(frames))
+    assert how_to_fit(question, videos, ready).endswith(expected)
 
 
-def test_the_times_of_a_clip_are_told_from_the_frames_that_were_read(write_clip, monkeypatch):
-    clip = write_clip(frames=30, rate=10)
-    times = read_frames(clip, 4)[1].tolist()
+def test_the_times_of_a_video_are_those_of_the_frames_that_were_read(write_clip, monkeypatch):
+    video = write_clip(frames=30, rate=10)
+    times = read_frames(video, 4)[1].tolist()
     monkeypatch.setattr("llavanext_cli.processing.video.read_frames", None)  # once is enough
-    assert describe_times(clip, times) == (
+    assert describe_times(video, times) == (
         "The video lasts for 3.00 seconds, and 4 frames are uniformly sampled from it. "
         "These frames are located at 0.00s,0.90s,1.90s,2.90s.Please answer the following questions related to this "
         "video."

@@ -1,4 +1,4 @@
-"""The batch runner without a model: order, faults, and kills at random moments."""
+"""The batch runner without a model: order, errors, other runs' answers, and kills at random moments."""
 
 import json
 import os
@@ -13,9 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from llavanext_cli.errors import DataError
-from llavanext_cli.inference.batch import _pace, describe_run, read_answers
+from llavanext_cli.errors import DataError, LlavaNextError
+from llavanext_cli.files import claim
+from llavanext_cli.inference.answers_file import check_out, read_answers
+from llavanext_cli.inference.batch import _pace, describe_run, run_batch
 from llavanext_cli.inference.inputs import read_inputs
+from llavanext_cli.inference.request import AskRequest
 from llavanext_cli.inference.sampling import Sampling
 
 RUN = textwrap.dedent("""
@@ -25,12 +28,13 @@ RUN = textwrap.dedent("""
     from types import SimpleNamespace
     from llavanext_cli.errors import DataError
     from llavanext_cli.inference import batch
+    from llavanext_cli.inference.request import AskRequest
 
     class Processor:
         def count_question(self, sample, roots):
             return 10 + zlib.crc32(sample.turns[0].text.encode()) % 90
         def encode_question(self, sample, roots):
-            if "broken" in sample.turns[0].text and not Path("mended").exists():
+            if "broken" in sample.turns[0].text and not Path("repaired").exists():
                 raise DataError("broken medium")
             return SimpleNamespace(length=self.count_question(sample, roots), text=sample.turns[0].text)
 
@@ -47,24 +51,13 @@ RUN = textwrap.dedent("""
 
     PAUSE = float(sys.argv[3])
     batch.open_session = open_session
-    batch.build_sampling = lambda *args: None
     batch.check_media = lambda *args: None
     batch.describe_run = lambda *args: "these settings"
-    batch.prepare = lambda *args, **options: (None, SimpleNamespace(ask=SimpleNamespace(cache_tokens=512)), Processor())
-    report = batch.run_batch(Path(sys.argv[1]), Path(sys.argv[2]), Path("."), batch_size=4)
-    print(report.failed)
+    batch.prepare = lambda *args, **options: SimpleNamespace(
+        settings=SimpleNamespace(cache_tokens=512), processor=Processor(), preset=None, sampling=None)
+    request = AskRequest(Path("."), batch=Path(sys.argv[1]), out=Path(sys.argv[2]), batch_size=4)
+    print(batch.run_batch(request).failed)
 """)
-
-
-def test_answers_tell_what_they_were_made_with(tmp_path):
-    def describe(seed: int = 0, ends: object = 2) -> str:
-        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-        checkpoint = SimpleNamespace(digest="d", folder=tmp_path)
-        processor = SimpleNamespace(tokenizer=SimpleNamespace(eos_id=2))
-        preset = SimpleNamespace(data=SimpleNamespace(frames=8), runtime=SimpleNamespace(compute_dtype="float32"))
-        return describe_run(checkpoint, processor, preset, Sampling(seed=seed))
-
-    assert describe() == describe(ends=[2]) and len({describe(), describe(seed=1), describe(ends=[2, 7])}) == 3
 
 
 def start(questions: Path, out: Path, pause: float) -> subprocess.Popen:
@@ -72,12 +65,15 @@ def start(questions: Path, out: Path, pause: float) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=questions.parent)
 
 
+def size_of(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
 @pytest.fixture
 def questions(tmp_path) -> Path:
     lines = [json.dumps({"id": f"q{n}", "question": f"question {n}"}) for n in range(75)]
     lines[7] = "{this is not JSON"
     lines[30] = json.dumps({"id": "b", "question": "broken"})
-    lines[55] = json.dumps({"id": "c", "question": "x", "picture": "a.jpg"})
     path = tmp_path / "questions.jsonl"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -85,23 +81,22 @@ def questions(tmp_path) -> Path:
 
 def test_twenty_kills_change_nothing(tmp_path, questions):
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
-    undisturbed = start(questions, whole, 0)
-    assert undisturbed.communicate()[0] == "3\n"
+    assert start(questions, whole, 0).communicate()[0] == "2\n"
     rng = random.Random(0)
     kills, grown = 0, 0
     while kills < 20:
-        size = killed.stat().st_size if killed.exists() else 0
+        size = size_of(killed)
         process = start(questions, killed, 0.05)
-        # most moments lie in the work, some in starting up
+        # most kills hit the work, some the start
         latest = time.monotonic() + (60 if rng.random() < 0.75 else rng.random())
-        while time.monotonic() < latest and (killed.stat().st_size if killed.exists() else 0) == size:
+        while time.monotonic() < latest and size_of(killed) == size:
             time.sleep(0.002)
         time.sleep(rng.random() * 0.08)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
             kills += 1
         process.communicate()
-        grown += killed.exists() and killed.stat().st_size > size
+        grown += size_of(killed) > size
         if killed.exists() and rng.random() < 0.3:  # a line that the disk kept half of
             with killed.open("a") as file:
                 file.write('{"index": 3, "id"')
@@ -112,55 +107,86 @@ def test_twenty_kills_change_nothing(tmp_path, questions):
     assert killed.read_text() == whole.read_text()
 
 
-def test_one_line_an_input_in_order(tmp_path, questions):
+def test_one_line_for_each_input_in_order_and_errors_that_stay_need_no_model(tmp_path, questions):
     out = tmp_path / "out.jsonl"
     start(questions, out, 0).communicate()
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    before = out.read_text()
+    lines = [json.loads(line) for line in before.splitlines()]
     assert [line["index"] for line in lines] == list(range(75))
     assert "line 8: not valid JSON" in lines[7]["error"]
     assert lines[30] == {"index": 30, "id": "b", "error": "broken medium"}
-    assert "unknown key 'picture'" in lines[55]["error"]
-    assert all("answer" in line for line in lines if line["index"] not in (7, 30, 55))
+    assert all("answer" in line for line in lines if line["index"] not in (7, 30))
+
+    again = start(questions, out, 60)  # seconds for each batch
+    assert again.communicate(timeout=50)[0] == "2\n"
+    assert out.read_text() == before
 
 
-def test_faults_are_tried_again_and_kills_lose_nothing(tmp_path):
-    """Every fifth question is broken at first; then the rest is answered, and they are, in one run after another."""
+def test_errors_are_tried_again_and_kills_lose_nothing(tmp_path):
+    """Every fifth question is broken at first. Once they are repaired, killed runs answer them and the rest."""
     lines = [json.dumps({"id": f"{n}", "question": f"{'broken' if n % 5 == 0 else 'question'} {n}"}) for n in range(60)]
     questions, whole, killed = (tmp_path / name for name in ("questions.jsonl", "whole.jsonl", "killed.jsonl"))
     questions.write_text("\n".join(lines))
     start(questions, killed, 0).communicate()
     first = killed.read_text().splitlines()
     killed.write_text("".join(f"{line}\n" for line in first[:45]))
-    (tmp_path / "mended").touch()
+    (tmp_path / "repaired").touch()
     start(questions, whole, 0).communicate()
     rng, seen = random.Random(0), set()
     for _ in range(40):
-        size = killed.stat().st_size
+        size = size_of(killed)
         process = start(questions, killed, 0.1)
-        while process.poll() is None and killed.stat().st_size == size:
+        while process.poll() is None and size_of(killed) == size:
             time.sleep(0.005)
         time.sleep(rng.random() * 0.2)
         process.kill()
         process.communicate()
         answers = [json.loads(line) for line in killed.read_text().splitlines()]
         assert [answer["index"] for answer in answers] == list(range(len(answers)))
-        assert all("answer" in answers[at] for at in range(45) if at % 5), "what was there stays"
+        assert all("answer" in answers[at] for at in range(45) if at % 5), "an earlier answer was lost"
         seen.add(sum("error" in answer for answer in answers))
         if len(answers) == 60 and "error" not in killed.read_text():
             break
     assert len(seen) > 2
-    assert [line for at, line in enumerate(killed.read_text().splitlines()) if at % 5 == 0] == [
-        line for at, line in enumerate(whole.read_text().splitlines()) if at % 5 == 0
-    ]
+    assert killed.read_text().splitlines()[::5] == whole.read_text().splitlines()[::5]
 
 
-def test_faults_that_stay_need_no_model(tmp_path, questions):
-    out = tmp_path / "out.jsonl"
-    start(questions, out, 0).communicate()
-    before = out.read_text()
-    again = start(questions, out, 60)  # seconds a batch
-    assert again.communicate(timeout=50)[0] == "3\n"
-    assert out.read_text() == before
+def test_answers_record_what_they_were_made_with(tmp_path):
+    def describe(seed: int = 0, ends: object = 2) -> str:
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        return describe_run(
+            SimpleNamespace(
+                checkpoint=SimpleNamespace(digest="d", folder=tmp_path),
+                processor=SimpleNamespace(tokenizer=SimpleNamespace(eos_id=2)),
+                preset=SimpleNamespace(
+                    data=SimpleNamespace(frames=8), runtime=SimpleNamespace(compute_dtype="float32")
+                ),
+                sampling=Sampling(seed=seed),
+            )
+        )
+
+    assert describe() == describe(ends=[2]) and len({describe(), describe(seed=1), describe(ends=[2, 7])}) == 3
+
+
+QUESTIONS = '{"id": "a", "question": "what?"}\n{"id": "b", "question": "and?"}\n'
+ANSWER = {"index": 0, "id": "a", "question": "what?", "answer": "", "made_with": "a"}
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    (tmp_path / "questions.jsonl").write_text(QUESTIONS)
+    return tmp_path / "answers.jsonl"
+
+
+def read(out: Path) -> tuple[int, list[int]]:
+    return read_answers(out, read_inputs(out.with_name("questions.jsonl"), None).items, "a")
+
+
+def test_answers_of_an_earlier_run_are_counted_and_half_a_line_is_removed(out):
+    whole = json.dumps(ANSWER) + '\n{"index": 1, "id": "b", "error": "gone"}\n'
+    out.write_text(whole + '{"index": 2, "id"')
+    assert read(out) == (2, [1])
+    assert out.read_text() == whole
 
 
 @pytest.mark.parametrize(
@@ -168,77 +194,51 @@ def test_faults_that_stay_need_no_model(tmp_path, questions):
     [
         ({"question": "and its colour?"}, "line 1 answers another question: 'and its colour"),
         ({"made_with": "b"}, "line 1 was made with another checkpoint"),
-        ({"id": "z"}, "line 1 is no answer"),
-        ({"index": 1}, "line 1 is no answer"),
+        ({"id": "z"}, r"line 1 is not an answer to a question of this run \(z\)"),
+        ({"index": 1}, "line 1 is not an answer to a question of this run"),
     ],
 )
-def test_answers_of_another_run_are_refused(tmp_path, change, says):
-    line = {"index": 0, "id": "a", "question": "what?", "answer": "", "made_with": "a"}
-    questions, out = tmp_path / "questions.jsonl", tmp_path / "out.jsonl"
-    questions.write_text('{"id": "a", "question": "what?"}\n')
-    out.write_text(json.dumps(line) + "\n")
-    assert read_answers(out, read_inputs(questions, None), "a") == (1, [])
-    out.write_text(json.dumps(line | change) + "\n")
+def test_answers_of_another_run_are_refused(out, change, says):
+    out.write_text(json.dumps(ANSWER | change) + "\n")
+    before = out.read_text()
     with pytest.raises(DataError, match=says) as fault:
-        read_answers(out, read_inputs(questions, None), "a")
+        read(out)
     assert "--force" in fault.value.hint
+    assert out.read_text() == before
 
 
-@pytest.mark.parametrize("roots", [["pictures"], {"m": 7}, "pictures"])
-def test_roots_that_are_none(tmp_path, roots):
-    path = tmp_path / "q.jsonl"
-    path.write_text(json.dumps({"llavanext_mix": 1, "roots": roots}) + '\n{"question": "what?"}\n')
-    with pytest.raises(DataError, match=r"q\.jsonl, line 1: roots must name a folder for each source"):
-        read_inputs(path, None)
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("questions.jsonl", "would damage the input"),
+        ("none/a", "does not exist"),
+        (".", "is a folder, not a file"),
+        ("/dev/full", "is a device or a pipe, not a file"),
+        ("notes.txt", "exists and is not a file of answers"),
+    ],
+)
+def test_places_where_no_answers_are_written(out, name, says):
+    out.with_name("notes.txt").write_text("my own notes\n")
+    with pytest.raises(LlavaNextError, match=says):
+        check_out(out.parent / name, out.with_name("questions.jsonl"))
+    assert out.with_name("notes.txt").read_text() == "my own notes\n"
 
 
-def test_a_folder_with_strange_files(tmp_path):
-    for name in ("b.JPG", "a.png", "clip.mp4", "notes.txt", ".hidden.png", "deep/c.webp"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    inputs = read_inputs(tmp_path, "what?")
-    assert [item.id for item in inputs.items] == ["a.png", "b.JPG", "clip.mp4", "deep/c.webp"]
-    assert inputs.skipped == 1
-    assert inputs.items[2].sample.media[0].kind == "video"
+def test_answers_do_not_go_to_stdout(out):
+    with pytest.raises(DataError, match="not to stdout"):
+        check_out(Path("-"), out.with_name("questions.jsonl"))
 
 
-def test_a_folder_needs_a_question_and_media(tmp_path):
-    with pytest.raises(DataError, match="needs a question"):
-        read_inputs(tmp_path, None)
-    with pytest.raises(DataError, match="no pictures or clips"):
-        read_inputs(tmp_path, "what?")
-
-
-def test_a_file_begins_with_a_mark_and_holds_no_empty_questions(tmp_path):
-    path = tmp_path / "q.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"question": "what?"}\n{"question": " "}\n')
-    first, second = read_inputs(path, None).items
-    assert first.sample.turns[0].text == "what?"
-    assert second.fault == "q.jsonl, line 2: the question is empty"
-
-
-def test_a_device_holds_no_questions():
-    with pytest.raises(DataError, match="/dev/zero: is no file"):
-        read_inputs(Path("/dev/zero"), None)
-
-
-def test_placeholders_of_a_line_give_the_order(tmp_path):
-    path = tmp_path / "q.jsonl"
-    path.write_text('{"question": "<video> or <image>?", "image": "a.jpg", "video": "c.mp4"}\n')
-    assert [m.kind for m in read_inputs(path, None).items[0].sample.media] == ["video", "image"]
+def test_two_runs_do_not_share_a_file(out, monkeypatch):
+    monkeypatch.setattr("llavanext_cli.inference.batch.prepare", lambda *_, **__: None)
+    monkeypatch.setattr("llavanext_cli.inference.batch.describe_run", lambda *_: "")
+    out.write_text("")
+    request = AskRequest(Path("model"), batch=out.with_name("questions.jsonl"), out=out)
+    with claim(out), pytest.raises(LlavaNextError, match="is in use by another llavanext command"):
+        run_batch(request)
+    assert {path.name for path in out.parent.iterdir()} == {"questions.jsonl", "answers.jsonl"}
 
 
 @pytest.mark.parametrize(("done", "seconds", "expected"), [(880, 1, "880 a second"), (1, 60, "1 a minute")])
 def test_a_pace_is_a_plain_number(done, seconds, expected):
     assert _pace(done, 1, seconds).startswith(f"{expected}, ")
-
-
-def test_media_of_a_line_lie_beside_its_file(tmp_path):
-    path = tmp_path / "q.jsonl"
-    path.write_text('{"question": "what?", "images": ["a.jpg", "b.jpg"], "video": "c.mp4"}\n')
-    media = read_inputs(path, None).items[0].sample.media
-    assert [(m.kind, m.path) for m in media] == [
-        ("image", str(tmp_path / "a.jpg")),
-        ("image", str(tmp_path / "b.jpg")),
-        ("video", str(tmp_path / "c.mp4")),
-    ]

@@ -29,7 +29,7 @@ class NoWorkers:
 @pytest.fixture
 def session(tmp_path, monkeypatch):
     """Two workers, and our ends of their sockets."""
-    monkeypatch.setattr(remote, "SEEN_SECONDS", 0.1)
+    monkeypatch.setattr(remote, "EXIT_SECONDS", 0.1)
     monkeypatch.setattr(remote, "POLL_SECONDS", 0.01)
     ours, theirs = zip(Pipe(), Pipe(), strict=True)
     made = RemoteSession(list(ours), NoWorkers(), tmp_path, cache_tokens=100)
@@ -69,7 +69,7 @@ def test_after_an_interrupt_the_old_answer_is_waited_for_and_dropped(session):
 
 
 def test_a_fault_keeps_its_hint_and_a_bug_its_traceback(session):
-    session.theirs[1].send(("fault", DataError("no weights", "convert them")))
+    session.theirs[1].send(("error", DataError("no weights", "convert them")))
     with pytest.raises(DataError) as fault:
         session.answer([QUESTION], Sampling())
     assert (fault.value.what, fault.value.hint) == ("no weights", "convert them")
@@ -92,7 +92,7 @@ def test_a_worker_that_is_gone(session, tmp_path, gone):
 
 
 def test_a_prompt_that_fills_the_cache_is_refused_on_this_side(session):
-    with pytest.raises(DataError, match="100 tokens, media included; 99 fit"):
+    with pytest.raises(DataError, match="100 tokens, media included, but at most 99 fit"):
         session.answer([SimpleNamespace(length=100, id="")], Sampling())
     assert not any(link.poll() for link in session.theirs)
 

@@ -78,6 +78,6 @@ def test_a_temperature_near_zero_takes_the_likeliest(temperature):
 
 
 def test_a_setting_that_cannot_be_names_its_option():
-    with pytest.raises(ConfigError, match="repetition_penalty is 0, and must be above 0") as caught:
+    with pytest.raises(ConfigError, match="repetition_penalty is 0, but must be above 0") as caught:
         Sampling(repetition_penalty=0)
     assert "--repetition-penalty" in caught.value.hint

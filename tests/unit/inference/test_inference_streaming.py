@@ -2,7 +2,7 @@
 
 import pytest
 
-from llavanext_cli.inference.writing import Writer
+from llavanext_cli.inference.streaming import TextStreamer
 from llavanext_cli.processing.tokens import load_tokenizer
 
 
@@ -13,9 +13,9 @@ def tokenizer(make_tokenizer_folder):
 
 def written(tokenizer, text: str, stop=()) -> tuple[list[str], str, bool]:
     pieces: list[str] = []
-    writer = Writer(tokenizer, stop, pieces.append)
-    stopped = any(writer.push(token) for token in tokenizer.encode(text, first=True))
-    return pieces, writer.close(), stopped
+    streamer = TextStreamer(tokenizer, stop, pieces.append)
+    stopped = any(streamer.push(token) for token in tokenizer.encode(text, first=True))
+    return pieces, streamer.close(), stopped
 
 
 def test_no_half_characters(tokenizer):

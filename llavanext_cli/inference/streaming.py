@@ -1,4 +1,4 @@
-"""From tokens to text as they come: whole characters only, and never a piece of a stop string."""
+"""From tokens to text as they come: whole characters only, and never a part of a stop string."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from llavanext_cli.processing.tokens import Tokenizer
 
 
-class Writer:
-    """Collects the text of one answer and hands it on.
+class TextStreamer:
+    """Collects the text of one answer and passes it on in pieces.
 
     Args:
         tokenizer: of the checkpoint.
-        stop: strings that end the answer; none of them becomes part of it.
-        on_text: called with pieces of text; they are what `close` returns, in order.
+        stop: strings that end the answer and are not part of it.
+        on_text: called with each piece; together they are what `close` returns.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), on_text: Callable[[str], None] | None = None):
@@ -31,18 +31,18 @@ class Writer:
             self._write(min(places))
             self._held, self._stopped = "", True
         else:
-            self._write(len(self._held) - self._might_grow())
+            self._write(len(self._held) - self._stop_prefix_length())
         return self._stopped
 
     def close(self) -> str:
-        """The whole text; what was held back is handed on, unless a stop string ended it."""
+        """The whole text. What was held back is passed on first, unless a stop string ended the answer."""
         if not self._stopped:
             self._held += self._decoder.flush()
             self._write(len(self._held))
         return self._written
 
-    def _might_grow(self) -> int:
-        """Length of the longest end of the text that begins a stop string."""
+    def _stop_prefix_length(self) -> int:
+        """How many characters at the end of the held text may be the beginning of a stop string."""
         longest = max(map(len, self._stop), default=1) - 1
         for size in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-size:]) for stop in self._stop):
