@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace
-
 from llavanext_cli.errors import DataError, LlavaNextError
 from llavanext_cli.inference.questions import build_question
 from llavanext_cli.mixing.samples import HEADER_KEY, header_roots, read_header, read_samples
