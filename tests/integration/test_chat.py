@@ -132,7 +132,7 @@ def test_commands(chat, tmp_path, media):
     assert "added to the next question" in chat.run_command(f"/video '{media / 'clip.mp4'}'")
     chat.turns = (Turn("user", "a"), Turn("assistant", "b"))
     chat.run_command(f"/save {tmp_path / 'talk.json'}")
-    assert '"text": "b"' in (tmp_path / "talk.json").read_text()
+    assert '"text":"b"' in (tmp_path / "talk.json").read_text()
     for line, expected in (
         (f"/save {tmp_path / 'talk.json'}", "already exists"),
         ("/image", "takes 1 argument"),
@@ -161,6 +161,6 @@ def test_an_answer_that_fills_the_cache_ends_there(chat):
     answer = chat.ask("what " * 380)
     assert answer.finish == "length"
     assert answer.prompt_tokens + len(answer.tokens) == chat.session.cache_tokens + 1  # the last one is not fed back
-    with pytest.raises(DataError, match="tokens, media included; but at most 511 fit"):
+    with pytest.raises(DataError, match="tokens, media included, but at most 511 fit"):
         chat.ask("and?")
     assert len(chat.turns) == 2
