@@ -10,14 +10,21 @@ Source: mindspore/train/serialization.py (`_write_parameter_bytes_data`), mindsp
 from __future__ import annotations
 
 import hashlib
-import os
+import mmap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.weights.protobuf import LENGTH_DELIMITED, write_delimited, write_varint
-from llavanext_cli.weights.stream import Extent, PlannedTensor, Stream, disk_error, write_to
+from llavanext_cli.weights.protobuf import (
+    LENGTH_DELIMITED,
+    as_range,
+    read_bytes,
+    read_fields,
+    write_delimited,
+    write_varint,
+)
+from llavanext_cli.weights.stream import Stream, disk_error, write_to
+from llavanext_cli.weights.tensors import FileRange, PlannedTensor
 
 SLICE_BYTES = 512 << 20
 TYPE_NAMES = {"F32": "Float32", "F16": "Float16", "BF16": "BFloat16"}
@@ -41,7 +48,7 @@ def write_ckpt(path: Path, tensors: Sequence[PlannedTensor], stream: Stream) -> 
                 framed = _Framer(tensor, write_all)
                 for piece in tensor.pieces:
                     stream.copy(piece, framed, digest)
-            stream.settle()
+            stream.wait()
     except OSError as error:
         raise disk_error(path, error) from error
     return {name: digest.hexdigest() for name, digest in digests.items()}
@@ -79,52 +86,20 @@ def value_head(tensor: PlannedTensor, content: int) -> bytes:
     return write_varint(1 << 3 | LENGTH_DELIMITED) + write_varint(len(outer) + content) + outer
 
 
-def read_ckpt_header(path: Path) -> dict[str, tuple[Extent, ...]]:
+def read_ckpt_header(path: Path) -> dict[str, tuple[FileRange, ...]]:
     """Find the contents of a `.ckpt` file without reading them: name → the slices of its bytes, in order.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    found: dict[str, tuple[Extent, ...]] = {}
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while file.tell() < size:
-            end = _open_field(path, file, 1, size)
-            tag = file.read(_open_field(path, file, 1, end) - file.tell()).decode("utf-8", "replace")
-            tensor_end = _open_field(path, file, 2, end)
-            while file.tell() < tensor_end:
-                key = _read_varint(path, file)
-                if key == 1 << 3:  # one number of dims
-                    _read_varint(path, file)
-                    continue
-                begin_end = _length_end(path, file, tensor_end)
-                if key >> 3 == 3:
-                    found[tag] = (*found.get(tag, ()), Extent(path, file.tell(), begin_end - file.tell()))
-                file.seek(begin_end)
+    found: dict[str, tuple[FileRange, ...]] = {}
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for _, value in read_fields(data):
+                entry = dict(read_fields(data, value))
+                name = read_bytes(data, entry[1]).decode()
+                content = as_range(dict(read_fields(data, entry[2]))[3])
+                found[name] = (*found.get(name, ()), FileRange(path, content.start, len(content)))
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: damaged .ckpt file ({error})", "Convert the model again.") from error
     return found
-
-
-def _open_field(path: Path, file: BinaryIO, field: int, limit: int) -> int:
-    """Step into a length-delimited field; returns where it ends."""
-    if _read_varint(path, file) != field << 3 | LENGTH_DELIMITED:
-        raise CheckpointError(f"{path}: damaged .ckpt file", "Convert the model again.")
-    return _length_end(path, file, limit)
-
-
-def _length_end(path: Path, file: BinaryIO, limit: int) -> int:
-    end = _read_varint(path, file) + file.tell()
-    if end > limit:
-        raise CheckpointError(f"{path}: damaged .ckpt file: it is cut short", "Convert the model again.")
-    return end
-
-
-def _read_varint(path: Path, file: BinaryIO) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            break
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise CheckpointError(f"{path}: damaged .ckpt file: it is cut short", "Convert the model again.")

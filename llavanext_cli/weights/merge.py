@@ -33,7 +33,7 @@ from llavanext_cli.weights.headers import (
     open_regular,
     read_safetensors_header,
 )
-from llavanext_cli.weights.protobuf import content, read_fields, read_numbers
+from llavanext_cli.weights.protobuf import as_range, read_bytes, read_fields, read_numbers
 from llavanext_cli.weights.stream import Extent, Made
 
 Box = tuple[tuple[int, int], ...]
@@ -85,40 +85,37 @@ def read_strategy(path: Path) -> dict[str, SliceLayout]:
     """
     try:
         with open_regular(path) as file:
-            data = file.read(STRATEGY_LIMIT + 1)
-        if len(data) > STRATEGY_LIMIT:
-            raise ValueError("too long")
+            data = file.read(STRATEGY_LIMIT)
         layouts = {}
         for field, item in read_fields(data):
-            if field != 3:  # parallel_layout_item
-                continue
-            entry = dict(read_fields(content(item)))
-            layouts[bytes(content(entry[1])).decode()] = _parse_layout(content(entry[2]))
+            if field == 3:  # parallel_layout_item
+                entry = dict(read_fields(data, item))
+                layouts[read_bytes(data, entry[1]).decode()] = _parse_layout(data, as_range(entry[2]))
     except OSError as error:
         raise cannot_read(path, error) from error
     except (ValueError, KeyError, IndexError) as error:
         raise CheckpointError(
-            f"{path}: no strategy file of MindSpore ({error})", "Copy the run's folder again."
+            f"{path}: not a strategy file of MindSpore, or damaged ({error})", "Copy the run's folder again."
         ) from error
     return layouts
 
 
-def _parse_layout(data: memoryview) -> SliceLayout:
-    fields = list(read_fields(data))
-    grids = [read_numbers(value, 1) for field, value in fields if field == 1]
-    maps = [read_numbers(value, 1) for field, value in fields if field == 2]
-    numbers = {field: value for field, value in fields if field in (6, 7)}
+def _parse_layout(data: bytes, where: range) -> SliceLayout:
+    fields = list(read_fields(data, where))
+    grids = [read_numbers(data, value, 1) for field, value in fields if field == 1]
+    maps = [read_numbers(data, value, 1) for field, value in fields if field == 2]
+    numbers = {field: value for field, value in fields if isinstance(value, int)}
     # One map lists one grid axis for each tensor axis; several maps are one for each tensor axis.
     axes = [[axis] for axis in maps[0]] if len(maps) == 1 else maps
     grid = tuple(grids[0])
     tensor_map = tuple(tuple(axis for axis in one if axis >= 0) for one in axes)
     used = [axis for one in tensor_map for axis in one]
-    sizes = 0 < len(grid) <= MOST_AXES and min(grid) > 0 and math.prod(grid) <= MOST_RANKS
-    if not sizes or any(axis >= len(grid) for axis in used):
+    valid = 0 < len(grid) <= MOST_AXES and min(grid) > 0 and math.prod(grid) <= MOST_RANKS
+    if not valid or any(axis >= len(grid) for axis in used):
         raise ValueError("a layout outside its grid")
     if len(set(used)) < len(used):
         raise ValueError("an axis of the grid cuts twice")
-    return SliceLayout(grid, tensor_map, int(numbers.get(6, 0)), int(numbers.get(7, 0)))
+    return SliceLayout(grid, tensor_map, numbers.get(6, 0), numbers.get(7, 0))
 
 
 # --------------------------------------------------------------------------------------------------- one merged tensor

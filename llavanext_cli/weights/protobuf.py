@@ -5,6 +5,7 @@ Encoding: https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 
 VARINT, LENGTH_DELIMITED = 0, 2
@@ -25,30 +26,33 @@ def write_delimited(field: int, data: bytes) -> bytes:
     return write_varint(field << 3 | LENGTH_DELIMITED) + write_varint(len(data)) + data
 
 
-def read_fields(data: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of one message: number and value, an int (as a signed 64-bit number) or the field's bytes.
+def read_fields(data: bytes | mmap.mmap, where: range | int | None = None) -> Iterator[tuple[int, int | range]]:
+    """The fields of one message: number, and a signed number or the range of `data` that holds the field's bytes.
+
+    Args:
+        where: the message's own range; None for all of `data`.
 
     Raises:
-        ValueError: the message is damaged or has kinds of fields that MindSpore's messages have not.
+        ValueError: the message is damaged, or has a kind of field that MindSpore's messages do not have.
     """
-    view, at = memoryview(data), 0
-    while at < len(view):
-        key, at = _varint(view, at)
-        if key & 7 == VARINT:
-            value, at = _varint(view, at)
-            yield key >> 3, value - (1 << 64) if value >> 63 else value
-        elif key & 7 == LENGTH_DELIMITED:
-            length, at = _varint(view, at)
-            if at + length > len(view):
+    where = range(len(data)) if where is None else as_range(where)
+    at = where.start
+    while at < where.stop:
+        key, at = _read_varint(data, at, where.stop)
+        value, at = _read_varint(data, at, where.stop)
+        if key & 7 == LENGTH_DELIMITED:
+            if at + value > where.stop:
                 raise ValueError("a field ends behind its message")
-            yield key >> 3, view[at : at + length]
-            at += length
+            yield key >> 3, range(at, at + value)
+            at += value
+        elif key & 7 == VARINT:
+            yield key >> 3, _signed(value)
         else:
             raise ValueError(f"a field of kind {key & 7}")
 
 
-def content(value: int | memoryview) -> memoryview:
-    """The bytes of a field that must have some.
+def as_range(value: int | range) -> range:
+    """The value of a field that must hold bytes.
 
     Raises:
         ValueError: it is a number.
@@ -58,30 +62,37 @@ def content(value: int | memoryview) -> memoryview:
     return value
 
 
-def read_numbers(data: int | memoryview, field: int) -> list[int]:
+def read_bytes(data: bytes | mmap.mmap, value: int | range) -> bytes:
+    """The bytes of a field."""
+    where = as_range(value)
+    return data[where.start : where.stop]
+
+
+def read_numbers(data: bytes | mmap.mmap, where: int | range, field: int) -> list[int]:
     """The numbers of a repeated field of a message, packed into one field or not."""
     numbers: list[int] = []
-    for number, value in read_fields(content(data)):
+    for number, value in read_fields(data, where):
         if number != field:
             continue
         if isinstance(value, int):
             numbers.append(value)
             continue
-        at = 0
-        while at < len(value):
-            one, at = _varint(value, at)
-            numbers.append(one - (1 << 64) if one >> 63 else one)
+        at = value.start
+        while at < value.stop:
+            one, at = _read_varint(data, at, value.stop)
+            numbers.append(_signed(one))
     return numbers
 
 
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _read_varint(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int]:
     value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(view):
-            raise ValueError("a number that does not end")
-        byte = view[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
+    for position in range(at, min(at + 10, end)):
+        byte = data[position]
+        value |= (byte & 0x7F) << 7 * (position - at)
         if byte < 0x80:
-            return value & (1 << 64) - 1, at
-    raise ValueError("a number that does not end")
+            return value & (1 << 64) - 1, position + 1
+    raise ValueError("an unfinished number")

@@ -1,55 +1,183 @@
-"""Where the tensors of a torch `.bin` file lie, without torch and without running what is in it.
+"""Where the tensors of a torch `.bin` file are, without torch and without running what is in the file.
 
-Two formats are read. Since torch 1.6 a file is a zip archive whose members are stored, not compressed, so each storage
-is a plain run of bytes:
+Since torch 1.6 such a file is a zip archive whose members are stored, not compressed, so each storage is a plain run of
+bytes:
 
     NAME/data.pkl        the dictionary, naming storages by key        NAME/data/0, /1, …   the storages
 
 Before, it was a chain of pickles followed by the storages: magic number, version, facts about the writer's machine, the
-dictionary, the list of keys, and for each key an int64 with its length and its bytes.
+dictionary, the list of keys, and for each key an int64 with its number of elements and its bytes.
+
+A pickle names functions to import and call. Here each name gets its entry in `_ADMITTED`, which builds a plain value;
+any other name ends the reading.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
+import pickle
+import pickletools
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from llavanext_cli.config.hf_config import REFETCH
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.weights.headers import DTYPE_BYTES, TensorSpec, cannot_read, count_elements, open_regular, short
-from llavanext_cli.weights.pickles import PICKLE_LIMIT, PickleReader, StoredTensor
+from llavanext_cli.weights.tensors import DTYPE_BYTES, TensorSpec
+from llavanext_cli.weights.untrusted import cannot_read, open_regular, short
 
+PICKLE_LIMIT = 1 << 20
+"""Bytes of one pickle. That of a 7B model has about 100 kB."""
+AXES_LIMIT = 8
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
-DIRECTORY_LIMIT = 4 << 20
-"""Bytes of a zip archive's list of members. A 7B model's shard has about 400 members of 80 bytes."""
 NO_WEIGHTS = "Name a folder with *.safetensors or *.bin weights."
-BESIDE = "saved beside state_dict, of which alone the model is made"
-SAVE_AGAIN = "Save the model as safetensors with the program that made it."
+BESIDE = "saved beside state_dict, which alone holds the model"
+SAVE_AGAIN = "Save the model as safetensors with the program that wrote it."
+
+Places = Mapping[str, tuple[int, int]]
+"""Key of a storage → offset and length of its bytes in the file."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """A member of a zip archive: where its bytes lie in the file."""
+# -------------------------------------------------------------------------------------------------------------- pickles
+#
+# A pickle can set attributes on any object that it gets. Named tuples have none that can be set.
 
-    name: str
+
+class _Function(NamedTuple):
+    """What a pickle gets in the place of a function or class."""
+
+    build: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.build(*arguments)
+
+
+class _StorageType(NamedTuple):
+    """A class of storages, such as torch.HalfStorage. It is named, never called."""
+
+    dtype: str
+
+
+class _Storage(NamedTuple):
+    """A run of elements elsewhere in the file, named by its key."""
+
+    key: str
+    dtype: str
+    elements: int
+
+
+class _StoredTensor(NamedTuple):
+    """A view of a storage: `offset` and `strides` count elements."""
+
+    storage: _Storage
     offset: int
-    nbytes: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _StateDict(dict[Any, Any]):
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """torch sets `_metadata`, which conversion does not need."""
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *flags: Any) -> _StoredTensor:
+    """torch._utils._rebuild_tensor and _rebuild_tensor_v2; `flags` are requires_grad, hooks, and marks such as neg."""
+    if any(flags[2:]):
+        raise pickle.UnpicklingError(f"a tensor whose bytes are not its values ({flags[2:]!r:.80})")
+    if len(shape) > AXES_LIMIT:
+        raise pickle.UnpicklingError(f"a tensor of {len(shape)} axes")
+    shape, strides = tuple(shape), tuple(strides)
+    valid = isinstance(storage, _Storage) and len(shape) == len(strides)
+    if not valid or not all(map(_is_count, (offset, *shape, *strides))):
+        raise pickle.UnpicklingError("a tensor with an invalid storage, shape or strides")
+    return _StoredTensor(storage, offset, shape, strides)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+_ADMITTED: dict[str, _Function | _StorageType] = {
+    "collections.OrderedDict": _Function(_StateDict),
+    "torch._utils._rebuild_tensor": _Function(_rebuild_tensor),
+    "torch._utils._rebuild_tensor_v2": _Function(_rebuild_tensor),
+    "torch._utils._rebuild_parameter": _Function(lambda tensor, *_: tensor),
+    "torch.Size": _Function(tuple),
+    "torch.DoubleStorage": _StorageType("F64"),
+    "torch.FloatStorage": _StorageType("F32"),
+    "torch.HalfStorage": _StorageType("F16"),
+    "torch.BFloat16Storage": _StorageType("BF16"),
+    "torch.LongStorage": _StorageType("I64"),
+    "torch.IntStorage": _StorageType("I32"),
+    "torch.ShortStorage": _StorageType("I16"),
+    "torch.CharStorage": _StorageType("I8"),
+    "torch.ByteStorage": _StorageType("U8"),
+    "torch.BoolStorage": _StorageType("BOOL"),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full not in _ADMITTED:
+            raise pickle.UnpicklingError(f"{full!r:.120}, which is not a tensor and would be run")
+        return _ADMITTED[full]
+
+    def persistent_load(self, reference: Any) -> _Storage:
+        """("storage", its class, its key, a device, its elements); the legacy format adds a view, always None here."""
+        kind, storage_type, key, _, elements, *view = reference
+        valid = kind == "storage" and isinstance(storage_type, _StorageType) and isinstance(key, str)
+        if not valid or not _is_count(elements) or view not in ([], [None]):
+            raise pickle.UnpicklingError("an invalid storage")
+        return _Storage(key, storage_type.dtype, elements)
+
+
+def load_pickle(file: BinaryIO, path: Path) -> Any:
+    """Read one pickle of dictionaries and tensors; afterwards `file` is at the pickle's end.
+
+    Raises:
+        CheckpointError: it is damaged or too large, or names anything but tensors.
+    """
+    start = file.tell()
+    stream = io.BytesIO(file.read(PICKLE_LIMIT))
+    try:
+        # This pass looks for lengths beyond the data, which the reading below would reserve memory for.
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name.endswith("PUT") and argument > PICKLE_LIMIT:
+                raise pickle.UnpicklingError("more values than a model has")
+        stream.seek(0)
+        value = _Unpickler(stream).load()
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: not read, because it holds {error}",
+            "Only dictionaries of tensors are read from pickles. Save the model as safetensors where you trust it.",
+        ) from None
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise CheckpointError(
+            f"{path}: damaged pickle, or larger than {PICKLE_LIMIT} bytes ({type(error).__name__})", REFETCH
+        ) from error
+    file.seek(start + stream.tell())
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
 
 
 def read_torch_header(path: str | Path, left_out: list[tuple[str, str]] | None = None) -> dict[str, TensorSpec]:
-    """Find the tensors of a file that torch.save made from a state dict.
+    """Find the tensors of a file that torch.save wrote from a state dict.
 
     Args:
         left_out: gets (name, reason) of what a trainer saved beside the state dict.
 
     Returns:
-        Name → where its bytes lie, in the dictionary's order.
+        Name → where its bytes are, in the dictionary's order.
 
     Raises:
         CheckpointError: the file is damaged, compressed, or holds anything but tensors.
@@ -57,58 +185,54 @@ def read_torch_header(path: str | Path, left_out: list[tuple[str, str]] | None =
     path = Path(path)
     try:
         with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if file.read(4) == b"PK\x03\x04":
-                state, places = _read_zip(path, file, size)
-            else:
-                file.seek(0)
-                state, places = _read_legacy(path, file, size)
+            zipped = file.read(4) == b"PK\x03\x04"
+            file.seek(0)
+            state, places = (_read_zip if zipped else _read_legacy)(file, path)
     except OSError as error:
         raise cannot_read(path, error) from error
     others = [str(key) for key in state if key != "state_dict"] if _is_wrapped(state) else []
     if others and left_out is not None:
         left_out.append((f"{path.name}: {short(', '.join(others))}", BESIDE))
-    return {name: _locate(path, name, tensor, places) for name, tensor in _tensors(path, state)}
+    return {name: _locate(path, name, tensor, places) for name, tensor in _tensors(path, state).items()}
 
 
 def _is_wrapped(state: Any) -> bool:
     return isinstance(state, dict) and isinstance(state.get("state_dict"), dict)
 
 
-def _tensors(path: Path, state: Any) -> Iterable[tuple[str, StoredTensor]]:
+def _tensors(path: Path, state: Any) -> dict[str, _StoredTensor]:
     """The entries of a state dict, also when a trainer wrapped it as {"state_dict": …}."""
     if _is_wrapped(state):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{path}: holds no dictionary of tensors", NO_WEIGHTS)
+        raise CheckpointError(f"{path}: not a dictionary of tensors", NO_WEIGHTS)
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, StoredTensor):
-            raise CheckpointError(f"{path}: {name!r:.80} is no tensor but {type(value).__name__}", NO_WEIGHTS)
-    return state.items()
+        if not isinstance(name, str) or not isinstance(value, _StoredTensor):
+            raise CheckpointError(f"{path}: {name!r:.80} is not a tensor but {type(value).__name__}", NO_WEIGHTS)
+    return state
 
 
-def _locate(path: Path, name: str, tensor: StoredTensor, places: Mapping[str, tuple[int, int]]) -> TensorSpec:
+def _locate(path: Path, name: str, tensor: _StoredTensor, places: Places) -> TensorSpec:
     storage, size = tensor.storage, DTYPE_BYTES[tensor.storage.dtype]
-    if storage.key not in places:
-        raise CheckpointError(f"{path}: {short(name)}: its storage {storage.key!r:.60} is missing", REFETCH)
-    start, nbytes = places[storage.key]
-    if storage.elements * size > nbytes:
-        raise CheckpointError(
-            f"{path}: {short(name)}: its storage has {nbytes} bytes, {storage.elements * size} are announced", REFETCH
-        )
-    elements = count_elements(tensor.shape)
+    elements = math.prod(tensor.shape)
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
-    if elements and last >= storage.elements:
-        raise CheckpointError(f"{path}: {short(name)}: reaches beyond its storage", REFETCH)
-    if elements > storage.elements:
-        raise CheckpointError(
-            f"{path}: {short(name)}: {elements} elements repeat the {storage.elements} that are stored", REFETCH
-        )
+    start, nbytes = places.get(storage.key, (0, 0))
+    fault = ""
+    if storage.key not in places:
+        fault = f"its storage {storage.key!r:.60} is missing"
+    elif storage.elements * size > nbytes:
+        fault = f"its storage has {nbytes} bytes instead of {storage.elements * size}"
+    elif elements and last >= storage.elements:
+        fault = "it reaches beyond its storage"
+    elif elements > storage.elements:
+        fault = f"{elements} elements repeat the {storage.elements} that are stored"
+    if fault:
+        raise CheckpointError(f"{path}: {short(name)}: {fault}", REFETCH)
     strides = None if _is_contiguous(tensor) else tensor.strides
     return TensorSpec(name, storage.dtype, tensor.shape, path, start + tensor.offset * size, elements * size, strides)
 
 
-def _is_contiguous(tensor: StoredTensor) -> bool:
+def _is_contiguous(tensor: _StoredTensor) -> bool:
     step = 1
     for axis, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
         if axis != 1 and stride != step:
@@ -117,155 +241,60 @@ def _is_contiguous(tensor: StoredTensor) -> bool:
     return True
 
 
-# ---------------------------------------------------------------------------------------------------------- zip archive
-
-
-def _read_zip(path: Path, file: BinaryIO, size: int) -> tuple[Any, dict[str, tuple[int, int]]]:
-    members = read_members(path, file, size)
+def _read_zip(file: BinaryIO, path: Path) -> tuple[Any, Places]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = {info.filename: _place_member(file, info) for info in archive.infolist()}
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, struct.error) as error:
+        raise CheckpointError(f"{path}: damaged or truncated archive ({error})", REFETCH) from error
     pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError(
             f"{path}: an archive, but not one of torch's ({len(pickles)} members named data.pkl)", NO_WEIGHTS
         )
     prefix = pickles[0].removesuffix("data.pkl")
-    pickle = members[pickles[0]]
-    if pickle.nbytes > PICKLE_LIMIT:
-        raise CheckpointError(
-            f"{path}: data.pkl has {pickle.nbytes} bytes; at most {PICKLE_LIMIT} are read", NO_WEIGHTS
-        )
-    order = members.get(f"{prefix}byteorder")
-    if order is not None and _member_bytes(file, order, 16) != b"little":
-        raise CheckpointError(f"{path}: written on a big-endian machine, which is not supported", SAVE_AGAIN)
-    state = PickleReader(io.BytesIO(_member_bytes(file, pickle, PICKLE_LIMIT)), f"{path}").load()
+    if f"{prefix}byteorder" in members:
+        file.seek(members[f"{prefix}byteorder"][0])
+        _check_byte_order(path, file.read(6) == b"little")
+    file.seek(members[pickles[0]][0])
+    state = load_pickle(file, path)
     data = f"{prefix}data/"
-    return state, {n.removeprefix(data): (m.offset, m.nbytes) for n, m in members.items() if n.startswith(data)}
+    return state, {name.removeprefix(data): place for name, place in members.items() if name.startswith(data)}
 
 
-def _member_bytes(file: BinaryIO, member: Member, limit: int) -> bytes:
-    file.seek(member.offset)
-    return file.read(min(member.nbytes, limit))
+def _place_member(file: BinaryIO, info: zipfile.ZipInfo) -> tuple[int, int]:
+    """Offset and length of a member's bytes, which follow its local header."""
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
+        raise ValueError(f"{info.filename!r:.80} is compressed or encrypted, and torch stores members as they are")
+    file.seek(info.header_offset + 26)
+    name, extra = struct.unpack("<HH", file.read(4))
+    start = info.header_offset + 30 + name + extra
+    if start + info.file_size > os.fstat(file.fileno()).st_size:
+        raise ValueError(f"{info.filename!r:.80} reaches beyond the end of the file")
+    return start, info.file_size
 
 
-def read_members(path: Path, file: BinaryIO, size: int) -> dict[str, Member]:
-    """Read a zip archive's list of members (PKWARE APPNOTE 4.3, with zip64).
-
-    Python's zipfile would believe the sizes in it. Here members must be stored as they are, lie inside the file and not
-    overlap, which is how torch writes them and what a zip bomb cannot be.
-    """
-    count, start, length = _find_directory(path, file, size)
-    if length > DIRECTORY_LIMIT or start + length > size or count * 46 > length:
-        raise _broken(path, "its list of members lies outside the file or is too long")
-    file.seek(start)
-    directory = file.read(length)
-    members: dict[str, Member] = {}
-    at = 0
-    for _ in range(count):
-        if directory[at : at + 4] != b"PK\x01\x02" or at + 46 > length:
-            raise _broken(path, "its list of members is damaged")
-        flags, method = struct.unpack_from("<HH", directory, at + 8)
-        packed, plain = struct.unpack_from("<II", directory, at + 20)
-        names, extras, comments = struct.unpack_from("<HHH", directory, at + 28)
-        (local,) = struct.unpack_from("<I", directory, at + 42)
-        name = directory[at + 46 : at + 46 + names].decode("utf-8", "replace")
-        extra = directory[at + 46 + names : at + 46 + names + extras]
-        plain, packed, local = _widen(path, extra, plain, packed, local)
-        at += 46 + names + extras + comments
-        if method != 0 or flags & 1 or packed != plain:
-            raise _broken(path, f"{name!r:.80} is compressed or encrypted, and torch stores members as they are")
-        if name in members:
-            raise _broken(path, f"{name!r:.80} is there twice")
-        members[name] = Member(name, _data_start(path, file, size, local, name), plain)
-    end = 0
-    for member in sorted(members.values(), key=lambda m: (m.offset, m.nbytes)):
-        if member.offset < end or member.offset + member.nbytes > size:
-            raise _broken(path, f"{member.name!r:.80} overlaps another member or the end of the file")
-        end = member.offset + member.nbytes
-    return members
-
-
-def _find_directory(path: Path, file: BinaryIO, size: int) -> tuple[int, int, int]:
-    """Number of members, and offset and length of their list."""
-    tail_start = max(0, size - 65557)
-    file.seek(tail_start)
-    tail = file.read(65557)
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or at + 22 > len(tail):
-        raise _broken(path, "its end is missing: the file is cut short")
-    count, length, start = struct.unpack_from("<HII", tail, at + 10)
-    locator = at - 20
-    if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":
-        (where,) = struct.unpack_from("<Q", tail, locator + 8)
-        if where + 56 > size:
-            raise _broken(path, "its list of members lies outside the file")
-        file.seek(where)
-        record = file.read(56)
-        if len(record) < 56 or record[:4] != b"PK\x06\x06":
-            raise _broken(path, "its list of members is damaged")
-        count, length, start = struct.unpack_from("<QQQ", record, 32)
-    return count, start, length
-
-
-def _widen(path: Path, extra: bytes, plain: int, packed: int, local: int) -> tuple[int, int, int]:
-    """Replace the 32-bit sizes that say "too large" by those of the zip64 field, in its fixed order."""
-    values = [plain, packed, local]
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<HH", extra, at)
-        if kind == 1:
-            field, position = extra[at + 4 : at + 4 + length], 0
-            for index, value in enumerate(values):
-                if value == 0xFFFFFFFF:
-                    if position + 8 > len(field):
-                        raise _broken(path, "a member's size is damaged")
-                    (values[index],) = struct.unpack_from("<Q", field, position)
-                    position += 8
-        at += 4 + length
-    return values[0], values[1], values[2]
-
-
-def _data_start(path: Path, file: BinaryIO, size: int, local: int, name: str) -> int:
-    """A member's bytes begin behind its local header, whose own extra field pads them to an aligned offset."""
-    if local + 30 > size:
-        raise _broken(path, f"{name!r:.80} lies outside the file")
-    file.seek(local)
-    header = file.read(30)
-    if header[:4] != b"PK\x03\x04":
-        raise _broken(path, f"{name!r:.80} is not where the list says")
-    names: int
-    extras: int
-    names, extras = struct.unpack_from("<HH", header, 26)
-    return local + 30 + names + extras
-
-
-def _broken(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{path}: damaged archive: {what}", REFETCH)
-
-
-# --------------------------------------------------------------------------------------------------------------- legacy
-
-
-def _read_legacy(path: Path, file: BinaryIO, size: int) -> tuple[Any, dict[str, tuple[int, int]]]:
-    if file.read(1) != b"\x80":
-        raise CheckpointError(
-            f"{path}: neither a torch archive nor a pickle of torch",
-            NO_WEIGHTS,
-        )
-    file.seek(0)
-    reader = PickleReader(file, str(path))
-    if reader.load() != LEGACY_MAGIC or reader.load() != LEGACY_VERSION:
-        raise CheckpointError(f"{path}: a pickle, but not one that torch.save made of a model", NO_WEIGHTS)
-    machine = reader.load()
-    if isinstance(machine, dict) and machine.get("little_endian") is False:
+def _check_byte_order(path: Path, little: bool) -> None:
+    if not little:
         raise CheckpointError(f"{path}: written on a big-endian machine, which is not supported", SAVE_AGAIN)
-    state, keys = reader.load(), reader.load()
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+
+
+def _read_legacy(file: BinaryIO, path: Path) -> tuple[Any, Places]:
+    if file.read(1) != b"\x80":
+        raise CheckpointError(f"{path}: neither a torch archive nor a pickle of torch", NO_WEIGHTS)
+    file.seek(0)
+    if load_pickle(file, path) != LEGACY_MAGIC or load_pickle(file, path) != LEGACY_VERSION:
+        raise CheckpointError(f"{path}: a pickle, but not one that torch.save wrote of a model", NO_WEIGHTS)
+    system = load_pickle(file, path)
+    _check_byte_order(path, not isinstance(system, dict) or system.get("little_endian") is not False)
+    state, keys = load_pickle(file, path), load_pickle(file, path)
+    sizes = {t.storage.key: DTYPE_BYTES[t.storage.dtype] for t in _tensors(path, state).values()}
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key in sizes for key in keys):
         raise CheckpointError(f"{path}: the list of storages is damaged", REFETCH)
-    sizes = {t.storage.key: DTYPE_BYTES[t.storage.dtype] for _, t in _tensors(path, state)}
-    places = {}
+    size, places = os.fstat(file.fileno()).st_size, {}
     for key in keys:
-        length = int.from_bytes(file.read(8), "little", signed=True)
-        nbytes = length * sizes.get(key, 0)
-        if length < 0 or key not in sizes or file.tell() + nbytes > size:
+        nbytes = int.from_bytes(file.read(8), "little", signed=True) * sizes[key]
+        if nbytes < 0 or file.tell() + nbytes > size:
             raise CheckpointError(f"{path}: storage {key!r:.60} reaches beyond the end of the file", REFETCH)
         places[key] = (file.tell(), nbytes)
         file.seek(nbytes, os.SEEK_CUR)
