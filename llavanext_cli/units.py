@@ -1,5 +1,7 @@
 """Sizes, memory and times as people read them, in every command alike."""
 
+import re
+
 
 def format_size(nbytes: int) -> str:
     """`4990000000` → `4.99 GB`."""
@@ -9,6 +11,19 @@ def format_size(nbytes: int) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def parse_size(text: str) -> int:
+    """`5GB`, `500 MB`, `2GiB` → bytes.
+
+    Raises:
+        ValueError: anything else.
+    """
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    size = float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " ") if match else 0
+    if size < 1:
+        raise ValueError(f"{text!r:.80} is not a size; write it as 5GB, 500MB or 2GiB")
+    return int(size)
 
 
 def format_memory(nbytes: int) -> str:

@@ -25,7 +25,7 @@ from llavanext_cli.inference.step import BUCKET, CACHE_STEP
 from llavanext_cli.inference.streaming import TextStreamer
 from llavanext_cli.processing.tokens import Tokenizer, load_tokenizer
 from llavanext_cli.records import EncodedSample
-from llavanext_cli.weights.headers import read_object, short
+from llavanext_cli.weights.untrusted import read_object, short
 
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset

@@ -18,8 +18,10 @@ from llavanext_cli.training.slices import join_slices, parts_of, plan_array, wai
 from llavanext_cli.training.state import RunState, read_exact, save_run_state
 from llavanext_cli.weights.adapter import merge_adapter
 from llavanext_cli.weights.checkpoint import Checkpoint, save_checkpoint_folder
-from llavanext_cli.weights.merge import SliceLayout, read_strategy
-from llavanext_cli.weights.stream import PlannedTensor, disk_error
+from llavanext_cli.weights.ranks import read_strategy
+from llavanext_cli.weights.slices import SliceLayout
+from llavanext_cli.weights.stream import disk_error
+from llavanext_cli.weights.tensors import PlannedTensor
 
 if TYPE_CHECKING:
     from mindspore import Parameter, nn
@@ -128,7 +130,7 @@ class TrainingSession:
         if self.lora is not None:
             weights |= merge_adapter(tensors, self.lora)
         if final:
-            save_checkpoint_folder(folder, weights, like=self.base, extra=note)
+            save_checkpoint_folder(folder, weights, base=self.base, extra=note)
         else:
             state = [tensor for name, tensor in tensors.items() if name not in names]
             save_run_state(folder, weights, state, self.base, step=step, settings=self.settings, note=note)

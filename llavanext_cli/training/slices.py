@@ -17,11 +17,12 @@ import numpy as np
 
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.files import write_whole
-from llavanext_cli.weights.dtypes import dtype_of, to_bytes
-from llavanext_cli.weights.headers import read_json, read_safetensors_header
-from llavanext_cli.weights.merge import Box, SlicedTensor, SliceLayout, check_tiling
-from llavanext_cli.weights.plan import extent
-from llavanext_cli.weights.stream import Made, PlannedTensor, Stream, write_safetensors
+from llavanext_cli.weights.dtypes import dtype_of, source_piece, to_bytes
+from llavanext_cli.weights.readers import read_safetensors_header
+from llavanext_cli.weights.slices import Box, SlicedTensor, SliceLayout, check_tiling
+from llavanext_cli.weights.stream import Stream, write_safetensors
+from llavanext_cli.weights.tensors import GeneratedBytes, PlannedTensor
+from llavanext_cli.weights.untrusted import read_json
 
 WAIT_SECONDS = 1800.0
 """How long the first worker waits for the slices of the others."""
@@ -34,7 +35,9 @@ Arrays = Mapping[str, np.ndarray]
 def plan_array(name: str, array: np.ndarray) -> PlannedTensor:
     """An array as a tensor to be written."""
     dtype = _COUNTERS.get(str(array.dtype)) or dtype_of(array)
-    return PlannedTensor(name, dtype, array.shape, (Made(array.nbytes, lambda: iter([to_bytes(array)])),), "training")
+    return PlannedTensor(
+        name, dtype, array.shape, (GeneratedBytes(array.nbytes, lambda: iter([to_bytes(array)])),), "training"
+    )
 
 
 def write_slices(
@@ -115,6 +118,6 @@ def join_slices(parts: Path) -> dict[str, PlannedTensor]:
         check_tiling(name, shape, boxes[name], SAME_OUT)
         dtype = next(iter(boxes[name].values())).dtype
         sliced = SlicedTensor(name, dtype, shape, tuple(sorted(boxes[name].items(), key=lambda part: part[0])))
-        pieces = sliced.rows(0, shape[0]) if shape else (extent(sliced.parts[0][1]),)
+        pieces = sliced.rows(0, shape[0]) if shape else (source_piece(sliced.parts[0][1]),)
         joined[name] = PlannedTensor(name, dtype, shape, pieces, "training")
     return joined

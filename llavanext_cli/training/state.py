@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.errors import CheckpointError, TrainingError
 from llavanext_cli.weights.checkpoint import Checkpoint, open_checkpoint, read_array, save_checkpoint_folder
+from llavanext_cli.weights.dtypes import source_piece
 from llavanext_cli.weights.folder import write_json
-from llavanext_cli.weights.headers import TensorSpec, read_json, read_safetensors_header
-from llavanext_cli.weights.plan import extent
-from llavanext_cli.weights.stream import PlannedTensor, Stream, digest_pieces, write_safetensors
+from llavanext_cli.weights.readers import read_safetensors_header
+from llavanext_cli.weights.stream import Stream, digest_pieces, write_safetensors
+from llavanext_cli.weights.tensors import PlannedTensor, TensorSpec
+from llavanext_cli.weights.untrusted import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +91,7 @@ def save_run_state(
         )
         _sync(temporary)
 
-    save_checkpoint_folder(folder, weights, like=base, extra=dict(note), also=add_state)
+    save_checkpoint_folder(folder, weights, base=base, extra=dict(note), also=add_state)
     _sync_one(folder.parent)
 
 
@@ -125,7 +127,7 @@ def open_run_state(folder: Path, compare: bool = True) -> RunState:
     if compare:
         with Stream(sum(spec.nbytes for spec in specs.values())) as stream:
             for name, spec in specs.items():
-                if digest_pieces((extent(spec),), stream) != entries[name]:
+                if digest_pieces((source_piece(spec),), stream) != entries[name]:
                     raise CheckpointError(f"{folder}: {name} is damaged", SKIPPED)
     return RunState(model, int(note["step"]), note["settings"], tensors)
 

@@ -1,4 +1,4 @@
-"""The low-rank matrices of LoRA: their names and shapes, and how they become part of the weights they stand beside.
+"""The low-rank matrices of LoRA: their names and shapes, and how they are merged into the weights that they adapt.
 
     language_model.model.layers.3.attention.wq.weight   W, [out, in]
     language_model.model.layers.3.attention.wq.lora_a   A, [rank, in]
@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llavanext_cli.weights.dtypes import from_bytes, round_to, to_bytes
 from llavanext_cli.weights.keymap import expected_parameters
-from llavanext_cli.weights.stream import Made, PlannedTensor
+from llavanext_cli.weights.stream import read_chunks
+from llavanext_cli.weights.tensors import GeneratedBytes, PlannedTensor
 
 if TYPE_CHECKING:
     from llavanext_cli.config.architecture import Architecture
@@ -65,19 +67,13 @@ def merge_adapter(tensors: Mapping[str, PlannedTensor], lora: Lora) -> dict[str,
 
 
 def _merged(weight: PlannedTensor, a: PlannedTensor, b: PlannedTensor, scale: float) -> PlannedTensor:
-    from llavanext_cli.weights.dtypes import narrow_to, to_bytes
-
     def chunks() -> Iterator[memoryview]:
         wide = _read(weight) + (_read(b) * scale) @ _read(a)
-        yield to_bytes(narrow_to(wide, weight.dtype)[0])
+        yield to_bytes(round_to(wide, weight.dtype)[0])
 
-    return replace(weight, pieces=(Made(weight.nbytes, chunks),), origin=f"{weight.origin} + LoRA")
+    return replace(weight, pieces=(GeneratedBytes(weight.nbytes, chunks),), origin=f"{weight.origin} + LoRA")
 
 
 def _read(tensor: PlannedTensor) -> Float32Array:
-    import numpy as np
-
-    from llavanext_cli.weights.dtypes import RAW_TYPES, read_chunks, widen
-
     data = b"".join(chunk for piece in tensor.pieces for chunk in read_chunks(piece))
-    return widen(np.frombuffer(data, RAW_TYPES[tensor.dtype]), tensor.dtype).reshape(tensor.shape)
+    return from_bytes(data, tensor.dtype, "float32").reshape(tensor.shape)

@@ -1,7 +1,7 @@
-"""Models that are not simply copied: the authors' own repositories, parts, and a base model made of two parts.
+"""One part of a model, CLIP or Llama, and a base model that is built of both.
 
-All of them know no `<video>` and `<image>`: the vocabulary grows by rows that are the mean of the others, and the
-tokenizer's files learn the two names.
+The vocabulary of a Llama has no `<video>` and `<image>`: it grows by rows that are the mean of the others, and the
+two names are added to the tokenizer's files.
 
     CLIP folder ──part "vision"───┐
                                   ├──▶ base model: + projector and newline from a seed, + two tokens
@@ -10,7 +10,6 @@ tokenizer's files learn the two names.
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,10 +18,8 @@ from typing import Any
 
 from llavanext_cli.config.architecture import (
     Architecture,
-    TextArchitecture,
     VisionArchitecture,
     architecture_to_hf,
-    parse_architecture,
 )
 from llavanext_cli.config.hf_config import (
     REFETCH,
@@ -37,28 +34,26 @@ from llavanext_cli.config.sections import SectionReader
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from llavanext_cli.weights import keymap
-from llavanext_cli.weights.dtypes import NUMPY_NAMES, grow_rows, make_random
+from llavanext_cli.weights.checkpoint import read_listed
+from llavanext_cli.weights.dtypes import NUMPY_NAMES, copy_tensor, generate_random, grow_rows
 from llavanext_cli.weights.folder import MANIFEST
-from llavanext_cli.weights.headers import read_json, read_object, short
-from llavanext_cli.weights.plan import Plan, plan_folder
-from llavanext_cli.weights.stream import PlannedTensor
+from llavanext_cli.weights.plan import Plan, compare_shapes, plan_folder
+from llavanext_cli.weights.tensors import PlannedTensor
+from llavanext_cli.weights.untrusted import read_object, short
 
 VOCABULARY_STEP = 64
 """Rows are added up to a multiple of this: 32000 → 32064 as in the published models, and every device gets the same."""
 PART_NAMES = {"vision": "a CLIP vision tower", "language": "a Llama language model"}
 
 
-# ------------------------------------------------------------------------------------------------ one part of a model
-
-
 def plan_part(source: Path, part: str) -> tuple[Plan, Architecture]:
-    """Plan the parameters of one part, from a Hugging Face folder of CLIP or Llama, or from a part already converted.
+    """Plan the parameters of one part: from a Hugging Face folder of CLIP or Llama, or from a converted part.
 
     Args:
         part: "vision" or "language".
 
     Returns:
-        The plan, and an architecture of which only that part counts.
+        The plan, and an architecture in which only that part is read from the folder.
     """
     config = read_config(source)
     where = str(source / "config.json")
@@ -68,7 +63,7 @@ def plan_part(source: Path, part: str) -> tuple[Plan, Architecture]:
         architecture = replace(architecture, vision=_parse_clip(config, where, faults))
     else:
         if config.get("model_type") is None:
-            faults.append("model_type: is missing; supported: llama, mistral")
+            faults.append("model_type: missing; supported: llama, mistral")
         architecture = replace(architecture, text=parse_text_section(SectionReader(config, "", faults)))
     raise_faults(faults, where)
     if part == "vision":
@@ -82,13 +77,13 @@ def _parse_clip(config: Mapping[str, Any], where: str, faults: list[str]) -> Vis
     kind = config.get("model_type")
     if kind not in ("clip", "clip_vision_model"):
         raise CheckpointError(
-            f"{where}: this is no CLIP model",
+            f"{where}: not a CLIP model",
             "Name a folder such as openai/clip-vit-large-patch14-336.",
             [f"model_type: {kind!r} is not supported; supported: clip, clip_vision_model"],
         )
     section, name = config, ""
     if kind == "clip":
-        # Old files hold what differs from the defaults a second time, and that one counts.
+        # Old files repeat what differs from the defaults in vision_config_dict, which transformers prefers.
         parts = [config.get(key) or {} for key in ("vision_config", "vision_config_dict")]
         if not all(isinstance(part, dict) for part in parts):
             raise CheckpointError(f"{where}: vision_config must be an object, not {short(parts)}", REFETCH)
@@ -98,28 +93,21 @@ def _parse_clip(config: Mapping[str, Any], where: str, faults: list[str]) -> Vis
 
 
 def _plan_converted_part(source: Path, part: str, architecture: Architecture) -> Plan:
-    from llavanext_cli.weights.checkpoint import read_listed
-    from llavanext_cli.weights.plan import compare_shapes, extent
-
-    manifest = read_json(source / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("part") != part or manifest.get("format") != "safetensors":
+    manifest = read_object(source / MANIFEST)
+    if manifest.get("part") != part or manifest.get("format") != "safetensors":
         raise CheckpointError(
             f"{source}: a checkpoint, but not one of {PART_NAMES[part]} alone",
-            f"`llavanext convert SRC DST --from-{part}` makes one; a Hugging Face folder can be named directly.",
+            f"`llavanext convert SRC DST --from-{part}` writes one; a Hugging Face folder can be named directly.",
         )
     specs, carried = read_listed(source, manifest, "tensors"), read_listed(source, manifest, "carried")
     prefix = PART_PREFIXES[part]
     wanted = {n: s for n, s in keymap.expected_parameters(architecture).items() if n.startswith(prefix)}
     compare_shapes({n: s.shape for n, s in specs.items()}, wanted, str(source), "Convert the part again.")
-
-    def planned(specs: Mapping[str, Any]) -> tuple[PlannedTensor, ...]:
-        return tuple(PlannedTensor(n, s.dtype, s.shape, (extent(s),), n) for n, s in specs.items())
-
-    ordered = {name: specs[name] for name in wanted}
-    return Plan(planned(ordered), planned(carried), layout="converted")
-
-
-# ------------------------------------------------------------------------------------------- a base model of two parts
+    return Plan(
+        tensors=tuple(copy_tensor(specs[name], name, name) for name in wanted),
+        carried=tuple(copy_tensor(spec, name, name) for name, spec in carried.items()),
+        naming="converted",
+    )
 
 
 def plan_base(vision_folder: Path, language_folder: Path, seed: int) -> tuple[Plan, Architecture]:
@@ -146,14 +134,14 @@ def plan_base(vision_folder: Path, language_folder: Path, seed: int) -> tuple[Pl
     by_name = {t.name: t for t in (*vision.tensors, *grow_vocabulary(language.tensors, architecture))}
     expected = keymap.expected_parameters(architecture)
     for number, name in enumerate(n for n in expected if n not in by_name):
-        by_name[name] = make_random(name, dtype, expected[name], (seed, number), _bound(name, architecture))
+        by_name[name] = generate_random(name, dtype, expected[name], (seed, number), _bound(name, architecture))
     plan = Plan(
         tensors=tuple(by_name[name] for name in expected),
         carried=vision.carried,
         dropped=(*vision.dropped, *language.dropped),
-        layout=f"{vision.layout} + {language.layout}",
+        naming=f"{vision.naming} + {language.naming}",
         notes=vision.notes,
-        facts=("projector and newline are random: they learn in the first stage of training",),
+        facts=("projector and newline are random; the first stage of training trains them",),
         files=companion_files(language_folder, architecture, dtype),
     )
     return plan, architecture
@@ -175,6 +163,7 @@ def with_media_tokens(architecture: Architecture) -> Architecture:
 
 
 def grow_vocabulary(tensors: tuple[PlannedTensor, ...], architecture: Architecture) -> tuple[PlannedTensor, ...]:
+    """The same tensors, with as many rows in the embedding and the head as the architecture has words."""
     rows = architecture.text.vocab_size
     tables = (keymap.WORD_EMBEDDING, keymap.WORD_HEAD)
     return tuple(grow_rows(t, rows) if t.name in tables and t.shape[0] < rows else t for t in tensors)
@@ -201,93 +190,9 @@ def _tokenizer_files(source: Path, ids: dict[str, int]) -> dict[str, Any]:
     path = source / "tokenizer.json"
     if path.is_file():
         fast = read_object(path)
-        there = fast.get("added_tokens") or []
-        if not isinstance(there, list):
-            raise CheckpointError(f"{path}: added_tokens must be a list, not {short(there)}", REFETCH)
+        added = fast.get("added_tokens") or []
+        if not isinstance(added, list):
+            raise CheckpointError(f"{path}: added_tokens must be a list, not {short(added)}", REFETCH)
         entries = [{"id": number, "content": name, **flags} for name, number in ids.items()]
-        files[path.name] = fast | {"added_tokens": [*there, *entries]}
+        files[path.name] = fast | {"added_tokens": [*added, *entries]}
     return files
-
-
-# -------------------------------------------------------------------------------------------- the authors' repositories
-
-ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}
-ORIGINAL_TOWER = "clip-vit-large-patch14-336"
-PINPOINTS_LIMIT = 10_000
-"""Characters of a text that holds a list of sizes."""
-_FIXED = {
-    "mm_projector_type": ("mlp2x_gelu",),
-    "mm_patch_merge_type": ("spatial_unpad",),
-    "image_aspect_ratio": ("anyres",),
-    "mm_use_im_start_end": (False,),
-    "mm_resampler_type": ("spatial_pool", None),
-}
-
-
-def is_original(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json comes from the authors' own code, which describes the tower by its name."""
-    return "mm_vision_tower" in config and "vision_config" not in config
-
-
-def plan_original(source: Path, config: Mapping[str, Any]) -> tuple[Plan, Architecture]:
-    """Plan our parameters from one of the authors' repositories (liuhaotian/llava-v1.6-*, lmms-lab/LLaVA-NeXT-*)."""
-    where = str(source / "config.json")
-    faults = [
-        f"{key}: {config[key]!r} is not supported; supported: {', '.join(repr(v) for v in values)}"
-        for key, values in _FIXED.items()
-        if key in config and config[key] not in values
-    ]
-    if str(config.get("model_type")) not in ORIGINAL_TYPES:
-        faults.append(f"model_type: {config.get('model_type')!r}; supported: {', '.join(ORIGINAL_TYPES)}")
-    if not str(config["mm_vision_tower"]).rstrip("/").endswith(ORIGINAL_TOWER):
-        faults.append(f"mm_vision_tower: {config['mm_vision_tower']!r} is not supported; supported: {ORIGINAL_TOWER}")
-    raise_faults(faults, where)
-    text = dict(config) | {"model_type": ORIGINAL_TYPES[config["model_type"]]}
-    old = parse_text_section(SectionReader(text, "", faults))
-    raise_faults(faults, where)
-    grown = with_media_tokens(replace(Architecture(), text=old))
-    hf = {
-        "model_type": "llava_next_video",
-        "text_config": text | {"vocab_size": grown.text.vocab_size},
-        "tie_word_embeddings": old.tie_word_embeddings,
-        "video_token_index": grown.video_token_index,
-        "image_token_index": grown.image_token_index,
-        "vision_feature_layer": config.get("mm_vision_select_layer", -2),
-        "vision_feature_select_strategy": _select(config.get("mm_vision_select_feature", "patch")),
-        "image_grid_pinpoints": _pinpoints(config.get("image_grid_pinpoints")),
-        "spatial_pool_mode": config.get("mm_spatial_pool_mode", "average"),
-        "spatial_pool_stride": config.get("mm_spatial_pool_stride", 2),
-        "spatial_pool_out_channels": config.get("mm_spatial_pool_out_channels"),
-    }
-    architecture = parse_architecture(hf, where)
-    before = replace(architecture, text=_with_vocabulary(architecture.text, old.vocab_size))
-    plan = plan_folder(source, before)
-    dtype = next(t.dtype for t in plan.tensors if t.name == keymap.WORD_EMBEDDING)
-    return (
-        replace(
-            plan,
-            tensors=grow_vocabulary(plan.tensors, architecture),
-            files=companion_files(source, architecture, dtype),
-        ),
-        architecture,
-    )
-
-
-def _with_vocabulary(text: TextArchitecture, size: int) -> TextArchitecture:
-    return replace(text, vocab_size=size)
-
-
-def _select(feature: Any) -> Any:
-    return {"patch": "default", "cls_patch": "full"}.get(feature, feature) if isinstance(feature, str) else feature
-
-
-def _pinpoints(points: Any) -> Any:
-    """The authors write (width, height), sometimes as a text that holds a list."""
-    if isinstance(points, str) and len(points) <= PINPOINTS_LIMIT:
-        try:
-            points = ast.literal_eval(points)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return points
-    if isinstance(points, (list, tuple)):
-        return [list(point)[::-1] if isinstance(point, (list, tuple)) else point for point in points]
-    return points

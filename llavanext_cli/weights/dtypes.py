@@ -17,7 +17,7 @@ from llavanext_cli.weights.stream import CHUNK_BYTES, read_chunks
 from llavanext_cli.weights.tensors import DTYPE_BYTES, FileRange, GeneratedBytes, PlannedTensor, TensorSpec
 
 if TYPE_CHECKING:
-    from llavanext_cli.records import AnyArray, Float32Array
+    from llavanext_cli.records import AnyArray
 
 NUMPY_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SAFETENSORS_NAMES = {name: dtype for dtype, name in NUMPY_NAMES.items()}
@@ -26,6 +26,9 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+
+LARGEST = {"F16": 65504.0, "BF16": 3.3895313892515355e38}
+"""Finite values of the narrow types."""
 
 
 def dtype_of(array: AnyArray) -> str:
@@ -69,7 +72,7 @@ def round_to(array: AnyArray, dtype: str) -> tuple[AnyArray, int]:
     clamped = np.isinf(cast) & np.isfinite(array)
     count = int(np.count_nonzero(clamped))
     if count:
-        cast[clamped] = np.copysign(float(ml_dtypes.finfo(target).max), array[clamped].astype(np.float64)).astype(target)
+        cast[clamped] = (np.sign(array[clamped].astype(np.float32)) * LARGEST[dtype]).astype(target)
     return cast, count
 
 
@@ -102,9 +105,16 @@ def grow_rows(tensor: PlannedTensor, rows: int) -> PlannedTensor:
     old, width = tensor.shape
 
     def chunks() -> Iterator[memoryview]:
-        data = np.concatenate([np.frombuffer(c, NUMPY_TYPES[tensor.dtype]) for p in tensor.pieces for c in read_chunks(p)])
-        mean = data.reshape(old, width).mean(axis=0, dtype=np.float64)
-        yield to_bytes(np.tile(round_to(mean.astype(np.float32), tensor.dtype)[0], rows - old))
+        total, rest, row = np.zeros(width), b"", width * DTYPE_BYTES[tensor.dtype]
+        for chunk in (chunk for piece in tensor.pieces for chunk in read_chunks(piece)):
+            data = rest + chunk
+            whole = len(data) // row * row  # a chunk may end inside a row
+            rest = data[whole:]
+            part = np.frombuffer(data[:whole], NUMPY_TYPES[tensor.dtype]).astype(np.float64)
+            total += part.reshape(-1, width).sum(axis=0)
+        mean, _ = round_to((total / old).astype(np.float32), tensor.dtype)
+        for _ in range(rows - old):
+            yield to_bytes(mean)
 
     added = GeneratedBytes((rows - old) * width * DTYPE_BYTES[tensor.dtype], chunks)
     origin = f"{tensor.origin} + {rows - old} rows of their mean"
@@ -122,6 +132,16 @@ def generate_random(name: str, dtype: str, shape: tuple[int, ...], key: tuple[in
             yield to_bytes(round_to(values.astype(np.float32), dtype)[0])
 
     return PlannedTensor(name, dtype, shape, (GeneratedBytes(count * DTYPE_BYTES[dtype], chunks),), "random")
+
+
+def copy_tensor(spec: TensorSpec, name: str, origin: str) -> PlannedTensor:
+    """A stored tensor, copied under another name."""
+    return PlannedTensor(name, spec.dtype, spec.shape, (source_piece(spec),), origin)
+
+
+def source_piece(spec: TensorSpec) -> FileRange | GeneratedBytes:
+    """A stored tensor's bytes in the order of its shape."""
+    return FileRange(spec.path, spec.offset, spec.nbytes) if spec.strides is None else gather_strided(spec)
 
 
 def gather_strided(spec: TensorSpec) -> GeneratedBytes:

@@ -1,6 +1,6 @@
-"""How different files name the same tensors: one table of prefixes for each layout.
+"""How different files name the same tensors: one table of prefixes for each naming scheme.
 
-A hub name is what `llava-hf/LLaVA-NeXT-Video-7B-hf` uses on disk; the other layouts differ from it by prefixes only.
+A hub name is what `llava-hf/LLaVA-NeXT-Video-7B-hf` uses on disk; the other schemes differ from it by prefixes only.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.weights.headers import short
+from llavanext_cli.weights.untrusted import short
 
 LLAMA = "language_model.model."
 TOWER = "vision_tower.vision_model."
@@ -18,7 +18,7 @@ RESAMPLER = "model.vision_resampler."
 
 
 @dataclass(frozen=True)
-class Layout:
+class NamingScheme:
     """One way of naming the same tensors. `prefixes` maps the start of a name on disk to the start of its hub name;
     the longest that fits counts."""
 
@@ -30,7 +30,7 @@ class Layout:
     """Starts of names that our model has no use for, with the reason."""
 
     def to_hub(self, name: str) -> str | None:
-        """The hub name of a name on disk, or None when it does not belong to this layout."""
+        """The hub name of a name on disk, or None when it does not belong to this scheme."""
         fitting = [(old, new) for old, new in self.prefixes if name.startswith(old)]
         if not fitting:
             return None
@@ -42,7 +42,7 @@ class Layout:
         return next((reason for prefix, reason in self.dropped if name.startswith(prefix)), None)
 
 
-HUB = Layout(
+HUB = NamingScheme(
     "hub",
     (
         (TOWER, TOWER),
@@ -62,11 +62,13 @@ _WRAPPED = (
     ("model.language_model.", LLAMA),
     ("lm_head.", "language_model.lm_head."),
 )
-LAYOUTS = (
+SCHEMES = (
     HUB,
-    Layout("wrapped", (("model.vision_tower.vision_model.", TOWER), *_WRAPPED), "state_dict of transformers 4.52-5.5"),
-    Layout("flat", (("model.vision_tower.", TOWER), *_WRAPPED), "transformers 5.6 and later"),
-    Layout(
+    NamingScheme(
+        "wrapped", (("model.vision_tower.vision_model.", TOWER), *_WRAPPED), "state_dict of transformers 4.52-5.5"
+    ),
+    NamingScheme("flat", (("model.vision_tower.", TOWER), *_WRAPPED), "transformers 5.6 and later"),
+    NamingScheme(
         "original",
         (
             ("model.vision_tower.vision_tower.vision_model.", TOWER),
@@ -84,8 +86,8 @@ LAYOUTS = (
 )
 
 _TEXT_TOWER = "CLIP's own text tower, which LLaVA does not have"
-CLIP_LAYOUTS = (
-    Layout(
+CLIP_SCHEMES = (
+    NamingScheme(
         "clip",
         (("vision_model.", TOWER),),
         "CLIPModel or CLIPVisionModel of transformers",
@@ -97,15 +99,15 @@ CLIP_LAYOUTS = (
             ("logit_scale", "CLIP's contrastive loss, which LLaVA does not use"),
         ),
     ),
-    Layout(
+    NamingScheme(
         "clip-flat",
         tuple((part, TOWER + part) for part in ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")),
         "CLIPVisionModel of transformers 5.6 and later",
         "a CLIP vision tower",
     ),
 )
-LLAMA_LAYOUTS = (
-    Layout(
+LLAMA_SCHEMES = (
+    NamingScheme(
         "llama",
         (("model.", LLAMA), ("lm_head.", "language_model.lm_head.")),
         "LlamaForCausalLM of transformers",
@@ -114,34 +116,34 @@ LLAMA_LAYOUTS = (
 )
 
 
-def detect_layout(
-    names: Iterable[str], where: str, known: Callable[[str], bool], layouts: Sequence[Layout] = LAYOUTS
-) -> tuple[Layout, dict[str, str]]:
-    """Recognise the layout of a folder's names.
+def detect_scheme(
+    names: Iterable[str], where: str, known: Callable[[str], bool], schemes: Sequence[NamingScheme] = SCHEMES
+) -> tuple[NamingScheme, dict[str, str]]:
+    """Recognise the naming scheme of a folder.
 
     Args:
         names: names on disk.
         where: the folder, for the message.
-        known: tells whether a hub name belongs to some model.
+        known: whether a hub name belongs to some model.
 
     Returns:
-        The layout, and name on disk → hub name for the names that belong to it; others are for the caller to report.
+        The scheme, and name on disk → hub name for the names that belong to it; the caller reports the others.
 
     Raises:
-        CheckpointError: no layout knows even half of the names.
+        CheckpointError: no scheme knows even half of the names.
     """
     names = list(names)
 
-    def fitting(layout: Layout) -> int:
+    def fitting(scheme: NamingScheme) -> int:
         # A name must also end as some rule does: the "flat" prefix alone would accept the "wrapped" names too.
-        explained = (layout.drop_reason(name) or ((hub := layout.to_hub(name)) and known(hub)) for name in names)
+        explained = (scheme.drop_reason(name) or ((hub := scheme.to_hub(name)) and known(hub)) for name in names)
         return sum(map(bool, explained))
 
-    best = max(layouts, key=fitting)
+    best = max(schemes, key=fitting)
     if fitting(best) * 2 < len(names) or not names:
         raise CheckpointError(
             f"{where}: these are not the names of {best.holds}",
-            "Known are " + "; ".join(f"{layout.name} ({layout.about})" for layout in layouts) + ".",
+            "Known are " + "; ".join(f"{scheme.name} ({scheme.about})" for scheme in schemes) + ".",
             [f"for example: {short(name)}" for name in sorted(names)[:5]],
         )
     return best, {name: hub for name in names if (hub := best.to_hub(name))}

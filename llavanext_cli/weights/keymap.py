@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from llavanext_cli.config.architecture import Architecture
-from llavanext_cli.weights.headers import LISTED, short
 from llavanext_cli.weights.hf_names import LLAMA, RESAMPLER, TOWER
+from llavanext_cli.weights.tensors import LISTED
+from llavanext_cli.weights.untrusted import short
 
 TIED_HEAD = "language_model.lm_head.weight"
 WORD_EMBEDDING, WORD_HEAD = "language_model.model.tok_embeddings.embedding_weight", "language_model.lm_head.weight"

@@ -39,8 +39,8 @@ def read_safetensors_header(path: str | Path) -> dict[str, TensorSpec]:
     except OSError as error:
         raise cannot_read(path, error) from error
     except SafetensorError as error:
-        size = path.stat().st_size
-        raise CheckpointError(f"{path}: damaged safetensors file of {size} bytes ({error})", REFETCH) from error
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise CheckpointError(f"{path}: damaged or truncated safetensors file ({reason})", REFETCH) from error
     entries.pop("__metadata__", None)
     specs = {}
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):

@@ -12,109 +12,89 @@ from llavanext_cli.config.defaults import name_defaults
 from llavanext_cli.config.hf_config import read_config
 from llavanext_cli.config.sections import is_int
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.weights import keymap
+from llavanext_cli.processing.tokens import load_tokenizer
+from llavanext_cli.weights import compose, keymap, original
 from llavanext_cli.weights.checkpoint import open_checkpoint
-from llavanext_cli.weights.folder import MANIFEST, find_ranks
-from llavanext_cli.weights.headers import read_object
-from llavanext_cli.weights.plan import Plan, StoredRows, extent, plan_export, plan_folder
-from llavanext_cli.weights.stream import Extent, PlannedTensor
+from llavanext_cli.weights.dtypes import copy_tensor
+from llavanext_cli.weights.folder import MANIFEST
+from llavanext_cli.weights.plan import Plan, plan_export, plan_folder
+from llavanext_cli.weights.ranks import find_ranks, read_distributed
+from llavanext_cli.weights.request import ConvertRequest
+from llavanext_cli.weights.slices import SlicedTensor
+from llavanext_cli.weights.tensors import FileRange, PlannedTensor
+from llavanext_cli.weights.untrusted import read_object
 
 
-def build_plan(
-    sources: tuple[Path, ...], to: str, part: str | None, seed: int, like: Path | None = None
-) -> tuple[Plan, Architecture, Path]:
+def build_plan(request: ConvertRequest) -> tuple[Plan, Architecture, Path]:
     """Plan a conversion.
-
-    Args:
-        sources: one folder, or the vision and the language folder of a base model.
-        to, part, seed, like: see `run_convert`.
 
     Returns:
         The plan, the model, and the folder whose companions are copied.
 
     Raises:
-        CheckpointError: the source is not what the options say, or its tensors do not fit its config.json.
+        CheckpointError: the source is not what the request says, or its tensors do not fit its config.json.
     """
-    from llavanext_cli.weights import compose
-
-    if len(sources) == 2:
-        return *compose.plan_base(*sources, seed), sources[1]
-    (source,) = sources
-    if like is not None:
-        return _plan_ranks(source, like, to)
-    ours = (source / MANIFEST).is_file()
-    if not ours:
-        _hint_at_ranks(source)
-    if to == "hf":
-        if not ours and (source / "config.json").is_file():
-            raise CheckpointError(
-                f"{source}: is a Hugging Face folder already", "Leave out --to hf to convert it for train and ask."
-            )
-        checkpoint = open_checkpoint(source)
-        stored = {name: StoredRows(spec) for name, spec in checkpoint.parameters.items()}
-        plan = plan_export(stored, checkpoint.carried, checkpoint.architecture, str(source))
-        return plan, checkpoint.architecture, source
-    if ours:
-        hint = "`llavanext convert --to hf` turns it back into a Hugging Face folder."
-        if read_object(source / MANIFEST).get("part"):
-            hint = "`llavanext convert --vision DIR --language DIR DST` makes a base model of two parts."
-        raise CheckpointError(f"{source}: is converted already", hint)
-    if part is not None:
-        return *compose.plan_part(source, part), source
-    config = read_config(source)
-    if compose.is_original(config):
-        return *compose.plan_original(source, config), source
-    _hint_at_parts(source, config)
-    architecture = load_architecture(source)
-    remarks = name_defaults(config, architecture)
-    return plan_folder(source, architecture, remarks=remarks), architecture, source
-
-
-def _plan_ranks(source: Path, like: Path, to: str) -> tuple[Plan, Architecture, Path]:
-    """Merge the slices of a distributed run; what is not trained comes from the checkpoint it began with."""
-    from llavanext_cli.weights import merge
-
-    ranks = find_ranks(source)
-    if not ranks:
-        raise CheckpointError(
-            f"{source}: no rank_*/ folders with *.safetensors in it", "Name the folder that the ranks saved into."
-        )
-    base = open_checkpoint(like)
-    expected = keymap.expected_parameters(base.architecture)
-    merged, dropped, step = merge.read_distributed(source, ranks, expected)
-    fact = f"slices of {len(ranks)} ranks, {step}"
-    copies = tuple(
-        (name, tuple(Extent(spec.path, spec.offset, spec.nbytes) for spec in same))
-        for name, one in merged.items()
-        for same in one.copies
-    )
-    if to == "hf":
-        plan = plan_export(merged, base.carried, base.architecture, str(source))
-        return replace(plan, dropped=tuple(dropped), facts=(fact,), copies=copies), base.architecture, like
-    tensors = tuple(
-        PlannedTensor(name, one.dtype, one.shape, one.rows(0, one.shape[0]), f"{len(one.parts)} slices")
-        for name, one in merged.items()
-    )
-    carried = tuple(PlannedTensor(n, s.dtype, s.shape, (extent(s),), "carried") for n, s in base.carried.items())
-    plan = Plan(tensors, carried, tuple(dropped), "ranks", facts=(fact,), copies=copies)
-    return plan, base.architecture, like
-
-
-def _hint_at_ranks(source: Path) -> None:
+    if request.vision and request.language:
+        return *compose.plan_base(request.vision, request.language, request.seed), request.language
+    assert request.source is not None
+    source = request.source
+    if request.base_checkpoint is not None:
+        return _plan_ranks(source, request.base_checkpoint, request.to)
     if find_ranks(source):
         raise CheckpointError(
             f"{source}: holds the slices of several ranks",
             "Add --like CHECKPOINT, the checkpoint that the run began with.",
         )
-
-
-def _hint_at_parts(source: Path, config: Mapping[str, Any]) -> None:
+    ours = (source / MANIFEST).is_file()
+    if request.to == "hf":
+        if not ours and (source / "config.json").is_file():
+            raise CheckpointError(
+                f"{source}: already a Hugging Face folder", "Leave out --to hf to convert it for train and ask."
+            )
+        checkpoint = open_checkpoint(source)
+        stored = {name: SlicedTensor.of_one(spec) for name, spec in checkpoint.parameters.items()}
+        plan = plan_export(stored, checkpoint.carried, checkpoint.architecture, str(source))
+        return plan, checkpoint.architecture, source
+    if ours:
+        hint = "`llavanext convert --to hf` turns it back into a Hugging Face folder."
+        if read_object(source / MANIFEST).get("part"):
+            hint = "`llavanext convert --vision DIR --language DIR DST` builds a base model of two parts."
+        raise CheckpointError(f"{source}: already converted", hint)
+    if request.part is not None:
+        return *compose.plan_part(source, request.part), source
+    config = read_config(source)
+    if original.is_original(config):
+        return *original.plan_original(source, config), source
     kinds = {"clip": "vision", "clip_vision_model": "vision", **dict.fromkeys(TEXT_MODEL_TYPES, "language")}
     if part := kinds.get(str(config.get("model_type"))):
         raise CheckpointError(
-            f"{source}: holds only a {part} model, no LLaVA-NeXT",
-            f"Add --from-{part} to convert it alone, or use --vision DIR --language DIR to make a base model of two.",
+            f"{source}: holds only a {part} model, not a LLaVA-NeXT",
+            f"Add --from-{part} to convert it alone, or use --vision DIR --language DIR to build a base model of two.",
         )
+    architecture = load_architecture(source)
+    return plan_folder(source, architecture, remarks=name_defaults(config, architecture)), architecture, source
+
+
+def _plan_ranks(source: Path, base_checkpoint: Path, to: str) -> tuple[Plan, Architecture, Path]:
+    """Merge the slices of a distributed run; what is not trained comes from the checkpoint it began with."""
+    base = open_checkpoint(base_checkpoint)
+    run = read_distributed(source, keymap.expected_parameters(base.architecture))
+    copies = tuple(
+        (name, tuple(FileRange(spec.path, spec.offset, spec.nbytes) for spec in same))
+        for name, tensor in run.parameters.items()
+        for same in tensor.copies
+    )
+    if to == "hf":
+        plan = plan_export(run.parameters, base.carried, base.architecture, str(source))
+    else:
+        tensors = tuple(
+            PlannedTensor(name, one.dtype, one.shape, one.rows(0, one.shape[0]), f"{len(one.parts)} slices")
+            for name, one in run.parameters.items()
+        )
+        carried = tuple(copy_tensor(spec, name, "carried") for name, spec in base.carried.items())
+        plan = Plan(tensors, carried, naming="ranks")
+    plan = replace(plan, dropped=run.dropped, facts=(run.step,), copies=copies)
+    return plan, base.architecture, base_checkpoint
 
 
 def check_vocabulary(folder: Path, rows: int) -> None:
@@ -127,8 +107,6 @@ def check_vocabulary(folder: Path, rows: int) -> None:
     Raises:
         CheckpointError: an id has no row.
     """
-    from llavanext_cli.processing.tokens import load_tokenizer
-
     ids = {"added_tokens.json": _greatest(read_object(folder / "added_tokens.json").values())}
     if (folder / "tokenizer.model").is_file():
         ids["tokenizer.model"] = load_tokenizer(folder).size - 1

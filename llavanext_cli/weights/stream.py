@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -127,10 +127,11 @@ def digest_pieces(pieces: Sequence[FileRange | GeneratedBytes], stream: Stream) 
 # -------------------------------------------------------------------------------------------------------------- writing
 
 
-def write_safetensors(
-    path: Path, tensors: Sequence[PlannedTensor], stream: Stream, metadata: Mapping[str, str] | None = None
-) -> dict[str, str]:
+def write_safetensors(path: Path, tensors: Sequence[PlannedTensor], stream: Stream, kind: str = "ms") -> dict[str, str]:
     """Write one safetensors file.
+
+    Args:
+        kind: "ms" or "pt", the program for which it is; transformers refuses a file that is not for torch.
 
     Returns:
         Name → SHA-256 of the tensor's bytes.
@@ -144,7 +145,7 @@ def write_safetensors(
     try:
         with open(path, "wb", buffering=0) as file:
             write_all = write_to(file.fileno())
-            write_all(memoryview(_build_header(tensors, dict(metadata or {}))))
+            write_all(memoryview(_build_header(tensors, kind)))
             for tensor in tensors:
                 for piece in tensor.pieces:
                     stream.copy(piece, write_all, digests[tensor.name])
@@ -154,9 +155,9 @@ def write_safetensors(
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
-def _build_header(tensors: Sequence[PlannedTensor], metadata: dict[str, str]) -> bytes:
+def _build_header(tensors: Sequence[PlannedTensor], kind: str) -> bytes:
     """The first bytes of a safetensors file whose data follow in the order of `tensors`."""
-    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    entries: dict[str, Any] = {"__metadata__": {"format": kind}}
     offset = 0
     for tensor in tensors:
         end = offset + tensor.nbytes
@@ -181,7 +182,9 @@ def disk_error(path: Path, error: OSError) -> CheckpointError:
     """The error for a file or folder that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(f"{path}: the disk is full", "Free some space, or name a folder on another disk.")
-    hint = "Allow more open files: ulimit -n 65536." if error.errno == errno.EMFILE else "Name a place you may write to."
+    hint = (
+        "Allow more open files: ulimit -n 65536." if error.errno == errno.EMFILE else "Name a place you may write to."
+    )
     return CheckpointError(f"{error.filename or path}: {error.strerror or error}", hint)
 
 

@@ -1,7 +1,7 @@
 """What every file of this package talks about: a tensor in a file, and a tensor that will be written to one.
 
-    TensorSpec      where a header says that a tensor is
-    PlannedTensor   a tensor to write, as pieces in order: FileRange (copied) or GeneratedBytes (computed meanwhile)
+TensorSpec      where a header says that a tensor is
+PlannedTensor   a tensor to write, as pieces in order: FileRange (copied) or GeneratedBytes (computed meanwhile)
 """
 
 from __future__ import annotations

@@ -18,12 +18,11 @@ import io
 import math
 import os
 import pickle
-import pickletools
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from llavanext_cli.config.hf_config import REFETCH
 from llavanext_cli.errors import CheckpointError
@@ -45,7 +44,7 @@ Places = Mapping[str, tuple[int, int]]
 
 # -------------------------------------------------------------------------------------------------------------- pickles
 #
-# A pickle can set attributes on any object that it gets. Named tuples have none that can be set.
+# A pickle can set attributes on every object that it gets. Named tuples have none that can be set.
 
 
 class _Function(NamedTuple):
@@ -82,6 +81,11 @@ class _StoredTensor(NamedTuple):
 
 class _StateDict(dict[Any, Any]):
     __slots__ = ()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if type(key) not in (str, int):  # hashing a tuple that holds itself many times would take for ever
+            raise pickle.UnpicklingError(f"a dictionary with a {type(key).__name__} for a key")
+        super().__setitem__(key, value)
 
     def __setstate__(self, state: Any) -> None:
         """torch sets `_metadata`, which conversion does not need."""
@@ -123,7 +127,30 @@ _ADMITTED: dict[str, _Function | _StorageType] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+_INSTRUCTIONS = (
+    *(pickle.PROTO, pickle.FRAME, pickle.MARK, pickle.STOP, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE),
+    *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT),
+    *(pickle.BINUNICODE, pickle.SHORT_BINUNICODE),
+    *(pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS),
+    *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+    *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET),
+    *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD, pickle.BINPERSID),
+)
+"""What torch.save needs. The others include some that reserve as much memory as the file asks for."""
+
+
+def _load_empty_dict(unpickler: Any) -> None:
+    unpickler.append(_StateDict())
+
+
+class _Unpickler(pickle._Unpickler):
+    """Python's own, not the faster one in C: here the instructions can be chosen."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **{code[0]: pickle._Unpickler.dispatch[code[0]] for code in _INSTRUCTIONS},
+        pickle.EMPTY_DICT[0]: _load_empty_dict,
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full not in _ADMITTED:
@@ -148,11 +175,6 @@ def load_pickle(file: BinaryIO, path: Path) -> Any:
     start = file.tell()
     stream = io.BytesIO(file.read(PICKLE_LIMIT))
     try:
-        # This pass looks for lengths beyond the data, which the reading below would reserve memory for.
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name.endswith("PUT") and argument > PICKLE_LIMIT:
-                raise pickle.UnpicklingError("more values than a model has")
-        stream.seek(0)
         value = _Unpickler(stream).load()
     except pickle.UnpicklingError as error:
         raise CheckpointError(

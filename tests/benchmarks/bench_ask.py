@@ -65,6 +65,7 @@ def make_model(folder: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     from llavanext_cli.weights.convert import run_convert
+    from llavanext_cli.weights.request import ConvertRequest
     from tests.parity.models import tiny_config, write_hf_folder
 
     config = tiny_config({key: value for key, value in CONFIG.items() if key != "vision_config"})
@@ -74,7 +75,7 @@ def make_model(folder: Path) -> None:
     weights = load_file(hf / "model.safetensors")
     weights["language_model.lm_head.weight"][2] = 0
     save_file(weights, hf / "model.safetensors", metadata={"format": "pt"})
-    run_convert(hf, folder / "model")
+    run_convert(ConvertRequest(hf, folder / "model"))
 
 
 def encode(folder: Path, questions: list[str], picture: bool) -> list[Any]:

@@ -27,7 +27,8 @@ import numpy as np
 
 from llavanext_cli.config.architecture import Architecture, architecture_to_hf
 from llavanext_cli.weights import keymap
-from llavanext_cli.weights.stream import Made, PlannedTensor, Stream, plan_shards, write_safetensors
+from llavanext_cli.weights.stream import Stream, plan_shards, write_safetensors
+from llavanext_cli.weights.tensors import GeneratedBytes, PlannedTensor
 
 MEMORY_LIMIT = 600_000_000
 CP_LIMIT = 1.5
@@ -52,7 +53,7 @@ def make_model(folder: Path, layers: int) -> int:
     tensors = []
     for name, shape in keymap.hub_tensors(architecture).items():
         nbytes = int(np.prod(shape)) * 2
-        tensors.append(PlannedTensor(name, "BF16", shape, (Made(nbytes, random_bytes(nbytes)),)))
+        tensors.append(PlannedTensor(name, "BF16", shape, (GeneratedBytes(nbytes, random_bytes(nbytes)),)))
     folder.mkdir(parents=True)
     config = architecture_to_hf(architecture) | {"torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(config))
@@ -61,7 +62,7 @@ def make_model(folder: Path, layers: int) -> int:
     with Stream(0) as stream:
         for number, shard in enumerate(shards, start=1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            write_safetensors(folder / file, shard, stream, {"format": "pt"})
+            write_safetensors(folder / file, shard, stream, "pt")
             weight_map |= {tensor.name: file for tensor in shard}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     flush(folder)
@@ -186,7 +187,7 @@ def same_tensors(left: Path, right: Path) -> bool:
         names = tensors(right)
     if names.keys() != tensors(left).keys():
         return False
-    from llavanext_cli.weights.headers import read_folder
+    from llavanext_cli.weights.readers import read_folder
 
     old, new = read_folder(left), read_folder(right)
     for name in names:

@@ -100,6 +100,7 @@ def make_model(folder: Path, size: str) -> None:
     from llavanext_cli.demo.data import QUICK, make_data
     from llavanext_cli.demo.model import write_model
     from llavanext_cli.weights.convert import run_convert
+    from llavanext_cli.weights.request import ConvertRequest
     from tests.parity.models import tiny_config, write_hf_folder
 
     hf = folder / "hf"
@@ -108,7 +109,7 @@ def make_model(folder: Path, size: str) -> None:
     else:
         write_hf_folder(hf, tiny_config(SMALL))
         (hf / "added_tokens.json").write_text(json.dumps({"<video>": 32000, "<image>": 32001}))
-    run_convert(hf, folder / "model")
+    run_convert(ConvertRequest(hf, folder / "model"))
 
 
 def load_preset(size: str) -> Any:

@@ -31,10 +31,11 @@ def write_inputs(folder: Path, count: int) -> tuple[Path, Path]:
     from PIL import Image
 
     from llavanext_cli.weights.convert import run_convert
+    from llavanext_cli.weights.request import ConvertRequest
     from tests.parity.models import tiny_config, write_hf_folder
 
     if not (folder / "model").exists():
-        run_convert(write_hf_folder(folder / "hf", tiny_config({})), folder / "model")
+        run_convert(ConvertRequest(write_hf_folder(folder / "hf", tiny_config({})), folder / "model"))
     rng = np.random.default_rng(0)
     for number in range(20):
         pixels = rng.integers(0, 255, (*rng.integers(20, 200, 2), 3), dtype=np.uint8)

@@ -60,7 +60,8 @@ def tiny_checkpoint(tmp_path_factory, tiny_architecture, tokenizer_files) -> Pat
     from llavanext_cli.config.architecture import architecture_to_hf
     from llavanext_cli.weights.checkpoint import write_checkpoint
     from llavanext_cli.weights.keymap import expected_parameters
-    from llavanext_cli.weights.stream import Made, PlannedTensor
+    from llavanext_cli.weights.stream import Stream
+    from llavanext_cli.weights.tensors import GeneratedBytes, PlannedTensor
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     folder.mkdir()
@@ -69,8 +70,11 @@ def tiny_checkpoint(tmp_path_factory, tiny_architecture, tokenizer_files) -> Pat
     for name, shape in expected_parameters(tiny_architecture).items():
         is_norm = len(shape) == 1 and name.endswith("weight")
         array = (np.ones(shape) if is_norm else rng.normal(0, 0.08, shape)).astype(np.float32)
-        plan.append(PlannedTensor(name, "F32", shape, (Made(array.nbytes, lambda a=array: iter([a.data.cast("B")])),)))
-    write_checkpoint(folder, plan, [], {"kind": "test"})
+        plan.append(
+            PlannedTensor(name, "F32", shape, (GeneratedBytes(array.nbytes, lambda a=array: iter([a.data.cast("B")])),))
+        )
+    with Stream(0) as stream:
+        write_checkpoint(folder, plan, [], {"kind": "test"}, stream)
     (folder / "config.json").write_text(json.dumps(architecture_to_hf(tiny_architecture)))
     model, pieces = tokenizer_files
     (folder / "tokenizer.model").write_bytes(model)

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from llavanext_cli.app import app
 from llavanext_cli.demo.model import write_model
-from llavanext_cli.weights.convert import run_convert
+from tests import loading
 
 DRAW = random.Random(0)
 RAN = Path(tempfile.gettempdir()) / "llavanext-was-here"
@@ -260,7 +260,7 @@ ASK = {
         lambda f: ["ask", "<image> <image> Which?", *ask_of(f, "base")[2:]],
     ),
     "a truncated checkpoint": (
-        "the file is cut short",
+        "damaged or truncated safetensors file",
         lambda f: cut_checkpoint(f, lambda cut: truncate(only_weights(cut), 1000)),
     ),
     "a checkpoint without its tokenizer": (
@@ -380,8 +380,8 @@ MIX = {
 CONVERT = {
     "no such folder": ("none: no such folder", lambda f: ["convert", f / "none", f / "new"]),
     "an empty folder": ("empty: no config.json", lambda f: ["convert", put(f / "empty/x", "").parent, f / "new"]),
-    "into itself": ("hf", lambda f: ["convert", f / "hf", f / "hf" / "new"]),
-    "a destination that is there": ("base", lambda f: ["convert", f / "hf", f / "base"]),
+    "into itself": ("writing there would damage the input", lambda f: ["convert", f / "hf", f / "hf" / "new"]),
+    "a destination that is there": ("base already holds a checkpoint", lambda f: ["convert", f / "hf", f / "base"]),
     "no config.json": ("changed: no config.json", lambda f: convert(f, lambda copy: (copy / "config.json").unlink())),
     "another architecture": ("LLaVA-NeXT model", lambda f: convert(f, reconfigured(model_type="blip-2"))),
     "an unknown activation": ("projector_hidden_act", lambda f: convert(f, reconfigured(projector_hidden_act="mish9"))),
@@ -390,10 +390,10 @@ CONVERT = {
         lambda f: convert(f, reconfigured(text_config__num_key_value_heads=3)),
     ),
     "a truncated file of weights": (
-        "the file is cut short",
+        "damaged or truncated safetensors file",
         lambda f: convert(f, lambda copy: truncate(only_weights(copy), 100)),
     ),
-    "a header of 2^60 bytes": ("cannot hold the header", lambda f: convert(f, lie_about_length)),
+    "a header of 2^60 bytes": ("header too large", lambda f: convert(f, lie_about_length)),
     "weights that are HTML": (
         "model.safetensors",
         lambda f: convert(f, lambda copy: put(only_weights(copy), "<html>404</html>")),
@@ -430,7 +430,7 @@ def stock(tmp_path_factory) -> Path:
     """A Hugging Face folder, its checkpoint and an image."""
     folder = tmp_path_factory.mktemp("stock")
     write_model(folder / "hf", SENTENCES, seed=0)
-    run_convert(folder / "hf", folder / "base")
+    loading.convert(folder / "hf", folder / "base")
     Image.radial_gradient("L").convert("RGB").resize((40, 40)).save(folder / "a.png")
     return folder
 

@@ -13,10 +13,9 @@ import pytest
 
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.checkpoint import open_checkpoint
-from llavanext_cli.weights.convert import run_convert
-from llavanext_cli.weights.merge import read_strategy
+from llavanext_cli.weights.ranks import read_strategy
 from tests.integration.test_convert import bytes_of
-from tests.loading import load_parameters
+from tests.loading import convert, load_parameters
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")  # whoever loads MindSpore first sets it up for all
@@ -40,7 +39,7 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def converted(hf_folder: Path) -> Path:
     folder = hf_folder.parent / "ours"
-    run_convert(hf_folder, folder, shard_bytes=100_000)
+    convert(hf_folder, folder, shard_bytes=100_000)
     assert len(list(folder.glob("*.safetensors"))) > 1
     return folder
 
@@ -123,12 +122,12 @@ def test_sliced_for_eight_ranks_and_merged_again(
         (strategies / f"ckpt_strategy_rank_{rank}.ckpt").symlink_to(STRATEGIES / f"{strategy}.ckpt")
     assert min(seen.values()) > 100
 
-    report = run_convert(tmp_path / "run", tmp_path / "merged", like=converted, verify=True)
+    report = convert(tmp_path / "run", tmp_path / "merged", base_checkpoint=converted, verify=True)
     assert report.facts[0] == "slices of 8 ranks, epoch 0, step 0"
     merged = load_parameters(tmp_path / "merged")
     for name, array in reference.items():
         np.testing.assert_array_equal(merged[name], array, err_msg=name)
-    run_convert(tmp_path / "run", tmp_path / "back", like=converted, to="hf", verify=True)
+    convert(tmp_path / "run", tmp_path / "back", base_checkpoint=converted, to="hf", verify=True)
     assert bytes_of(tmp_path / "back") == bytes_of(hf_folder)
 
 
@@ -148,7 +147,8 @@ def test_a_large_tensor_in_ckpt_slices(tmp_path: Path, monkeypatch: pytest.Monke
     import mindspore as ms
 
     from llavanext_cli.weights import ckpt_format
-    from llavanext_cli.weights.stream import Extent, PlannedTensor, Stream
+    from llavanext_cli.weights.stream import Stream
+    from llavanext_cli.weights.tensors import FileRange, PlannedTensor
 
     monkeypatch.setattr(ckpt_format, "SLICE_BYTES", 1024)
     arrays = {
@@ -158,7 +158,7 @@ def test_a_large_tensor_in_ckpt_slices(tmp_path: Path, monkeypatch: pytest.Monke
     planned = []
     for name, array in arrays.items():
         (tmp_path / name).write_bytes(array.tobytes())
-        planned.append(PlannedTensor(name, "F32", array.shape, (Extent(tmp_path / name, 0, array.nbytes),)))
+        planned.append(PlannedTensor(name, "F32", array.shape, (FileRange(tmp_path / name, 0, array.nbytes),)))
     with Stream(0) as stream:
         ckpt_format.write_ckpt(tmp_path / "x.ckpt", planned, stream)
     loaded = ms.load_checkpoint(str(tmp_path / "x.ckpt"))

@@ -23,6 +23,7 @@ from llavanext_cli.records import IGNORE_INDEX, Batch, EncodedSample
 from llavanext_cli.weights.checkpoint import Checkpoint, load_into, open_checkpoint
 from llavanext_cli.weights.convert import run_convert
 from llavanext_cli.weights.keymap import build_targets
+from llavanext_cli.weights.request import ConvertRequest
 from tests.parity.cases import FRAMES, Case, build_cases
 
 BATCH = 4
@@ -86,7 +87,7 @@ class Model:
     """
 
     def __init__(self, source: Path, folder: Path, names: tuple[str, ...] | None = None):
-        run_convert(source, folder)
+        run_convert(ConvertRequest(source, folder))
         self.checkpoint: Checkpoint = open_checkpoint(folder)
         self.arch = self.checkpoint.architecture
         self.processor = Processor(self.arch, load_tokenizer(folder), frames=FRAMES)

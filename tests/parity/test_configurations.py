@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights.checkpoint import open_checkpoint
 from llavanext_cli.weights.convert import run_convert
+from llavanext_cli.weights.request import ConvertRequest
 from tests.parity.cases import ANSWER_TOKENS, QUESTIONS, build_cases
 from tests.parity.models import tiny_config, write_hf_folder
 from tests.parity.stages import TABLE, check_stages, gradient_errors, tolerance
@@ -178,11 +179,14 @@ def test_refused_by_name(key, tmp_path):
     """When it is converted, and when the config.json of a converted checkpoint was changed by hand."""
     value, supported = REFUSED[key]
     hub = write_hf_folder(tmp_path / "hub", tiny_config())
-    run_convert(hub, tmp_path / "converted")
+    run_convert(ConvertRequest(hub, tmp_path / "converted"))
     for folder in (hub, tmp_path / "converted"):
         (folder / "config.json").write_text(json.dumps(tiny_config({key: value})))
     name = "rope_scaling.type" if key == "text_config.rope_scaling" else key
-    for act in (lambda: run_convert(hub, tmp_path / "again"), lambda: open_checkpoint(tmp_path / "converted")):
+    for act in (
+        lambda: run_convert(ConvertRequest(hub, tmp_path / "again")),
+        lambda: open_checkpoint(tmp_path / "converted"),
+    ):
         with pytest.raises(CheckpointError) as caught:
             act()
         assert [line for line in caught.value.details if name in line and supported in line], caught.value.details

@@ -11,6 +11,7 @@ from llavanext_cli.training.session import TrainingSession
 from llavanext_cli.weights.adapter import adapter_parameters
 from llavanext_cli.weights.checkpoint import load_into, open_checkpoint
 from llavanext_cli.weights.convert import run_convert
+from llavanext_cli.weights.request import ConvertRequest
 from tests.parity.models import tiny_config, write_hf_folder
 from tests.parity.stages import relative_error, tolerance
 from tests.parity.variants import SMALLER
@@ -54,7 +55,7 @@ def test_merged_weights_answer_as_the_matrices_did(mindspore_cpu, tmp_path):
     load_into(plain, merged)
     assert relative_error(logits(plain), changed) < tolerance("logits")
 
-    run_convert(tmp_path / "merged", tmp_path / "back", to="hf")
+    run_convert(ConvertRequest(tmp_path / "merged", tmp_path / "back", to="hf"))
     reference = Reference(tmp_path / "back")
     for row, case in enumerate(model.cases):
         theirs = reference.model(**reference.inputs(case, labels=False)).logits[0].detach().numpy()

@@ -17,6 +17,7 @@ from llavanext_cli.processing import processor, sample_layout
 from llavanext_cli.records import IGNORE_INDEX
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.convert import run_convert
+from llavanext_cli.weights.request import ConvertRequest
 from tests.loading import load_parameters
 from tests.parity import cases as case_module
 from tests.parity import stages
@@ -151,7 +152,7 @@ def swapped(rules, first, second):
 @pytest.mark.parametrize(("table", "stage"), [("VISION_LAYER_RULES", "tower"), ("TEXT_LAYER_RULES", "layer")])
 def test_queries_and_keys_swapped_in_the_converter(table, stage, model, forward, source, theirs, monkeypatch, tmp_path):
     monkeypatch.setattr(keymap, table, swapped(getattr(keymap, table), "q_proj", "k_proj"))
-    run_convert(source, tmp_path / "swapped")
+    run_convert(ConvertRequest(source, tmp_path / "swapped"))
     with weights_of(forward, tmp_path / "swapped"):
         ours = stages_of(model, forward)
     with first_difference(stage):

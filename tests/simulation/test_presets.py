@@ -14,7 +14,7 @@ from llavanext_cli.simulation.simulate import SUMS, SimulationReport, is_weight,
 from llavanext_cli.training.memory import plan_memory, slice_of, trained_parameters
 from llavanext_cli.weights.adapter import is_adapter
 from llavanext_cli.weights.keymap import expected_parameters
-from llavanext_cli.weights.merge import read_strategy
+from llavanext_cli.weights.ranks import read_strategy
 from tests.simulation.conftest import Compile
 
 SPLIT = {

@@ -14,6 +14,7 @@ from llavanext_cli.config.presets import load_preset
 from llavanext_cli.simulation.simulate import shortened
 from llavanext_cli.weights.convert import run_convert
 from llavanext_cli.weights.keymap import expected_parameters, hub_tensors
+from llavanext_cli.weights.request import ConvertRequest
 from tests.simulation.conftest import Compile
 
 STAGE2, SPLIT = "video-7b-stage2", ("parallel.data=4", "parallel.tensor=2")
@@ -35,7 +36,7 @@ def test_slices_of_every_rank_are_numpy_slices(compiled: Compile, tmp_path: Path
     model = load_preset(STAGE2, [*SPLIT, *shortened(preset, 2)]).model
     hub, converted, run = tmp_path / "hub", tmp_path / "converted", tmp_path / "run"
     write_random_hub(hub, model)
-    run_convert(hub, converted)
+    run_convert(ConvertRequest(hub, converted))
     (tmp_path / "hub" / "model.safetensors").unlink()
     whole = {name: reader for reader in map(open_file, converted.glob("*.safetensors")) for name in reader.keys()}  # noqa: SIM118
     assert whole.keys() == expected_parameters(model).keys()

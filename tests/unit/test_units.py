@@ -1,6 +1,8 @@
 """Sizes and times as people read them."""
 
-from llavanext_cli.units import format_memory, format_seconds, format_size
+import pytest
+
+from llavanext_cli.units import format_memory, format_seconds, format_size, parse_size
 
 
 def test_sizes_are_written() -> None:
@@ -14,3 +16,16 @@ def test_times_are_written() -> None:
 
 def test_memory_of_a_device_is_written_as_mindspore_counts_it() -> None:
     assert [format_memory(n) for n in (57 << 30, 3_533_000_000, 3 << 20)] == ["57 GB", "3.29 GB", "3 MB"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("1.5GiB", 3 << 29), ("2g", 2 * 10**9), ("64", 64)]
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-5GB", "5 apples", "0GB", "0.1", "5GBB", "9" * 400])
+def test_an_invalid_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size; write it as 5GB"):
+        parse_size(text)

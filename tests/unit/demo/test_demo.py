@@ -127,9 +127,10 @@ def test_a_squashed_tag_keeps_its_tokens_and_loses_its_pattern():
 def test_the_first_model_is_one_that_convert_takes_and_the_presets_describe(tmp_path):
     from llavanext_cli.weights.checkpoint import open_checkpoint
     from llavanext_cli.weights.convert import run_convert
+    from llavanext_cli.weights.request import ConvertRequest
 
     write_model(tmp_path / "random", make_data(tmp_path / "data", QUICK, seed=0), seed=0)
-    run_convert(tmp_path / "random", tmp_path / "base")
+    run_convert(ConvertRequest(tmp_path / "random", tmp_path / "base"))
     assert open_checkpoint(tmp_path / "base").architecture == ARCHITECTURE
     for name in ("tiny-stage2", "tiny-stage3", "tiny-ask"):
         assert load_preset(name).model == ARCHITECTURE

@@ -32,8 +32,9 @@ from llavanext_cli.training.state import (
 )
 from llavanext_cli.weights.checkpoint import open_checkpoint, write_checkpoint
 from llavanext_cli.weights.keymap import expected_parameters
-from llavanext_cli.weights.merge import SliceLayout
-from llavanext_cli.weights.stream import Made, PlannedTensor
+from llavanext_cli.weights.slices import SliceLayout
+from llavanext_cli.weights.stream import Stream
+from llavanext_cli.weights.tensors import GeneratedBytes, PlannedTensor
 from tests.loading import load_parameters
 
 SETTINGS = {"train.seed": 0, "samples": 48}
@@ -72,8 +73,11 @@ def base(tmp_path_factory) -> Path:
     plan = []
     for name, shape in expected_parameters(ARCHITECTURE).items():
         zeros = np.zeros(shape, np.float32)
-        plan.append(PlannedTensor(name, "F32", shape, (Made(zeros.nbytes, lambda a=zeros: iter([a.data.cast("B")])),)))
-    write_checkpoint(folder, plan, [], {"kind": "test"})
+        plan.append(
+            PlannedTensor(name, "F32", shape, (GeneratedBytes(zeros.nbytes, lambda a=zeros: iter([a.data.cast("B")])),))
+        )
+    with Stream(0) as stream:
+        write_checkpoint(folder, plan, [], {"kind": "test"}, stream)
     (folder / "config.json").write_text(json.dumps(architecture_to_hf(ARCHITECTURE)))
     return folder
 

@@ -9,8 +9,9 @@ from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.config.schema import Lora
 from llavanext_cli.training.slices import plan_array
 from llavanext_cli.weights.adapter import adapter_parameters, is_adapter, merge_adapter
-from llavanext_cli.weights.dtypes import narrow_to, read_chunks, to_bytes, widen
-from llavanext_cli.weights.stream import Extent, Made, PlannedTensor
+from llavanext_cli.weights.dtypes import from_bytes, round_to, to_bytes
+from llavanext_cli.weights.stream import read_chunks
+from llavanext_cli.weights.tensors import FileRange, GeneratedBytes, PlannedTensor
 
 CELL = "language_model.model.layers.0.attention.wk"
 LORA = Lora(rank=2, alpha=3.0, targets=("wk",))
@@ -41,27 +42,26 @@ def test_only_targets_have_matrices():
 def test_merged_is_the_weight_and_the_scaled_product(arrays):
     tensors = {name: plan_array(name, array) for name, array in arrays.items()}
     merged = merge_adapter(tensors, LORA)
-    assert merged.keys() == {f"{CELL}.weight"}, "what has no matrices is left to the caller"
+    assert merged.keys() == {f"{CELL}.weight"}, "weights without matrices are left to the caller"
     wanted = arrays[f"{CELL}.weight"] + 1.5 * arrays[f"{CELL}.lora_b"] @ arrays[f"{CELL}.lora_a"]
     found = np.frombuffer(read(merged[f"{CELL}.weight"]), np.float32).reshape(6, 4)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-def test_adam_s_moments_of_the_matrices_are_no_matrices(arrays):
+def test_moments_of_the_matrices_are_not_matrices(arrays):
     moments = {f"adam_m.{name}": array for name, array in arrays.items() if name.endswith("lora_a")}
     tensors = {name: plan_array(name, array) for name, array in (moments | arrays).items()}
     assert merge_adapter(tensors, LORA).keys() == {f"{CELL}.weight"}
 
 
-def test_a_weight_in_bfloat16_that_lies_in_slices_is_rounded_once(arrays, tmp_path):
-    bits, _ = narrow_to(arrays[f"{CELL}.weight"], "BF16")
+def test_a_bfloat16_weight_in_slices_is_rounded_once(arrays, tmp_path):
+    bits, _ = round_to(arrays[f"{CELL}.weight"], "BF16")
     data = bytes(to_bytes(bits))
     (tmp_path / "slices").write_bytes(b"head" + data)
     half = len(data) // 2
-    pieces = (Extent(tmp_path / "slices", 4, half), Made(half, lambda: iter([memoryview(data[half:])])))
+    pieces = (FileRange(tmp_path / "slices", 4, half), GeneratedBytes(half, lambda: iter([memoryview(data[half:])])))
     tensors = {name: plan_array(name, array) for name, array in arrays.items()}
     tensors[f"{CELL}.weight"] = PlannedTensor(f"{CELL}.weight", "BF16", (6, 4), pieces)
     merged = merge_adapter(tensors, LORA)[f"{CELL}.weight"]
-    exact = widen(bits, "BF16").reshape(6, 4) + 1.5 * arrays[f"{CELL}.lora_b"] @ arrays[f"{CELL}.lora_a"]
-    found = widen(np.frombuffer(read(merged), np.uint16), "BF16").reshape(6, 4)
-    np.testing.assert_allclose(found, exact, rtol=2**-8)
+    exact = bits.astype(np.float32) + 1.5 * arrays[f"{CELL}.lora_b"] @ arrays[f"{CELL}.lora_a"]
+    np.testing.assert_allclose(from_bytes(read(merged), "BF16", "float32").reshape(6, 4), exact, rtol=2**-8)

@@ -14,8 +14,7 @@ from llavanext_cli.config.architecture import Architecture, load_architecture
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.checkpoint import open_checkpoint
-from llavanext_cli.weights.convert import run_convert
-from tests.loading import load_parameters
+from tests.loading import convert, load_parameters
 from tests.unit.weights.test_weights_keymap import rename
 from tests.unit.weights.tiny import Leftovers, random_tensors, read_all, write_hf
 
@@ -63,7 +62,7 @@ def llama_folder(tmp_path: Path, tiny: Architecture) -> Path:
 
 
 def test_a_base_model_of_two_parts(clip_folder: Path, llama_folder: Path, tmp_path: Path, tiny: Architecture) -> None:
-    report = run_convert(None, tmp_path / "base", vision=clip_folder, language=llama_folder, verify=True)
+    report = convert(None, tmp_path / "base", vision=clip_folder, language=llama_folder, verify=True)
     base = open_checkpoint(tmp_path / "base")
     assert base.architecture == replace(
         tiny,
@@ -86,11 +85,11 @@ def test_a_base_model_of_two_parts(clip_folder: Path, llama_folder: Path, tmp_pa
         assert ours[name].dtype == np.float16 and ours[name].std() > 0.05
     reasons = " ".join(report.dropped)
     assert "text tower" in reasons and "rope_theta" in reasons and "contrastive" in reasons
-    assert report.layout == "clip + llama" and "random" in report.facts[0]
+    assert report.naming == "clip + llama" and "random" in report.facts[0]
 
 
 def test_the_tokenizer_learns_two_names(clip_folder: Path, llama_folder: Path, tmp_path: Path) -> None:
-    run_convert(None, tmp_path / "base", vision=clip_folder, language=llama_folder)
+    convert(None, tmp_path / "base", vision=clip_folder, language=llama_folder)
     read = {name: json.loads((tmp_path / "base" / name).read_text()) for name in
             ("added_tokens.json", "tokenizer_config.json", "tokenizer.json", "preprocessor_config.json")}  # fmt: skip
     assert read["added_tokens.json"] == {"<pad>": 49, "<video>": 50, "<image>": 51}
@@ -104,13 +103,13 @@ def test_a_tower_that_was_taught_with_other_pictures(clip_folder: Path, llama_fo
     """Its settings are not among the base model's files, which get our own."""
     (clip_folder / "preprocessor_config.json").write_text('{"image_std": [0.5, 0.5, 0.5], "size": 28, "crop_size": 28}')
     with pytest.raises(CheckpointError, match="image_std") as caught:
-        run_convert(None, tmp_path / "base", vision=clip_folder, language=llama_folder)
+        convert(None, tmp_path / "base", vision=clip_folder, language=llama_folder)
     assert len(caught.value.details) == 1 and not (tmp_path / "base").exists()
 
 
 def test_the_seed_decides(clip_folder: Path, llama_folder: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run_convert(None, tmp_path / name, vision=clip_folder, language=llama_folder, seed=seed)
+        convert(None, tmp_path / name, vision=clip_folder, language=llama_folder, seed=seed)
     a, b, c = (load_parameters(tmp_path / name) for name in "abc")
     random = {"image_newline", *(n for n in a if n.startswith("projector."))}
     assert all((a[n] == b[n]).all() for n in a)
@@ -118,21 +117,21 @@ def test_the_seed_decides(clip_folder: Path, llama_folder: Path, tmp_path: Path)
 
 
 def test_parts_converted_before_give_the_same_model(clip_folder: Path, llama_folder: Path, tmp_path: Path) -> None:
-    run_convert(clip_folder, tmp_path / "v", part="vision", verify=True)
-    run_convert(llama_folder, tmp_path / "l", part="language", verify=True)
+    convert(clip_folder, tmp_path / "v", part="vision", verify=True)
+    convert(llama_folder, tmp_path / "l", part="language", verify=True)
     assert all(n.startswith("vision_tower.") for n in read_all(tmp_path / "v"))
     assert all(n.startswith("language_model.") for n in read_all(tmp_path / "l"))
-    run_convert(None, tmp_path / "direct", vision=clip_folder, language=llama_folder)
-    run_convert(None, tmp_path / "joined", vision=tmp_path / "v", language=tmp_path / "l")
+    convert(None, tmp_path / "direct", vision=clip_folder, language=llama_folder)
+    convert(None, tmp_path / "joined", vision=tmp_path / "v", language=tmp_path / "l")
     direct, joined = read_all(tmp_path / "direct"), read_all(tmp_path / "joined")
     assert all((direct[n] == joined[n]).all() for n in direct) and direct.keys() == joined.keys()
     with pytest.raises(CheckpointError, match="holds the vision model alone"):
         open_checkpoint(tmp_path / "v")
-    with pytest.raises(CheckpointError, match="is converted already") as caught:
-        run_convert(tmp_path / "v", tmp_path / "again", part="vision")
+    with pytest.raises(CheckpointError, match="already converted") as caught:
+        convert(tmp_path / "v", tmp_path / "again", part="vision")
     assert "--vision DIR --language DIR" in caught.value.hint
-    with pytest.raises(CheckpointError, match="this is no CLIP model"):
-        run_convert(None, tmp_path / "swapped", vision=tmp_path / "l", language=tmp_path / "l")
+    with pytest.raises(CheckpointError, match="not a CLIP model"):
+        convert(None, tmp_path / "swapped", vision=tmp_path / "l", language=tmp_path / "l")
 
 
 def test_a_tokenizer_with_more_ids_than_the_language_models_rows(
@@ -142,7 +141,7 @@ def test_a_tokenizer_with_more_ids_than_the_language_models_rows(
     (llama_folder / "added_tokens.json").write_text('{"<pad>": 50}')
     for options in ({"vision": clip_folder, "language": llama_folder}, {"source": llama_folder, "part": "language"}):
         with pytest.raises(CheckpointError, match=r"50 rows, and the tokenizer \(added_tokens\.json\) uses id 50"):
-            run_convert(**{"source": None, **options}, destination=tmp_path / "out")
+            convert(**{"source": None, **options}, destination=tmp_path / "out")
     assert no_leftovers() == []
 
 
@@ -153,10 +152,10 @@ def test_tokenizer_files_of_another_kind(
 ) -> None:
     (llama_folder / name).write_text(content)
     if content.startswith("{") and name != "tokenizer.json":
-        run_convert(None, tmp_path / "base", vision=clip_folder, language=llama_folder)
+        convert(None, tmp_path / "base", vision=clip_folder, language=llama_folder)
         return
-    with pytest.raises(CheckpointError, match=rf"{name}: (a JSON object is expected|added_tokens must be a list)"):
-        run_convert(None, tmp_path / "out", vision=clip_folder, language=llama_folder)
+    with pytest.raises(CheckpointError, match=rf"{name}: (must hold a JSON object|added_tokens must be a list)"):
+        convert(None, tmp_path / "out", vision=clip_folder, language=llama_folder)
     assert no_leftovers() == []
 
 
@@ -165,16 +164,16 @@ def test_tokenizer_files_of_another_kind(
 def test_a_clip_whose_sections_are_none(key: str, value: object, clip_folder: Path, tmp_path: Path) -> None:
     (clip_folder / "config.json").write_text(json.dumps({"model_type": "clip", key: value}))
     with pytest.raises(CheckpointError, match="vision_config must be an object"):
-        run_convert(clip_folder, tmp_path / "out", part="vision")
+        convert(clip_folder, tmp_path / "out", part="vision")
 
 
 def test_parts_in_the_wrong_place(
     clip_folder: Path, llama_folder: Path, hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers
 ) -> None:
-    with pytest.raises(CheckpointError, match="this is no CLIP"):
-        run_convert(None, tmp_path / "out", vision=llama_folder, language=llama_folder)
+    with pytest.raises(CheckpointError, match="not a CLIP model"):
+        convert(None, tmp_path / "out", vision=llama_folder, language=llama_folder)
     with pytest.raises(CheckpointError, match="cannot be used") as caught:
-        run_convert(None, tmp_path / "out", vision=clip_folder, language=clip_folder)
+        convert(None, tmp_path / "out", vision=clip_folder, language=clip_folder)
     assert "model_type: 'clip' is not supported; supported: llama, mistral" in caught.value.details
     assert no_leftovers() == []
 
@@ -210,9 +209,9 @@ def original(tmp_path: Path, tiny: Architecture) -> tuple[Path, dict[str, np.nda
 
 def test_an_original_repository(original: tuple[Path, dict], tmp_path: Path, tiny: Architecture) -> None:
     folder, tensors = original
-    report = run_convert(folder, tmp_path / "out", verify=True)
+    report = convert(folder, tmp_path / "out", verify=True)
     checkpoint = open_checkpoint(tmp_path / "out")
-    assert report.layout == "original"
+    assert report.naming == "original"
     assert checkpoint.architecture == replace(
         Architecture(),
         text=replace(tiny.text, vocab_size=64),
@@ -224,7 +223,7 @@ def test_an_original_repository(original: tuple[Path, dict], tmp_path: Path, tin
     np.testing.assert_array_equal(ours["projector.linear_2.weight"], tensors["model.mm_projector.2.weight"])
     table = ours["language_model.model.tok_embeddings.embedding_weight"]
     np.testing.assert_array_equal(table[:50], tensors["model.embed_tokens.weight"])
-    run_convert(tmp_path / "out", tmp_path / "hf", to="hf")
+    convert(tmp_path / "out", tmp_path / "hf", to="hf")
     assert load_architecture(tmp_path / "hf") == checkpoint.architecture
 
 
@@ -246,6 +245,6 @@ def test_original_settings_that_cannot_be_followed(
 ) -> None:
     folder = write_hf(tmp_path / "o", {"x": np.zeros(1, np.float32)}, original_config(tiny, **changes))
     with pytest.raises(CheckpointError, match="cannot be used") as caught:
-        run_convert(folder, tmp_path / "out")
+        convert(folder, tmp_path / "out")
     assert any(fault in line for line in caught.value.details) and no_leftovers() == []
     assert max(map(len, caught.value.details)) <= 300

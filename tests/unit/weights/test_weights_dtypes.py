@@ -1,4 +1,4 @@
-"""Floating-point types as torch converts them, and tensors that grow or are made anew."""
+"""Casts as torch does them, and tensors that are computed while they are written."""
 
 from __future__ import annotations
 
@@ -12,76 +12,43 @@ from llavanext_cli.weights.dtypes import (
     cast_tensor,
     from_bytes,
     gather_strided,
+    generate_random,
     grow_rows,
-    make_random,
-    narrow_to,
+    round_to,
     to_bytes,
-    widen,
 )
-from llavanext_cli.weights.headers import TensorSpec
-from llavanext_cli.weights.stream import Extent, Made, PlannedTensor
+from llavanext_cli.weights.stream import read_chunks
+from llavanext_cli.weights.tensors import FileRange, PlannedTensor, TensorSpec
 
 torch = pytest.importorskip("torch")
 
-EDGES = [0.0, -0.0, 1.0, 65504.0, 65519.9, 65520.0, -7e4, 3.4e38, -3.4e38, 1e-8, 6e-8, 1e-40, np.inf, -np.inf, np.nan]
 
-
-def all_halves() -> np.ndarray:
-    return np.arange(65536, dtype=np.uint16)
-
-
-def many_floats() -> np.ndarray:
-    generator = np.random.default_rng(0)
-    bits = generator.integers(0, 1 << 32, 200_000, dtype=np.uint32).view(np.float32)
-    ties = (all_halves().astype(np.uint32) << 16 | 0x8000).view(np.float32)  # halfway between two bfloat16s
-    return np.concatenate([bits, ties, np.array(EDGES, np.float32)])
-
-
-def test_widening_bfloat16_is_exact_for_every_value() -> None:
-    ours = widen(all_halves(), "BF16")
-    theirs = torch.from_numpy(all_halves().view(np.int16)).view(torch.bfloat16).float().numpy()
-    np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
-
-
-def test_narrowing_to_bfloat16_rounds_as_torch_does() -> None:
-    wide = many_floats()
-    ours, saturated = narrow_to(wide, "BF16")
-    theirs = torch.from_numpy(wide).bfloat16().view(torch.int16).numpy().view(np.uint16)
-    finite = np.isfinite(wide)
-    overflowed = finite & ~np.isfinite(torch.from_numpy(wide).bfloat16().float().numpy())
-    assert saturated == np.count_nonzero(overflowed) > 0
-    same = finite & ~overflowed
-    np.testing.assert_array_equal(ours[same], theirs[same])
-    back = widen(ours, "BF16")
-    assert np.isfinite(back[overflowed]).all() and (np.sign(back) == np.sign(wide))[overflowed].all()
-    np.testing.assert_array_equal(np.isnan(back), np.isnan(wide))
-    np.testing.assert_array_equal(back[np.isinf(wide)], wide[np.isinf(wide)])
-
-
-def test_narrowing_to_float16_saturates_and_counts() -> None:
-    ours, saturated = narrow_to(np.array(EDGES, np.float32), "F16")
-    with np.errstate(over="ignore"):
-        theirs = np.array(EDGES, np.float32).astype(np.float16)
-    over = np.abs(np.array(EDGES)) > 65504
-    over &= np.isfinite(EDGES)
-    assert saturated == np.count_nonzero(over) == 5
-    np.testing.assert_array_equal(ours[~over], theirs[~over])
-    assert set(np.abs(ours[over]).tolist()) == {65504.0}
+@pytest.mark.parametrize(("dtype", "torch_dtype"), [("BF16", torch.bfloat16), ("F16", torch.float16)])
+def test_casts_round_as_torch_does_and_clamp_to_finite_values(dtype: str, torch_dtype: torch.dtype) -> None:
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 200_000, dtype=np.uint32).view(np.float32)
+    ties = (np.arange(65536, dtype=np.uint32) << 16 | 0x8000).view(np.float32)  # halfway between two bfloat16s
+    edges = np.array([0.0, -0.0, 65504.0, 65520.0, -7e4, 3.4e38, -3.4e38, 1e-40, np.inf, -np.inf, np.nan], np.float32)
+    wide = np.concatenate([bits, ties, edges])
+    theirs = torch.from_numpy(wide).to(torch_dtype).float().numpy()
+    narrow, count = round_to(wide, dtype)
+    ours = narrow.astype(np.float32)
+    clamped = np.isfinite(wide) & np.isinf(theirs)
+    assert count == np.count_nonzero(clamped) > 0
+    np.testing.assert_array_equal(ours[~clamped], theirs[~clamped])
+    largest = torch.finfo(torch_dtype).max
+    np.testing.assert_array_equal(ours[clamped], np.where(wide[clamped] > 0, largest, -largest))
 
 
 @pytest.mark.parametrize("stored", ["F32", "F16", "BF16"])
-@pytest.mark.parametrize("wanted", ["float32", "float16"])
+@pytest.mark.parametrize("wanted", ["float32", "float16", "bfloat16"])
 def test_bytes_become_arrays(stored: str, wanted: str) -> None:
     tensor = torch.tensor([1.5, -2.0, 0.1]).to({"F32": torch.float32, "F16": torch.float16}.get(stored, torch.bfloat16))
-    data = tensor.view(torch.uint8).numpy().tobytes()
-    array = from_bytes(data, stored, wanted)
-    assert array.dtype == wanted
-    np.testing.assert_array_equal(array, tensor.to(getattr(torch, wanted)).numpy())
+    array = from_bytes(tensor.view(torch.uint8).numpy().tobytes(), stored, wanted)
+    assert str(array.dtype) == wanted
+    np.testing.assert_array_equal(array.astype(np.float32), tensor.to(getattr(torch, wanted)).float().numpy())
 
 
 def joined(tensor: PlannedTensor) -> bytes:
-    from llavanext_cli.weights.dtypes import read_chunks
-
     return b"".join(bytes(chunk) for piece in tensor.pieces for chunk in read_chunks(piece))
 
 
@@ -91,44 +58,45 @@ def planned(tmp_path: Path, array: np.ndarray, dtype: str) -> PlannedTensor:
     path = tmp_path / "data.bin"
     path.write_bytes(b"head" + data + b"tail")
     cut = array.itemsize * (array.size // 3)
-    pieces = (Extent(path, 4, cut), Extent(path, 4 + cut, len(data) - cut))
+    pieces = (FileRange(path, 4, cut), FileRange(path, 4 + cut, len(data) - cut))
     return PlannedTensor("w", dtype, array.shape, pieces)
 
 
-def test_casting_crosses_chunks_and_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of several chunks, which end inside rows."""
     monkeypatch.setattr("llavanext_cli.weights.dtypes.CHUNK_BYTES", 64)
+    monkeypatch.setattr("llavanext_cli.weights.stream.CHUNK_BYTES", 64)
+
+
+def test_a_tensor_is_cast_chunk_by_chunk(tmp_path: Path) -> None:
     array = np.random.default_rng(0).standard_normal((30, 7)).astype(np.float32)
     array[2, 3] = 1e6
-    tally: dict[str, int] = {}
-    cast = cast_tensor(planned(tmp_path, array, "F32"), "F16", tally)
+    clamped: dict[str, int] = {}
+    cast = cast_tensor(planned(tmp_path, array, "F32"), "F16", clamped)
     assert cast.dtype == "F16" and cast.nbytes == array.nbytes // 2
-    with np.errstate(over="ignore"):
-        expected = array.astype(np.float16)
-    expected[2, 3] = 65504
-    assert joined(cast) == expected.tobytes() and tally == {"w": 1}
-    assert cast_tensor(cast, "F16", tally) is cast
+    array[2, 3] = 65504
+    assert joined(cast) == array.astype(np.float16).tobytes() and clamped == {"w": 1}
+    assert cast_tensor(cast, "F16", clamped) is cast
 
 
-@pytest.mark.parametrize("dtype", ["F32", "F16"])
-def test_new_rows_are_the_mean(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llavanext_cli.weights.dtypes.CHUNK_BYTES", 40)  # rows are cut in the middle
-    kind = {"F32": np.float32, "F16": np.float16}[dtype]
+@pytest.mark.parametrize(("dtype", "kind"), [("F32", np.float32), ("F16", np.float16)])
+def test_new_rows_are_the_mean(dtype: str, kind: type, tmp_path: Path) -> None:
     array = np.random.default_rng(0).standard_normal((10, 6)).astype(kind)
-    grown = grow_rows(planned(tmp_path, array, dtype), 16)
-    result = np.frombuffer(joined(grown), kind).reshape(16, 6)
+    result = np.frombuffer(joined(grow_rows(planned(tmp_path, array, dtype), 16)), kind).reshape(16, 6)
     np.testing.assert_array_equal(result[:10], array)
     mean = array.astype(np.float64).mean(axis=0).astype(kind)
     np.testing.assert_array_equal(result[10:], np.tile(mean, (6, 1)))
 
 
 def test_random_tensors_depend_on_their_key_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = joined(make_random("w", "F32", (100, 30), (7, 1), 0.5))
+    first = joined(generate_random("w", "F32", (100, 30), (7, 1), 0.5))
     monkeypatch.setattr("llavanext_cli.weights.dtypes.CHUNK_BYTES", 800)
-    assert joined(make_random("w", "F32", (100, 30), (7, 1), 0.5)) == first
-    assert joined(make_random("w", "F32", (100, 30), (8, 1), 0.5)) != first
+    assert joined(generate_random("w", "F32", (100, 30), (7, 1), 0.5)) == first
+    assert joined(generate_random("w", "F32", (100, 30), (8, 1), 0.5)) != first
     values = np.frombuffer(first, np.float32)
     assert np.abs(values).max() <= 0.5 and abs(values.mean()) < 0.02 and abs(values.std() - 0.5 / 3**0.5) < 0.01
-    # The same numbers on every machine and in every version: a checkpoint made of a seed can be made again.
+    # The same numbers on every machine and in every version: a checkpoint can be built again from its seed.
     assert hashlib.sha256(first).hexdigest()[:16] == "2b6a18b479404b81"
 
 
@@ -138,8 +106,7 @@ def test_strided_tensors_are_gathered(strides: tuple[int, int], tmp_path: Path) 
     (tmp_path / "x").write_bytes(b"#" + base.tobytes())
     spec = TensorSpec("w", "F32", (3, 4), tmp_path / "x", 1 + 4 * 5, 48, strides)
     expected = np.lib.stride_tricks.as_strided(base[5:], (3, 4), tuple(4 * s for s in strides))
-    piece = gather_strided(spec)
-    assert isinstance(piece, Made) and b"".join(map(bytes, piece.chunks())) == expected.tobytes()
+    assert b"".join(map(bytes, gather_strided(spec).chunks())) == expected.tobytes()
 
 
 def test_arrays_that_are_not_contiguous_keep_their_order() -> None:

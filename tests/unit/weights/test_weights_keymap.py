@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from llavanext_cli.config.architecture import Architecture, TextArchitecture
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import hf_names, keymap
-from llavanext_cli.weights.headers import TensorSpec, count_elements
-from llavanext_cli.weights.plan import StoredRows, plan_export, plan_import
+from llavanext_cli.weights.plan import plan_export, plan_import
+from llavanext_cli.weights.slices import SlicedTensor
+from llavanext_cli.weights.tensors import TensorSpec
 
 ASSETS = Path(__file__).parents[2] / "assets" / "weights"
 LLAMA_13B = TextArchitecture(
@@ -45,7 +47,7 @@ def read_list(name: str) -> dict[str, tuple[int, ...]]:
 def specs_of(shapes: dict[str, tuple[int, ...]], dtype: str = "BF16") -> dict[str, TensorSpec]:
     specs, offset = {}, 0
     for name, shape in shapes.items():
-        nbytes = count_elements(shape) * 2
+        nbytes = math.prod(shape) * 2
         specs[name] = TensorSpec(name, dtype, shape, Path("full-size"), offset, nbytes)
         offset += nbytes
     return specs
@@ -66,7 +68,7 @@ def test_full_size_models_are_planned_completely(model: str) -> None:
 @pytest.mark.parametrize("model", [name for name, (_, part) in MODELS.items() if part is None])
 def test_full_size_export_has_every_name_and_shape(model: str) -> None:
     architecture, _ = MODELS[model]
-    ours = {n: StoredRows(s) for n, s in specs_of(keymap.expected_parameters(architecture)).items()}
+    ours = {n: SlicedTensor.of_one(s) for n, s in specs_of(keymap.expected_parameters(architecture)).items()}
     carried = specs_of(keymap.carried_tensors(architecture))
     plan = plan_export(ours, carried, architecture, model)
     assert {t.name: t.shape for t in plan.tensors} == read_list(model)
@@ -77,10 +79,10 @@ def test_a_7b_model_has_its_parameters() -> None:
     assert expected["language_model.model.layers.31.feed_forward.w2.weight"] == (4096, 11008)
     assert expected["vision_tower.layers.22.attention.qkv.weight"] == (3072, 1024)
     assert "vision_tower.layers.23.attention.qkv.weight" not in expected
-    total = sum(map(count_elements, expected.values())) + sum(
-        map(count_elements, keymap.carried_tensors(Architecture()).values())
+    total = sum(map(math.prod, expected.values())) + sum(
+        map(math.prod, keymap.carried_tensors(Architecture()).values())
     )
-    assert total == sum(map(count_elements, read_list("llava-next-video-7b").values())) == 7_063_431_168
+    assert total == sum(map(math.prod, read_list("llava-next-video-7b").values())) == 7_063_431_168
 
 
 def test_buffers_of_the_published_pickles_are_dropped_for_a_reason() -> None:
@@ -135,7 +137,7 @@ def test_each_layout_is_recognised_and_planned_alike(layout: str, pooling: str) 
     renamed = {rename(name, layout): shape for name, shape in hub.items()}
     assert len(renamed) == len(hub) and (layout == "hub" or renamed != hub)
     plan = plan_import(specs_of(renamed), architecture, layout)
-    assert plan.layout == layout and not plan.dropped
+    assert plan.naming == layout and not plan.dropped
     shift = {old: new for old, new in zip(hub, renamed, strict=True)}
     for target in keymap.build_targets(architecture):
         planned = next(t for t in plan.tensors if t.name == target.name)

@@ -15,12 +15,12 @@ from safetensors.numpy import load_file, save_file
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.checkpoint import open_checkpoint
-from llavanext_cli.weights.convert import run_convert
-from llavanext_cli.weights.dtypes import read_chunks
-from llavanext_cli.weights.headers import read_safetensors_header
-from llavanext_cli.weights.merge import SliceLayout, join_slices, read_strategy
-from llavanext_cli.weights.protobuf import read_fields, read_numbers, write_delimited, write_varint
-from tests.loading import load_parameters
+from llavanext_cli.weights.protobuf import write_delimited, write_varint
+from llavanext_cli.weights.ranks import read_strategy
+from llavanext_cli.weights.readers import read_safetensors_header
+from llavanext_cli.weights.slices import SliceLayout, join_slices
+from llavanext_cli.weights.stream import read_chunks
+from tests.loading import convert, load_parameters
 from tests.unit.weights.tiny import Leftovers, assert_same, read_all
 
 STRATEGIES = Path(__file__).parents[2] / "assets" / "weights" / "strategies"
@@ -95,7 +95,7 @@ def test_whatever_was_cut_is_joined_to_the_bit(tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def base(hf_folder: Path, tmp_path: Path) -> Path:
-    run_convert(hf_folder, tmp_path / "base")
+    convert(hf_folder, tmp_path / "base")
     return tmp_path / "base"
 
 
@@ -138,7 +138,7 @@ def run(base: Path, tmp_path: Path) -> Path:
 
 
 def test_a_distributed_run_becomes_a_checkpoint(run: Path, base: Path, tmp_path: Path) -> None:
-    report = run_convert(run, tmp_path / "out", like=base, verify=True)
+    report = convert(run, tmp_path / "out", base_checkpoint=base, verify=True)
     expected = {name: array + 1 for name, array in load_parameters(base).items()}
     assert_same(load_parameters(open_checkpoint(tmp_path / "out")), expected)
     assert report.facts[0] == "slices of 4 ranks, epoch 1, step 20"
@@ -146,15 +146,15 @@ def test_a_distributed_run_becomes_a_checkpoint(run: Path, base: Path, tmp_path:
 
 
 def test_and_a_hugging_face_folder_at_once(run: Path, base: Path, tmp_path: Path) -> None:
-    run_convert(run, tmp_path / "direct", like=base, to="hf", verify=True, dtype="float16")
-    run_convert(run, tmp_path / "merged", like=base)
-    run_convert(tmp_path / "merged", tmp_path / "two-steps", to="hf", dtype="float16")
+    convert(run, tmp_path / "direct", base_checkpoint=base, to="hf", verify=True, dtype="float16")
+    convert(run, tmp_path / "merged", base_checkpoint=base)
+    convert(tmp_path / "merged", tmp_path / "two-steps", to="hf", dtype="float16")
     assert_same(read_all(tmp_path / "direct"), read_all(tmp_path / "two-steps"))
 
 
 def refused(run: Path, base: Path | None, tmp_path: Path, match: str, leftovers: Leftovers) -> CheckpointError:
     with pytest.raises(CheckpointError, match=match) as caught:
-        run_convert(run, tmp_path / "out", like=base)
+        convert(run, tmp_path / "out", base_checkpoint=base)
     assert leftovers() == []
     return caught.value
 
@@ -162,7 +162,7 @@ def refused(run: Path, base: Path | None, tmp_path: Path, match: str, leftovers:
 def test_what_is_missing_is_said(run: Path, base: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
     fault = refused(run, None, tmp_path, "slices of several ranks", no_leftovers)
     assert "--like CHECKPOINT" in fault.hint
-    refused(base, base, tmp_path, "lies inside the source|no rank_", no_leftovers)
+    refused(base, base, tmp_path, "no rank_", no_leftovers)
     for rank in range(4):
         (run / "strategy" / f"ckpt_strategy_rank_{rank}.ckpt").rename(run / f"hidden_{rank}")
     refused(run, base, tmp_path, r"rank 0 holds \[\d+, \d+\], and its strategy says", no_leftovers)
@@ -195,7 +195,7 @@ def test_slices_that_contradict_each_other(tmp_path: Path) -> None:
         save_file({"w": np.zeros((rows, 4), np.float32)}, tmp_path / f"{rank}.safetensors")
     specs = {rank: read_safetensors_header(tmp_path / f"{rank}.safetensors")["w"] for rank in range(3)}
     half, quarter = SliceLayout((2,), ((0,), ())), SliceLayout((4,), ((0,), ()))
-    with pytest.raises(CheckpointError, match="contradict each other"):
+    with pytest.raises(CheckpointError, match="some slices overlap"):
         join_slices("w", (4, 4), specs, {0: half, 1: quarter, 2: quarter})
 
 
@@ -206,7 +206,7 @@ def test_copies_must_agree(run: Path, base: Path, tmp_path: Path, no_leftovers: 
     save_file(arrays | {"image_newline": arrays["image_newline"] + 1}, path)
     seen: list[tuple[int, int]] = []
     with pytest.raises(CheckpointError, match=r"image_newline: .*rank_3.* and .*rank_0.* hold different values"):
-        run_convert(run, tmp_path / "out", like=base, verify=True, progress=lambda *now: seen.append(now))
+        convert(run, tmp_path / "out", base_checkpoint=base, verify=True, progress=lambda *now: seen.append(now))
     assert seen[-1][0] < seen[-1][1] and no_leftovers() == []
     save_file(arrays | {"image_newline": arrays["image_newline"].astype(np.float16)}, path)
     refused(run, base, tmp_path, r"image_newline: the slices have different types \(F16, F32\)", no_leftovers)
@@ -244,34 +244,13 @@ def test_a_strategy_that_cannot_be(layout: SliceLayout, match: str, tmp_path: Pa
 
 
 def test_carried_tensors_come_from_the_base(run: Path, base: Path, tmp_path: Path) -> None:
-    run_convert(run, tmp_path / "out", like=base)
+    convert(run, tmp_path / "out", base_checkpoint=base)
     wanted = keymap.carried_tensors(open_checkpoint(base).architecture)
     assert open_checkpoint(tmp_path / "out").carried.keys() == wanted.keys()
-
-
-# ------------------------------------------------------------------------------------------------------------- protobuf
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=80))
-def test_any_message_is_read_or_refused(data: bytes) -> None:
-    try:
-        values = [value for _, value in read_fields(data)]
-        numbers = [n for value in values for n in ([value] if isinstance(value, int) else read_numbers(value, 1))]
-    except ValueError:
-        return
-    assert len(values) + sum(len(value) for value in values if not isinstance(value, int)) <= len(data)
-    assert len(numbers) <= len(data) and all(-(1 << 63) <= number < 1 << 63 for number in numbers)
 
 
 @pytest.mark.parametrize("damage", [b"\x0a\xff", b"\x1a\x02\x0a\x00", b"\x18\x05", b"\xff" * 12, b"PK\x03\x04"])
 def test_a_damaged_strategy_file(damage: bytes, tmp_path: Path) -> None:
     (tmp_path / "s.ckpt").write_bytes(damage)
-    with pytest.raises(CheckpointError, match="no strategy file of MindSpore"):
+    with pytest.raises(CheckpointError, match="not a strategy file of MindSpore"):
         read_strategy(tmp_path / "s.ckpt")
-
-
-def test_numbers_are_signed_and_may_be_packed() -> None:
-    packed = write_delimited(1, write_varint(5) + write_varint((1 << 64) - 1))
-    assert read_numbers(memoryview(packed), 1) == [5, -1]
-    assert list(read_fields(write_varint(2 << 3) + write_varint((1 << 64) - 3))) == [(2, -3)]
