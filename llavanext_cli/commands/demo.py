@@ -1,34 +1,37 @@
-"""`llavanext demo`: the whole path on a CPU, from drawn data to a model that answers."""
+"""`llavanext demo`: all steps on a CPU, from drawn data to a model that answers."""
 
 from __future__ import annotations
 
 import shlex
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llavanext_cli import console, options
 from llavanext_cli.errors import LlavaNextError
 
-SHOWN = 2
+if TYPE_CHECKING:
+    from llavanext_cli.demo.run import DemoReport
+
+EXAMPLES = 2
 """Answers of each kind that are printed."""
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--dir", help="Where everything goes; it must be empty.")] = Path(
+    folder: Annotated[Path, typer.Option("--dir", help="Folder for everything; it must be new or empty.")] = Path(
         "llavanext-demo"
     ),
-    quick: Annotated[bool, typer.Option("--quick", help="The same with hardly any data: shows that it runs.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="With little data: only shows that everything runs.")] = False,
     seed: options.Seed = 0,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an earlier demo.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Train a tiny model from scratch on pictures and clips drawn here, then ask it about new ones.
+    """Train a tiny model from scratch on generated images and videos, then ask it about new ones.
 
-    It runs mix, convert, train stage 2, train stage 3 and ask, as you would, in less than ten minutes of two cores, and
-    prints what the model answers beside what is right.
+    It runs mix, convert, train (stages 2 and 3) and ask as you would, in less than ten minutes on two cores, and prints
+    the model's answers beside the right ones.
 
     Example:
 
@@ -46,36 +49,39 @@ def demo(
             drawing.close()  # the commands show their own progress
             console.say(f"$ {line}")
 
-        progress = drawing.enter_context(console.progress("Drawing pictures and clips"))
+        progress = drawing.enter_context(console.progress("Drawing images and videos"))
         sizes = QUICK if quick else Sizes()
         report = run_demo(folder, sizes, seed, force=force, on_command=on_command, progress=progress)
     if json:
         console.out_json(report_to_dict(report.rows, report.commands, report.seconds))
     else:
-        shown = [s for row in report.rows for s in [a for a in report.answers if a.kind == row.kind][:SHOWN]]
-        console.table(
-            ["medium", "question", "expected", "answer"],
-            [[s.medium, s.question, s.expected, s.answer] for s in shown],
-        )
-        console.out()
-        console.table(
-            ["kind", "asked", "right", "accuracy", "best constant answer"],
-            [[row.kind, row.asked, row.right, f"{row.accuracy:.3f}", f"{row.constant:.3f}"] for row in report.rows],
-        )
-        console.out()
-        console.out(f"The commands that it ran, in {folder}:")
-        for line in report.commands:
-            console.out(f"  {line}")
-        console.say(f"{report.seconds:.0f} s; the figures are in {report.file}")
-        if quick:
-            console.say("With --quick a model learns next to nothing: the figures only show that everything runs.")
-        asked = next((answer for answer in report.answers if answer.kind == "position"), None)
-        if asked:
-            picture = folder / "data" / "test" / f"{asked.medium.removesuffix('-position')}.png"
-            model = folder / "runs" / "stage3" / "model"
-            words = ["llavanext", "ask", asked.question, "--image", str(picture), "--checkpoint", str(model)]
-            console.next_step(shlex.join(words))
+        _print(report, folder, quick)
     if not quick and (faults := find_shortfalls(report.rows)):
         raise LlavaNextError(
             "the model learned less than it should have", hint="please report this with report.json", details=faults
         )
+
+
+def _print(report: DemoReport, folder: Path, quick: bool) -> None:
+    examples = [s for row in report.rows for s in [a for a in report.answers if a.kind == row.kind][:EXAMPLES]]
+    console.table(
+        ["medium", "question", "expected", "answer"],
+        [[s.medium, s.question, s.expected, s.answer] for s in examples],
+    )
+    console.out()
+    console.table(
+        ["kind", "asked", "right", "accuracy", "best constant answer"],
+        [[row.kind, row.asked, row.right, f"{row.accuracy:.3f}", f"{row.constant:.3f}"] for row in report.rows],
+    )
+    console.out()
+    console.out(f"The commands that ran in {folder}:")
+    for line in report.commands:
+        console.out(f"  {line}")
+    console.say(f"{report.seconds:.0f} s; the figures are in {report.file}")
+    if quick:
+        console.say("With --quick a model learns almost nothing: the figures only show that everything runs.")
+    asked = next((answer for answer in report.answers if answer.kind == "position"), None)
+    if asked:
+        image = folder / "data" / "test" / f"{asked.medium.removesuffix('-position')}.png"
+        words = ["llavanext", "ask", asked.question, "--image", str(image)]
+        console.next_step(shlex.join([*words, "--checkpoint", str(folder / "runs" / "stage3" / "model")]))

@@ -1,7 +1,7 @@
-"""The demo's model before training: a Hugging Face folder with random weights, as one would download it.
+"""The demo's model before training: a Hugging Face folder with random weights, as if it was downloaded.
 
-The initial scales are chosen so that under a million weights learn in minutes: every matrix keeps the variance of what
-passes through it, and the tower's positions are as large as its patches, so that "where" is never drowned by "what".
+The initial scales let a model of under a million weights learn in minutes: every matrix keeps the variance of its
+input, and the tower's position embeddings are as large as its patch embeddings, so that positions are not lost.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def write_model(folder: Path, sentences: Iterable[str], seed: int) -> None:
     """Write the folder.
 
     Args:
-        folder: made here.
-        sentences: what the tokenizer learns its pieces from.
+        folder: must not exist.
+        sentences: the tokenizer is trained on them.
         seed: of the weights.
     """
     from safetensors.numpy import save_file
@@ -75,7 +75,7 @@ def initial_weight(name: str, shape: tuple[int, ...], rng: np.random.Generator) 
 
 
 def train_tokenizer(sentences: Iterable[str]) -> bytes:
-    """A SentencePiece model of `PIECES` pieces, set up as Llama's."""
+    """A SentencePiece model of `PIECES` pieces with Llama's settings."""
     import sentencepiece
 
     model = io.BytesIO()

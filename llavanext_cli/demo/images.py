@@ -1,23 +1,22 @@
-"""The demo's pictures: signs on a grey ground, and tags whose pattern is too fine for the base tile.
+"""The demo's images: signs on a grey ground, and tags whose pattern is too fine for the base tile.
 
-A picture is planned first (`plan_picture`, values only) and drawn after, so that the questions are asked of the plan
-and never of the pixels. There are three kinds:
+An image is planned first (`plan_image`, values only) and drawn later, so that questions and answers come from the plan
+and never from the pixels. There are three kinds:
 
     one sign                 several signs             a tag
 
     +---------+---------+    +---------+---------+     A sign is a coloured square with a black symbol. A tag's pattern
-    |         | +-----+ |    | +-----+ | +-----+ |     alternates every pixel, so squashing the picture to the base tile
+    |         | +-----+ |    | +-----+ | +-----+ |     alternates every pixel, so squashing the image to the base tile
     |         | |  +  | |    | |  o  | | |  #  | |     averages it to an even grey: only a tile at full resolution shows
-    |         | +-----+ |    | +-----+ | +-----+ |     which way the lines run. Tags are drawn only on pictures that the
+    |         | +-----+ |    | +-----+ | +-----+ |     which way the lines run. Tags are drawn only on images that the
     +---------+---------+    +---------+---------+     base tile halves on both sides.
     |         |         |    |         | +-----+ |
     |         |         |    |         | |  +  | |
     |         |         |    |         | +-----+ |
     +---------+---------+    +---------+---------+
 
-The shade of the ground varies, and no picture that is asked about is among those trained on (data.py sees to it). Of
-the tags, a quarter of the combinations of pattern and place is held out altogether (`is_held_out`): training never sees
-them, not even on another shade.
+The shade of the ground varies, and no image that is asked about is also trained on (see data.py). A quarter of the
+combinations of a tag's pattern and place is held out (`is_held_out`): training never sees them, on any shade.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ MOST_SIGNS = 4
 CELL = TILE // 2
 """Side of a sign or a tag, pixels: two by two patches."""
 GROUND_LEVELS = range(107, 124)
-"""Grey levels of the ground. The tower's normalisation takes them close to zero, so what stands on it stands out."""
+"""Grey levels of the ground. Normalisation makes them almost zero, so that signs stand out."""
 HELD_OUT_ONE_IN = 4
 
 SIZES = (
@@ -50,9 +49,9 @@ SIZES = (
     (TILE, 3 * TILE),
     (3 * TILE, TILE),
 )
-"""(height, width) of pictures: 1:1, 3:4, 4:3, 1:2, 2:1, 1:3 and 3:1."""
+"""(height, width) of images: 1:1, 3:4, 4:3, 1:2, 2:1, 1:3 and 3:1."""
 TAG_SIZE = SIZES[0]
-"""(height, width) of pictures with a tag: the base tile halves both sides."""
+"""(height, width) of images with a tag: the base tile halves both sides."""
 
 _TAG_GREY, _TAG_SWING, _TAG_RAMP = 128, 88, 4
 
@@ -76,8 +75,8 @@ class Tag:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """The plan of one picture: `size` is (height, width) in pixels; it has signs, or a tag, on a ground of one grey."""
+class ImagePlan:
+    """What one image shows: signs, or a tag, on a ground of one grey. `size` is (height, width) in pixels."""
 
     size: tuple[int, int]
     signs: tuple[Sign, ...]
@@ -85,48 +84,48 @@ class Picture:
     ground: int = 115
 
 
-def plan_picture(rng: random.Random, held_out: bool) -> Picture:
-    """Plan a picture to be asked about (`held_out`) or to train on.
+def plan_image(rng: random.Random, held_out: bool) -> ImagePlan:
+    """Plan an image to be asked about (`held_out`) or to train on.
 
-    Half have one sign, a quarter one to four, a quarter a tag. Every symbol, colour, quadrant, number and pattern is as
-    likely as the others, among held out tags too.
+    Half of the images have one sign, a quarter one to four, a quarter a tag. All symbols, colours, quadrants, numbers
+    and patterns are equally likely, also among the held-out tags.
     """
     kind = rng.choice(("one", "one", "several", "tag"))
     count = 0 if kind == "tag" else 1 if kind == "one" else rng.randint(1, MOST_SIGNS)
     while True:
-        picture = _plan_kind(rng, count)
-        if picture.tag is None or is_held_out(picture.tag) == held_out:
-            return picture
+        plan = _plan_kind(rng, count)
+        if plan.tag is None or is_held_out(plan.tag) == held_out:
+            return plan
 
 
 def is_held_out(tag: Tag) -> bool:
-    """Whether a tag is kept for questions: a Latin square over patterns and places, so that each is trained on."""
+    """Whether a tag is kept for questions: a Latin square, so that training sees each pattern and each place."""
     return (sum(tag.corner) // CELL + PATTERNS.index(tag.pattern)) % HELD_OUT_ONE_IN == 0
 
 
-def _plan_kind(rng: random.Random, count: int) -> Picture:
-    """A picture with `count` signs, or for 0 with a tag."""
+def _plan_kind(rng: random.Random, count: int) -> ImagePlan:
+    """An image with `count` signs, or with a tag for 0."""
     ground = rng.choice(GROUND_LEVELS)
     if count == 0:
         corner = pick_cell(rng, rng.choice(QUADRANTS), TAG_SIZE)
-        return Picture(TAG_SIZE, (), Tag(rng.choice(PATTERNS), corner), ground)
+        return ImagePlan(TAG_SIZE, (), Tag(rng.choice(PATTERNS), corner), ground)
     size = rng.choice(SIZES)
     signs = tuple(
         Sign(rng.choice(SYMBOLS), rng.choice(sorted(COLOURS)), quadrant, pick_cell(rng, quadrant, size))
         for quadrant in rng.sample(QUADRANTS, count)
     )
-    return Picture(size, signs, ground=ground)
+    return ImagePlan(size, signs, ground=ground)
 
 
-def draw_picture(picture: Picture) -> Image.Image:
-    """The picture as RGB, `picture.size` pixels."""
-    height, width = picture.size
-    image = Image.new("RGB", (width, height), (picture.ground,) * 3)
+def draw_image(plan: ImagePlan) -> Image.Image:
+    """The image as RGB, `plan.size` pixels."""
+    height, width = plan.size
+    image = Image.new("RGB", (width, height), (plan.ground,) * 3)
     draw = ImageDraw.Draw(image)
-    for sign in picture.signs:
+    for sign in plan.signs:
         draw_sign(draw, sign.symbol, sign.colour, sign.corner)
-    if picture.tag:
-        _draw_tag(image, picture.tag)
+    if plan.tag:
+        _draw_tag(image, plan.tag)
     return image
 
 
@@ -151,17 +150,15 @@ def draw_sign(draw: ImageDraw.ImageDraw, symbol: str, colour: str, corner: tuple
         draw.rectangle((x + 2, y + 9, x + 21, y + 14), fill=black)
     elif symbol == "triangle":
         draw.polygon(((x + 12, y + 2), (x + 2, y + 21), (x + 21, y + 21)), fill=black)
-    elif symbol == "bars":
+    else:  # bars
         draw.rectangle((x + 3, y + 3, x + 8, y + 20), fill=black)
         draw.rectangle((x + 15, y + 3, x + 20, y + 20), fill=black)
-    else:
-        raise ValueError(f"no such symbol: {symbol}")
 
 
 def _draw_tag(image: Image.Image, tag: Tag) -> None:
     """A pattern is the product of two signals along y and x: one that alternates every pixel, and one that alternates
-    every second pixel, half a step out. Both are odd around the middle of every even pair of pixels, so an even filter
-    that halves either side (bicubic is one) takes the product to zero. It swings less near the tag's border, where the
+    every second pixel, half a step out. Both are odd around the middle of every even pair of pixels, so that an even
+    filter that halves either side, such as bicubic, gives zero. The contrast falls near the tag's border, where the
     filter also sees the ground."""
     pixels = image.load()
     top, left = tag.corner
