@@ -140,20 +140,11 @@ def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def _write(request: ConvertRequest, plan: Plan, companions: Path, progress: Progress | None) -> tuple[str, ...]:
     """Write the folder, with `verify` after a look at what is read; returns the names of the files of weights."""
     stored: Entries = {}
-    copies = plan.copies if request.verify else ()
     if request.verify and request.to == "hf" and request.base_checkpoint is None:
         manifest = read_object(request.sources[0] / MANIFEST)
         stored = manifest["tensors"] | manifest["carried"]
     passes = bool(stored) + 1 + request.verify
-    total = passes * plan.nbytes + sum(piece.nbytes for _, pieces in copies for piece in pieces)
-    with Stream(total, progress) as stream:
-        for name, pieces in copies:
-            digests = [digest_pieces((piece,), stream) for piece in pieces]
-            if other := next((i for i, digest in enumerate(digests) if digest != digests[0]), 0):
-                raise CheckpointError(
-                    f"{name}: {pieces[other].path} and {pieces[0].path} hold different values for the same part",
-                    "The ranks have diverged: train again, or name a run whose ranks agree.",
-                )
+    with Stream(passes * plan.nbytes, progress) as stream:
         _verify(request.sources[0], stored, stream, "its manifest", "Convert or train it again.")
         with new_folder(request.destination) as partial:
             copy_companions(companions, partial)

@@ -7,7 +7,7 @@ once with its exact shape. Otherwise there is no plan, but an error with all the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from llavanext_cli.weights.dtypes import copy_tensor, source_piece
 from llavanext_cli.weights.hf_names import CLIP_SCHEMES, HUB, LLAMA_SCHEMES, SCHEMES, detect_scheme
 from llavanext_cli.weights.readers import read_folder
 from llavanext_cli.weights.slices import SlicedTensor
-from llavanext_cli.weights.tensors import LISTED, WEIGHT_DTYPES, FileRange, PlannedTensor, TensorSpec
+from llavanext_cli.weights.tensors import LISTED, WEIGHT_DTYPES, PlannedTensor, TensorSpec
 from llavanext_cli.weights.untrusted import short
 
 PART_SCHEMES = {"vision": CLIP_SCHEMES, "language": LLAMA_SCHEMES}
@@ -37,7 +37,6 @@ class Plan:
         naming: name of the source's naming scheme.
         notes: what the user should beware of.
         facts: what the user may want to know.
-        copies: name and places of slices that were saved several times and must be equal; one of them is used.
         files: name → content of JSON files that are written in place of the source's.
     """
 
@@ -47,7 +46,6 @@ class Plan:
     naming: str = ""
     notes: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
-    copies: tuple[tuple[str, tuple[FileRange, ...]], ...] = ()
     files: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -92,9 +90,7 @@ class _Faults:
 
 def plan_folder(source: Path, architecture: Architecture, part: str | None = None, remarks: Sequence[str] = ()) -> Plan:
     """`plan_import` of all the weights in a folder."""
-    left_out: list[tuple[str, str]] = []
-    plan = plan_import(read_folder(source, left_out), architecture, str(source), part, remarks)
-    return replace(plan, dropped=(*plan.dropped, *left_out))
+    return plan_import(read_folder(source), architecture, str(source), part, remarks)
 
 
 def plan_import(

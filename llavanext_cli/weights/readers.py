@@ -55,23 +55,16 @@ def read_safetensors_header(path: str | Path) -> dict[str, TensorSpec]:
     return specs
 
 
-def read_folder(folder: str | Path, left_out: list[tuple[str, str]] | None = None) -> dict[str, TensorSpec]:
+def read_folder(folder: str | Path) -> dict[str, TensorSpec]:
     """Read the headers of all weights of a folder: safetensors if there are any, else torch's pickles.
-
-    Args:
-        left_out: gets (name, reason) of what the files hold beside the weights.
 
     Raises:
         CheckpointError: there are none, a shard is missing or outside the folder, or index and shards disagree.
     """
     folder = Path(folder)
-
-    def read_torch(path: Path) -> dict[str, TensorSpec]:
-        return read_torch_header(path, left_out)
-
     for index_name, pattern, read in (
         ("model.safetensors.index.json", "*.safetensors", read_safetensors_header),
-        ("pytorch_model.bin.index.json", "pytorch_model*.bin", read_torch),
+        ("pytorch_model.bin.index.json", "pytorch_model*.bin", read_torch_header),
     ):
         if (folder / index_name).is_file():
             return _read_indexed(folder / index_name, read)

@@ -70,14 +70,12 @@ class SlicedTensor:
 
     Attributes:
         parts: boxes that tile it, in order, each with the place of its bytes.
-        copies: slices of the same box, which must be equal; the first of each is among the parts.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     parts: tuple[tuple[Box, TensorSpec], ...]
-    copies: tuple[tuple[TensorSpec, ...], ...] = ()
 
     @classmethod
     def of_one(cls, spec: TensorSpec) -> SlicedTensor:
@@ -134,7 +132,7 @@ def join_slices(
         CheckpointError: a slice has another shape than its layout implies, the slices leave a part open or overlap, or
             they have different types.
     """
-    parts: dict[Box, list[TensorSpec]] = {}
+    parts: dict[Box, TensorSpec] = {}
     for rank, spec in sorted(slices.items()):
         layout = layouts.get(rank)
         try:
@@ -150,7 +148,7 @@ def join_slices(
                 f"{name}: rank {rank} holds {list(spec.shape)}, and its strategy says {list(lengths)}",
                 "Name a folder with rank_*/ and the strategy files of one run.",
             )
-        parts.setdefault(box, []).append(spec)  # ranks that hold the same box are copies of each other
+        parts.setdefault(box, spec)  # ranks that hold the same box are copies of each other
     check_tiling(name, shape, parts, "Copy the folders of all ranks of one run into one place first.")
     dtypes = sorted({spec.dtype for spec in slices.values()})
     if len(dtypes) > 1:
@@ -158,9 +156,7 @@ def join_slices(
             f"{name}: the slices have different types ({', '.join(dtypes)})",
             "Name a folder that holds the slices of one run alone.",
         )
-    ordered = sorted(parts.items(), key=lambda part: part[0])
-    copies = tuple(tuple(same) for _, same in ordered if len(same) > 1)
-    return SlicedTensor(name, dtypes[0], shape, tuple((box, same[0]) for box, same in ordered), copies)
+    return SlicedTensor(name, dtypes[0], shape, tuple(sorted(parts.items(), key=lambda part: part[0])))
 
 
 def check_tiling(name: str, shape: tuple[int, ...], boxes: Collection[Box], hint: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from llavanext_cli.config.architecture import TEXT_MODEL_TYPES, Architecture, load_architecture
 from llavanext_cli.config.defaults import name_defaults
@@ -21,7 +19,7 @@ from llavanext_cli.weights.plan import Plan, plan_export, plan_folder
 from llavanext_cli.weights.ranks import find_ranks, read_distributed
 from llavanext_cli.weights.request import ConvertRequest
 from llavanext_cli.weights.slices import SlicedTensor
-from llavanext_cli.weights.tensors import FileRange, PlannedTensor
+from llavanext_cli.weights.tensors import PlannedTensor
 from llavanext_cli.weights.untrusted import read_object
 
 
@@ -79,11 +77,6 @@ def _plan_ranks(source: Path, base_checkpoint: Path, to: str) -> tuple[Plan, Arc
     """Merge the slices of a distributed run; what is not trained comes from the checkpoint it began with."""
     base = open_checkpoint(base_checkpoint)
     run = read_distributed(source, keymap.expected_parameters(base.architecture))
-    copies = tuple(
-        (name, tuple(FileRange(spec.path, spec.offset, spec.nbytes) for spec in same))
-        for name, tensor in run.parameters.items()
-        for same in tensor.copies
-    )
     if to == "hf":
         plan = plan_export(run.parameters, base.carried, base.architecture, str(source))
     else:
@@ -93,7 +86,7 @@ def _plan_ranks(source: Path, base_checkpoint: Path, to: str) -> tuple[Plan, Arc
         )
         carried = tuple(copy_tensor(spec, name, "carried") for name, spec in base.carried.items())
         plan = Plan(tensors, carried, naming="ranks")
-    plan = replace(plan, dropped=run.dropped, facts=(run.step,), copies=copies)
+    plan = replace(plan, dropped=run.dropped, facts=(run.step,))
     return plan, base.architecture, base_checkpoint
 
 
@@ -107,30 +100,13 @@ def check_vocabulary(folder: Path, rows: int) -> None:
     Raises:
         CheckpointError: an id has no row.
     """
-    ids = {"added_tokens.json": _greatest(read_object(folder / "added_tokens.json").values())}
+    added = read_object(folder / "added_tokens.json").values()
+    ids = {"added_tokens.json": max((number for number in added if is_int(number)), default=-1)}
     if (folder / "tokenizer.model").is_file():
         ids["tokenizer.model"] = load_tokenizer(folder).size - 1
-    elif (folder / "tokenizer.json").is_file():
-        ids["tokenizer.json"] = _greatest(_ids_of(read_object(folder / "tokenizer.json")))
     for name, greatest in ids.items():
         if greatest >= rows:
             raise CheckpointError(
                 f"{folder}: the vocabulary has {rows} rows, and the tokenizer ({name}) uses id {greatest}",
                 "Tokenizer and weights come from different models; fetch both from the same place.",
             )
-
-
-def _ids_of(fast: Mapping[str, Any]) -> Iterator[Any]:
-    """The ids in a tokenizer.json: of its vocabulary, name → id or a list in their order, and of added tokens."""
-    model, added = fast.get("model"), fast.get("added_tokens")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, dict):
-        yield from vocabulary.values()
-    elif isinstance(vocabulary, list):
-        yield len(vocabulary) - 1
-    for token in added if isinstance(added, list) else ():
-        yield token.get("id") if isinstance(token, dict) else None
-
-
-def _greatest(ids: Iterable[Any]) -> int:
-    return max((number for number in ids if is_int(number)), default=-1)

@@ -35,7 +35,6 @@ AXES_LIMIT = 8
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
 NO_WEIGHTS = "Name a folder with *.safetensors or *.bin weights."
-BESIDE = "saved beside state_dict, which alone holds the model"
 SAVE_AGAIN = "Save the model as safetensors with the program that wrote it."
 
 Places = Mapping[str, tuple[int, int]]
@@ -192,11 +191,8 @@ def load_pickle(file: BinaryIO, path: Path) -> Any:
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def read_torch_header(path: str | Path, left_out: list[tuple[str, str]] | None = None) -> dict[str, TensorSpec]:
+def read_torch_header(path: str | Path) -> dict[str, TensorSpec]:
     """Find the tensors of a file that torch.save wrote from a state dict.
-
-    Args:
-        left_out: gets (name, reason) of what a trainer saved beside the state dict.
 
     Returns:
         Name → where its bytes are, in the dictionary's order.
@@ -212,20 +208,12 @@ def read_torch_header(path: str | Path, left_out: list[tuple[str, str]] | None =
             state, places = (_read_zip if zipped else _read_legacy)(file, path)
     except OSError as error:
         raise cannot_read(path, error) from error
-    others = [str(key) for key in state if key != "state_dict"] if _is_wrapped(state) else []
-    if others and left_out is not None:
-        left_out.append((f"{path.name}: {short(', '.join(others))}", BESIDE))
-    return {name: _locate(path, name, tensor, places) for name, tensor in _tensors(path, state).items()}
+    return {name: _locate(path, name, tensor, places) for name, tensor in state.items()}
 
 
-def _is_wrapped(state: Any) -> bool:
-    return isinstance(state, dict) and isinstance(state.get("state_dict"), dict)
-
-
-def _tensors(path: Path, state: Any) -> dict[str, _StoredTensor]:
-    """The entries of a state dict, also when a trainer wrapped it as {"state_dict": …}."""
-    if _is_wrapped(state):
-        state = state["state_dict"]
+def _load_state(file: BinaryIO, path: Path) -> dict[str, _StoredTensor]:
+    """The pickle of a state dict."""
+    state = load_pickle(file, path)
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{path}: not a dictionary of tensors", NO_WEIGHTS)
     for name, value in state.items():
@@ -263,7 +251,7 @@ def _is_contiguous(tensor: _StoredTensor) -> bool:
     return True
 
 
-def _read_zip(file: BinaryIO, path: Path) -> tuple[Any, Places]:
+def _read_zip(file: BinaryIO, path: Path) -> tuple[dict[str, _StoredTensor], Places]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = {info.filename: _place_member(file, info) for info in archive.infolist()}
@@ -279,7 +267,7 @@ def _read_zip(file: BinaryIO, path: Path) -> tuple[Any, Places]:
         file.seek(members[f"{prefix}byteorder"][0])
         _check_byte_order(path, file.read(6) == b"little")
     file.seek(members[pickles[0]][0])
-    state = load_pickle(file, path)
+    state = _load_state(file, path)
     data = f"{prefix}data/"
     return state, {name.removeprefix(data): place for name, place in members.items() if name.startswith(data)}
 
@@ -301,7 +289,7 @@ def _check_byte_order(path: Path, little: bool) -> None:
         raise CheckpointError(f"{path}: written on a big-endian machine, which is not supported", SAVE_AGAIN)
 
 
-def _read_legacy(file: BinaryIO, path: Path) -> tuple[Any, Places]:
+def _read_legacy(file: BinaryIO, path: Path) -> tuple[dict[str, _StoredTensor], Places]:
     if file.read(1) != b"\x80":
         raise CheckpointError(f"{path}: neither a torch archive nor a pickle of torch", NO_WEIGHTS)
     file.seek(0)
@@ -309,8 +297,8 @@ def _read_legacy(file: BinaryIO, path: Path) -> tuple[Any, Places]:
         raise CheckpointError(f"{path}: a pickle, but not one that torch.save wrote of a model", NO_WEIGHTS)
     system = load_pickle(file, path)
     _check_byte_order(path, not isinstance(system, dict) or system.get("little_endian") is not False)
-    state, keys = load_pickle(file, path), load_pickle(file, path)
-    sizes = {t.storage.key: DTYPE_BYTES[t.storage.dtype] for t in _tensors(path, state).values()}
+    state, keys = _load_state(file, path), load_pickle(file, path)
+    sizes = {t.storage.key: DTYPE_BYTES[t.storage.dtype] for t in state.values()}
     if not isinstance(keys, list) or not all(isinstance(key, str) and key in sizes for key in keys):
         raise CheckpointError(f"{path}: the list of storages is damaged", REFETCH)
     size, places = os.fstat(file.fileno()).st_size, {}

@@ -306,21 +306,6 @@ def test_a_tokenizer_with_more_ids_than_rows(
     fails(hf_folder, tmp_path, r"64 rows, and the tokenizer \(tokenizer\.model\) uses id \d\d\d", no_leftovers)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"model": {"vocab": {"a": 3, "b": 64}}},
-        {"model": {"vocab": [["a", 0.0]] * 65}},
-        {"model": {"vocab": {}}, "added_tokens": [{"id": 64}, {"content": "b"}, 3]},
-    ],
-)
-def test_a_tokenizer_json_alone_with_more_ids_than_rows(
-    content: dict, hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers
-) -> None:
-    (hf_folder / "tokenizer.json").write_text(json.dumps(content))
-    fails(hf_folder, tmp_path, r"64 rows, and the tokenizer \(tokenizer\.json\) uses id 64", no_leftovers)
-
-
 def test_names_in_a_file_are_short_and_printable_in_errors(
     make_hf: MakeHf, hub_tensors: dict, tmp_path: Path, no_leftovers: Leftovers
 ) -> None:

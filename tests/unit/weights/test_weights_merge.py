@@ -199,15 +199,9 @@ def test_slices_that_contradict_each_other(tmp_path: Path) -> None:
         join_slices("w", (4, 4), specs, {0: half, 1: quarter, 2: quarter})
 
 
-def test_copies_must_agree(run: Path, base: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
-    """Types are compared always; bytes with --verify, since that reads what all ranks have saved."""
+def test_slices_of_different_types(run: Path, base: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
     path = run / "checkpoint" / "rank_3" / "tiny_rank_3-1_20.safetensors"
     arrays = load_file(path)
-    save_file(arrays | {"image_newline": arrays["image_newline"] + 1}, path)
-    seen: list[tuple[int, int]] = []
-    with pytest.raises(CheckpointError, match=r"image_newline: .*rank_3.* and .*rank_0.* hold different values"):
-        convert(run, tmp_path / "out", base_checkpoint=base, verify=True, progress=lambda *now: seen.append(now))
-    assert seen[-1][0] < seen[-1][1] and no_leftovers() == []
     save_file(arrays | {"image_newline": arrays["image_newline"].astype(np.float16)}, path)
     refused(run, base, tmp_path, r"image_newline: the slices have different types \(F16, F32\)", no_leftovers)
 

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights.dtypes import source_piece
-from llavanext_cli.weights.readers import read_folder
 from llavanext_cli.weights.stream import Stream
-from llavanext_cli.weights.torch_reader import BESIDE, load_pickle, read_torch_header
+from llavanext_cli.weights.torch_reader import load_pickle, read_torch_header
 
 torch = pytest.importorskip("torch")
 both_formats = pytest.mark.parametrize("zipped", [True, False], ids=["archive", "legacy"])
@@ -67,7 +66,7 @@ def sample_tensors() -> dict[str, torch.Tensor]:
 
 
 @both_formats
-@pytest.mark.parametrize("wrap", [dict, OrderedDict, lambda d: {"state_dict": d}], ids=["dict", "ordered", "wrapped"])
+@pytest.mark.parametrize("wrap", [dict, OrderedDict])
 def test_what_torch_saves_is_read(zipped: bool, wrap: type, tmp_path: Path) -> None:
     tensors = sample_tensors()
     path = save(wrap(tensors), tmp_path / "x.bin", zipped)
@@ -81,14 +80,6 @@ def test_the_state_of_a_module_has_metadata(zipped: bool, protocol: int, tmp_pat
     state = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4)).state_dict()
     assert hasattr(state, "_metadata")
     assert read_bytes(save(state, tmp_path / "x.bin", zipped, protocol)) == {n: bytes_of(t) for n, t in state.items()}
-
-
-def test_what_a_trainer_saved_beside_is_named(tmp_path: Path) -> None:
-    state = {"state_dict": {"w": torch.zeros(2)}, "ema_state_dict": {"w": torch.ones(2)}, "epoch": 3}
-    save(state, tmp_path / "pytorch_model.bin")
-    left_out: list[tuple[str, str]] = []
-    assert read_folder(tmp_path, left_out).keys() == {"w"}
-    assert left_out == [("pytorch_model.bin: ema_state_dict, epoch", BESIDE)]
 
 
 # ----------------------------------------------------------------------------------------------------- hostile pickles
