@@ -8,9 +8,9 @@ and deleted while the next one arrives. Ours are the errors, and the wait when a
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -27,7 +27,8 @@ from llavanext_cli.fetching.network import (
     check_redirect,
     check_token,
     explain_status,
-    explained,
+    explain_stranger,
+    explain_unreachable,
 )
 from llavanext_cli.fetching.registry import DATASET, HUB, Place, near_names
 from llavanext_cli.fetching.remote import Listing, Origin, RemoteFile
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
 T = TypeVar("T")
-CONSISTENCY = "Consistency check failed"
-"""How huggingface_hub's error begins when a file has not the size that its server announced."""
 
 
 class Hub:
@@ -81,9 +80,9 @@ class Hub:
             return commit or "", [entry for entry in entries if isinstance(entry, RepoFile)]
 
         try:
-            commit, entries = self._patiently(ask, place, requested, progress=lambda: 0)
+            commit, entries = self._patiently(ask, place, f"{place.repo} at revision {requested}")
         except (KeyError, TypeError, AttributeError, ValueError) as fault:  # of its reader of the answer's JSON
-            raise self._strange() from cause_of(fault)
+            raise explain_stranger(self.host, HUB) from cause_of(fault)
         files = []
         for entry in entries:
             digest = entry.lfs.sha256 if entry.lfs else ""
@@ -116,50 +115,37 @@ class Hub:
                 origin.repo, origin.path, local_dir=stage, library_name="llavanext", etag_timeout=self.timeout, **where
             )
 
-        return Path(self._patiently(get, place, origin.revision, progress=lambda: size_on_disk(stage), stage=stage))
+        what = f"{origin.path} of {origin.repo}"
+        return Path(self._patiently(get, place, what, lambda: size_on_disk(stage)))
 
-    # -------------------------------------------------------------------------------------------------------- retrying
-
-    def _patiently(
-        self, call: Callable[[], T], place: Place, revision: str, progress: Callable[[], int], stage: Path | None = None
-    ) -> T:
-        """Call until it succeeds, or has failed `retries` times in a row without any progress (bytes)."""
+    def _patiently(self, call: Callable[[], T], place: Place, what: str, arrived: Callable[[], int] = lambda: 0) -> T:
+        """Call until it succeeds, or has failed `retries` times in a row without more bytes having `arrived`."""
         failures = 0
         while True:
-            before = progress()
+            before = arrived()
             try:
                 return call()
             except LlavaNextError:
                 raise
-            except (OSError, RuntimeError) as raised:  # requests' family is of OSError; hf_xet raises RuntimeError
-                fault = _root_of(raised)
-                if _is_inconsistent(fault) and stage is not None:
-                    shutil.rmtree(stage)  # longer than the file on the server, or a wrong part of it
-                    failures += 1
-                else:
-                    failures = 0 if progress() > before else failures + 1
+            except (OSError, RuntimeError) as raised:  # requests' errors are OSErrors; hf_xet raises RuntimeError
+                if isinstance(raised, OSError) and raised.errno is not None:  # of the disk
+                    raise
+                # "Not in the cache either" is said of every failure before a download; its cause is the failure.
+                fault = raised.__cause__ if isinstance(raised, FileNotFoundError) and raised.__cause__ else raised
+                failures = 0 if arrived() > before else failures + 1
                 pause = _pause(fault, failures)
                 if pause is None or failures > self.retries:
-                    explanation = self._explain(fault, place, revision)
-                    if explanation is None:
-                        raise
-                    raise explanation from cause_of(fault)
+                    raise self._explain(fault, place, what) from cause_of(fault)
                 time.sleep(pause)
 
-    # ---------------------------------------------------------------------------------------------------------- errors
-
-    def _explain(self, fault: BaseException, place: Place, revision: str) -> LlavaNextError | None:
-        """What huggingface_hub raised, in our words; None when it is a fault of the disk."""
+    def _explain(self, fault: BaseException, place: Place, what: str) -> LlavaNextError:
+        """What huggingface_hub raised when it was asked for `what`, in our words."""
         from huggingface_hub import errors
 
         if isinstance(fault, errors.GatedRepoError):
             return FetchError(
                 f"{place.repo} is gated: its owner wants its terms accepted first",
                 f"Log in, accept them at {self._page(place)}, and set HF_TOKEN to a token of that account.",
-            )
-        if isinstance(fault, errors.RevisionNotFoundError):
-            return FetchError(
-                f"{place.repo} has no revision {revision!r}", f"Its branches and tags: {self._page(place)}/tree/main"
             )
         if isinstance(fault, errors.RepositoryNotFoundError):
             private = "" if self.has_token else " If it is private, set HF_TOKEN."
@@ -170,42 +156,20 @@ class Hub:
             )
         if isinstance(fault, errors.OfflineModeIsEnabled):
             return UnreachableError("HF_HUB_OFFLINE is set, so nothing can be fetched", "Unset HF_HUB_OFFLINE.")
-        if isinstance(fault, errors.LocalEntryNotFoundError | errors.FileMetadataError | requests.JSONDecodeError):
-            return self._strange()
-        if isinstance(fault, errors.EntryNotFoundError):
-            return FetchError(
-                f"{place.repo} does not have the file or folder at revision {revision[:12]} (HTTP 404)",
-                "Try another --revision.",
-            )
+        if isinstance(fault, FileNotFoundError | errors.FileMetadataError | requests.JSONDecodeError):
+            return explain_stranger(self.host, HUB)
         if isinstance(fault, requests.HTTPError) and fault.response is not None:
             answer = fault.response
             if answer.status_code == 401:
                 return FetchError(f"{self.host} rejects the token (HTTP 401)", "Make a new one and set HF_TOKEN.")
             host = urlsplit(answer.url).hostname
-            return explain_status(answer.status_code, place.repo, host, answer.headers.get("Retry-After", ""))
-        if isinstance(fault, requests.exceptions.ChunkedEncodingError) or _is_inconsistent(fault):
-            return FetchError(
-                f"{self.host} does not deliver a file of {place.repo}: the connection breaks",
-                f"{RESUME} A slow line needs a larger --timeout.",
-            )
-        if isinstance(fault, requests.RequestException) or "certificate" in str(fault):
-            try:
-                with explained(self.endpoint):
-                    raise fault
-            except LlavaNextError as told:
-                return told
-        if isinstance(fault, RuntimeError) or getattr(fault, "errno", None) is None:  # hf_xet's, from Rust
-            reason = (str(fault).splitlines() or [""])[0][:200]
-            return FetchError(
-                f"the xet storage of {self.host} does not deliver a file of {place.repo}: {reason}",
-                "Set HF_HUB_DISABLE_XET=1 to download over plain HTTP.",
-            )
-        return None
-
-    def _strange(self) -> FetchError:
+            return explain_status(answer.status_code, what, host, answer.headers.get("Retry-After", ""))
+        if isinstance(fault, requests.RequestException):
+            return explain_unreachable(fault, self.endpoint)
+        reason = (str(fault).splitlines() or [""])[0][:200]
         return FetchError(
-            f"{self.host} does not answer as a Hub does",
-            "Check --endpoint and HF_ENDPOINT. A login page or a proxy may be answering in its place.",
+            f"{self.host} does not deliver {what}: {reason}",
+            f"{RESUME} If that does not help, HF_HUB_DISABLE_XET=1 avoids the Hub's xet storage.",
         )
 
     def _page(self, place: Place) -> str:
@@ -216,33 +180,18 @@ def size_on_disk(folder: Path) -> int:
     """Bytes that have arrived in a staging folder; xet writes files with holes."""
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with suppress(FileNotFoundError):  # renamed meanwhile
             total += path.stat().st_blocks * 512 if path.is_file() else 0
-        except FileNotFoundError:  # renamed meanwhile
-            continue
     return total
-
-
-def _root_of(fault: BaseException) -> BaseException:
-    """huggingface_hub says "not in the cache either" of every failure before a download; its cause is the failure."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    return fault.__cause__ if isinstance(fault, LocalEntryNotFoundError) and fault.__cause__ else fault
-
-
-def _is_inconsistent(fault: BaseException) -> bool:
-    status = getattr(getattr(fault, "response", None), "status_code", None)
-    return status == 416 or str(fault).startswith(CONSISTENCY)
 
 
 def _pause(fault: BaseException, failures: int) -> float | None:
     """Seconds until the next attempt; None when another one would not help."""
-    pause = float(min(2 ** max(0, failures - 1), 30)) if failures else 0.0
+    pause = float(min(2 ** (failures - 1), 30)) if failures else 0.0
     response = getattr(fault, "response", None)
     if response is not None and response.status_code in BUSY:
         asked = response.headers.get("Retry-After", "")
         pause = float(asked) if asked.isdecimal() else pause
         return pause if pause <= LONGEST_WAIT else None
-    if isinstance(fault, requests.exceptions.ChunkedEncodingError) or _is_inconsistent(fault):
-        return pause
-    return None  # huggingface_hub has tried again itself where that makes sense
+    # huggingface_hub has tried again itself after other errors, where that makes sense.
+    return pause if isinstance(fault, requests.exceptions.ChunkedEncodingError) else None

@@ -12,19 +12,37 @@ A file's entry has Path, Size, Type ("blob" or "tree") and, for all but the smal
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+import msgspec
 import requests
 
 from llavanext_cli.errors import FetchError
-from llavanext_cli.fetching.network import check_token, explain_status, explained
+from llavanext_cli.fetching.network import check_token, explain_status, explain_stranger, explained
 from llavanext_cli.fetching.registry import DATASET, MODELSCOPE, Place, near_names
 from llavanext_cli.fetching.remote import Listing, Origin, RemoteFile
 
 PAGE = 100
 MOST_PAGES = 10_000
+
+
+class _File(msgspec.Struct):
+    Path: str
+    Type: str = ""
+    Size: int | None = None
+    Sha256: str | None = None
+
+
+class _Data(msgspec.Struct):
+    Id: int = 0
+    Files: list[_File] | None = None
+
+
+class _Answer(msgspec.Struct):
+    Code: int = 0
+    Message: str = ""
+    Data: Any = None
 
 
 class ModelScope:
@@ -52,81 +70,52 @@ class ModelScope:
             UnreachableError: no answer.
         """
         revision = revision or place.revision or "master"
-        prefix = f"{place.folder}/" if place.folder else ""
         files = []
         for entry in self._dataset(place, revision) if place.kind == DATASET else self._model(place, revision):
-            try:
-                path, kind, size = entry["Path"], entry.get("Type"), entry.get("Size")
-                digest = str(entry.get("Sha256") or "").lower()
-            except (TypeError, KeyError, AttributeError):
-                raise self._strange() from None
-            if kind == "tree" or not path.startswith(prefix):
+            path = entry.Path.removeprefix(f"{place.folder}/") if place.folder else entry.Path
+            if entry.Type == "tree" or (place.folder and path == entry.Path):
                 continue
-            origin = Origin(MODELSCOPE, place.repo, place.kind, revision, path)
-            known = re.fullmatch(r"[0-9a-f]{64}", digest)
-            files.append(
-                RemoteFile(
-                    path.removeprefix(prefix),
-                    origin,
-                    size=size if isinstance(size, int) else None,
-                    sha256=digest if known else "",
-                )
-            )
+            origin = Origin(MODELSCOPE, place.repo, place.kind, revision, entry.Path)
+            files.append(RemoteFile(path, origin, entry.Size, (entry.Sha256 or "").lower()))
         return Listing(MODELSCOPE, f"{self.endpoint}/{place.kind}s/{place.repo}", revision, revision, tuple(files))
 
-    def _model(self, place: Place, revision: str) -> list[Any]:
+    def _model(self, place: Place, revision: str) -> list[_File]:
         query = urlencode({"Revision": revision, "Recursive": "True"})
-        return self._files(self._get(f"/api/v1/models/{quote(place.repo)}/repo/files?{query}", place, revision))
+        return self._get(f"/api/v1/models/{quote(place.repo)}/repo/files?{query}", place, revision).Files or []
 
-    def _dataset(self, place: Place, revision: str) -> list[Any]:
-        number = self._get(f"/api/v1/datasets/{quote(place.repo)}", place, revision).get("Id")
-        entries: list[Any] = []
+    def _dataset(self, place: Place, revision: str) -> list[_File]:
+        number = self._get(f"/api/v1/datasets/{quote(place.repo)}", place, revision).Id
+        query = urlencode({"Revision": revision, "Root": "/", "Recursive": "True", "PageSize": PAGE})
+        files: list[_File] = []
         for page in range(1, MOST_PAGES):
-            query = urlencode(
-                {"Revision": revision, "Root": "/", "Recursive": "True", "PageNumber": page, "PageSize": PAGE}
-            )
-            found = self._files(self._get(f"/api/v1/datasets/{number}/repo/tree?{query}", place, revision))
-            entries += found
+            path = f"/api/v1/datasets/{number}/repo/tree?{query}&PageNumber={page}"
+            found = self._get(path, place, revision).Files or []
+            files += found
             if len(found) < PAGE:
                 break
-        return entries
+        return files
 
-    def _get(self, path: str, place: Place, revision: str) -> dict[str, Any]:
+    def _get(self, path: str, place: Place, revision: str) -> _Data:
         """The "Data" of an answer."""
         with explained(self.endpoint):
             response = self.session.get(self.endpoint + path, timeout=self.timeout)
         try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        code = answer.get("Code") if isinstance(answer, dict) else None
-        if 404 in (response.status_code, code):
+            answer = msgspec.json.decode(response.content, type=_Answer)
+        except msgspec.MsgspecError:
+            answer = _Answer()
+        if 404 in (response.status_code, answer.Code):
             raise FetchError(
                 f"{self.host} has no {place.kind} {place.repo} at revision {revision!r}",
                 near_names(place.repo, MODELSCOPE) or "Names differ between ModelScope and the Hub: look it up there.",
             )
         if response.status_code != 200:
             raise explain_status(response.status_code, place.repo, self.host, response.headers.get("Retry-After", ""))
-        if code is None:
-            raise self._strange()
-        if code != 200:
-            said = str(answer.get("Message", ""))[:200].replace("\n", " ")
+        if answer.Code not in (0, 200):
             raise FetchError(
-                f"{self.host} refuses {place.repo} (code {code}): {said}",
+                f"{self.host} refuses {place.repo} (code {answer.Code}): {answer.Message[:200]}",
                 f"See {self.endpoint}/{place.kind}s/{place.repo}.",
             )
-        if not isinstance(answer.get("Data"), dict):
-            raise self._strange()
-        return answer["Data"]
-
-    def _files(self, data: dict[str, Any]) -> list[Any]:
-        files = data.get("Files") or []
-        if not isinstance(files, list):
-            raise self._strange()
-        return files
-
-    def _strange(self) -> FetchError:
-        return FetchError(
-            f"{self.host} does not answer as ModelScope does",
-            "Check --endpoint and MODELSCOPE_DOMAIN. A login page or a proxy may be answering in its place.",
-        )
+        try:
+            return msgspec.convert(answer.Data, _Data)
+        except msgspec.ValidationError as fault:
+            raise explain_stranger(self.host, MODELSCOPE) from fault

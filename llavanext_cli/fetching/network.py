@@ -150,6 +150,8 @@ def explain_unreachable(fault: requests.RequestException, url: str) -> Unreachab
         )
     if isinstance(fault, requests.exceptions.InvalidSchema) and "SOCKS" in text:
         return UnreachableError("a SOCKS proxy is set, and its Python package is missing", "Run `pip install pysocks`.")
+    if isinstance(fault, requests.exceptions.ChunkedEncodingError):
+        return UnreachableError(f"{host} does not finish its answer: the connection breaks", f"{RESUME} {ELSEWHERE}")
     if isinstance(fault, requests.exceptions.SSLError):
         return UnreachableError(
             f"the certificate of {host} is not trusted",
@@ -180,6 +182,15 @@ def explain_status(status: int, what: str, host: str | None, retry_after: str = 
         more = " Fewer --jobs, or a token (HF_TOKEN), help against a limit." if status == 429 else ""
         return FetchError(f"{host} is busy (HTTP {status}){wait}: {what}", f"Try later: the command resumes.{more}")
     return FetchError(f"{host} answers HTTP {status} for {what}", "Try later, or use another --source or --endpoint.")
+
+
+def explain_stranger(host: str, source: str) -> FetchError:
+    """The error for an answer that `source` would not give."""
+    name = {HUB: "a Hub", MODELSCOPE: "ModelScope"}[source]
+    return FetchError(
+        f"{host} does not answer as {name} does",
+        f"Check --endpoint and {VARIABLES[source]}. A login page or a proxy may be answering in its place.",
+    )
 
 
 def label(url: str) -> str:

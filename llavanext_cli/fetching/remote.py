@@ -17,8 +17,6 @@ from llavanext_cli.fetching.registry import Unpacking
 
 STATE = ".llavanext"
 """Our own folder inside the user's: the manifest, the partial files."""
-LONGEST_PATH = 1024
-LONGEST_NAME = 255
 BLOCK = 1 << 20
 
 
@@ -126,28 +124,22 @@ def check_name(name: str, where: str) -> str:
     Raises:
         DataError: it must not be written, because it leaves the folder or is not portable.
     """
-    parts = name.split("/")
-    try:
-        lengths = [len(part.encode()) for part in parts]
-    except UnicodeEncodeError:
-        lengths = [LONGEST_NAME + 1]
     reason = ""
+    path = PurePosixPath(name)
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in name) or "\\" in name:
         reason = "it has control characters or backslashes"
-    elif name.startswith("/") or name[1:2] == ":":
+    elif path.is_absolute():
         reason = "it is absolute"
-    elif ".." in parts:
+    elif ".." in path.parts:
         reason = "it leaves the folder"
-    elif not name.strip("./") or parts[0] in (STATE, ".cache"):
+    elif path.parts[:1] in ((STATE,), (".cache",)):
         reason = "the name is reserved"
-    elif max(lengths) > LONGEST_NAME or sum(lengths) + len(parts) > LONGEST_PATH:
-        reason = "it is too long or not valid text"
     if reason:
         raise DataError(
             f"{where}: the file name {name[:200]!r} is not safe: {reason}",
             "Is this what you meant to fetch, from where you meant? Nothing was written to your folder for it.",
         )
-    return str(PurePosixPath(name))
+    return str(path)
 
 
 def public_address(url: str) -> str:

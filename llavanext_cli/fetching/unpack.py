@@ -18,8 +18,9 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from llavanext_cli.errors import DataError, RuntimeMissingError
 from llavanext_cli.fetching.manifest import Member
@@ -34,13 +35,6 @@ BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError),
     *(NotImplementedError, RuntimeError, ValueError),  # a compression unknown to zipfile, an encrypted member
 )
-
-
-class _Entry(NamedTuple):
-    """One file or folder of an archive; `open` is None for a folder."""
-
-    name: str
-    open: Callable[[], IO[bytes]] | None
 
 
 def unpack_archive(
@@ -71,94 +65,71 @@ def unpack_archive(
     root = stage.resolve()
     members: list[Member] = []
     written = 0
-    for entry in _entries(archive, root, name):
-        path = check_name(entry.name, name)
-        target = root / path
-        if not target.resolve().is_relative_to(root):
-            raise DataError(f"{name}: {path!r} is outside the folder", HINT)
-        if tops and (path.partition("/")[0] not in tops or (entry.open and "/" not in path)):
-            raise DataError(f"{name}: {path!r} is at the top, where only {', '.join(tops)}/ is expected", HINT)
-        try:
-            (target.parent if entry.open else target).mkdir(parents=True, exist_ok=True)
-            if entry.open is None:
-                continue
-            output = target.open("xb")
-        except (FileExistsError, NotADirectoryError, IsADirectoryError):
-            raise DataError(f"{name}: {path!r} is in the archive twice", HINT) from None
-        digest, size = hashlib.sha256(), 0
-        with output:
-            for block in _blocks(entry, name):
-                if stop is not None and stop.is_set():
-                    raise StoppedError
-                size += len(block)
-                written += len(block)
-                if written > cap:
-                    raise DataError(f"{name} grows to more than {cap} bytes at {path!r}", HINT)
-                digest.update(block)
-                output.write(block)
-                report(written)
-        members.append(Member(path, size, digest.hexdigest()))
+    try:
+        for member, open_member in (_zip_files if zipfile.is_zipfile(archive) else _tar_files)(archive, root, name):
+            path = check_name(member, name)
+            target = root / path
+            if not target.resolve().is_relative_to(root):
+                raise DataError(f"{name}: {path!r} is outside the folder", HINT)
+            if tops and (path.partition("/")[0] not in tops or "/" not in path):
+                raise DataError(f"{name}: {path!r} is at the top, where only {', '.join(tops)}/ is expected", HINT)
+            digest, size = hashlib.sha256(), 0
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open_member() as source, target.open("xb") as output:
+                while block := source.read(BLOCK):
+                    if stop is not None and stop.is_set():
+                        raise StoppedError
+                    size += len(block)
+                    written += len(block)
+                    if written > cap:
+                        raise DataError(f"{name} grows to more than {cap} bytes at {path!r}", HINT)
+                    digest.update(block)
+                    output.write(block)
+                    report(written)
+            members.append(Member(path, size, digest.hexdigest()))
+    except (FileExistsError, NotADirectoryError):
+        raise DataError(f"{name}: {path!r} is in the archive twice", HINT) from None
+    except BROKEN as fault:
+        if isinstance(fault, OSError) and fault.errno is not None:  # of the disk
+            raise
+        reason = (str(fault).splitlines() or [""])[0][:200] or type(fault).__name__
+        hint = "Run the same command again."
+        raise DataError(f"{name} is not a complete zip or tar archive: {reason}", hint) from fault
     return members
 
 
-def _blocks(entry: _Entry, name: str) -> Iterator[bytes]:
-    try:
-        with entry.open() as source:
-            while block := source.read(BLOCK):
-                yield block
-    except BROKEN as fault:
-        raise _broken(name, fault) from fault
+Files = Iterator[tuple[str, Callable[[], IO[bytes]]]]
+"""The name of each file in an archive, and how to open it before the next one is asked for."""
 
 
-def _entries(archive: Path, root: Path, name: str) -> Iterator[_Entry]:
-    try:
-        if zipfile.is_zipfile(archive):
-            yield from _zip_entries(archive, name)
-        else:
-            yield from _tar_entries(archive, root, name)
-    except (DataError, StoppedError):
-        raise
-    except BROKEN as fault:
-        if isinstance(fault, OSError) and fault.errno is not None:
-            raise
-        raise _broken(name, fault) from fault
-
-
-def _zip_entries(archive: Path, name: str) -> Iterator[_Entry]:
+def _zip_files(archive: Path, root: Path, name: str) -> Files:
     with zipfile.ZipFile(archive) as file:
         for entry in file.infolist():
             kind = stat.S_IFMT(entry.external_attr >> 16) if entry.create_system == 3 else 0
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _not_a_file(name, entry.filename)
-            yield _Entry(entry.orig_filename, None if entry.is_dir() else lambda e=entry: file.open(e))
+            if not entry.is_dir():
+                yield entry.orig_filename, partial(file.open, entry)
 
 
-def _tar_entries(archive: Path, root: Path, name: str) -> Iterator[_Entry]:
+def _tar_files(archive: Path, root: Path, name: str) -> Files:
     if not hasattr(tarfile, "data_filter"):
-        raise RuntimeMissingError(
-            "this Python cannot unpack archives safely (PEP 706)", "Use 3.10.12, 3.11.4 or later."
-        )
+        raise RuntimeMissingError("this Python cannot unpack tar safely (PEP 706)", "Use 3.10.12, 3.11.4 or later.")
     with tarfile.open(archive) as file:
         for entry in file:
-            if entry.isdir() and entry.name in (".", "./"):
-                continue
-            check_name(entry.name.removeprefix("./"), name)  # before the filter, which makes absolute names relative
+            check_name(entry.name, name)  # before the filter, which makes absolute names relative
             try:
                 tarfile.data_filter(entry, str(root))
             except tarfile.FilterError as fault:
                 raise DataError(f"{name}: {fault}", HINT) from fault
             if not (entry.isreg() or entry.isdir()):
                 raise _not_a_file(name, entry.name)
-            yield _Entry(entry.name.removeprefix("./"), None if entry.isdir() else lambda e=entry: file.extractfile(e))
+            if entry.isreg():
+                yield entry.name, partial(file.extractfile, entry)
 
 
 def _not_a_file(archive: str, name: str) -> DataError:
     return DataError(f"{archive}: {name!r} is not a regular file or folder (a link or a device)", HINT)
-
-
-def _broken(name: str, fault: BaseException) -> DataError:
-    reason = (str(fault).splitlines() or [""])[0][:200] or type(fault).__name__
-    return DataError(f"{name} is not a complete zip or tar archive: {reason}", "Run the same command again.")
 
 
 def move_file(source: Path, target: Path) -> None:

@@ -233,7 +233,7 @@ def test_progress_is_shown_and_the_working_folder_stays_clean(llavanext, hub, tm
         (("video-7b", "--to", "x", "--endpoint", "nonsense"), 1, "--endpoint: 'nonsense' is not an address"),
         (("video-7b", "--to", "x", "--shards", "1"), 1, "video-7b has no shards"),
         (("video-7b", "--to", "x", "--only", "*.gguf"), 1, "has no file like *.gguf"),
-        (("video-7b", "--to", "x", "--revision", "man"), 1, "has no revision 'man'"),
+        (("video-7b", "--to", "x", "--revision", "man"), 1, "-7B-hf at revision man (HTTP 404)"),
         (("video-7b", "mix665k", "--to", "x", "--revision", "a"), 1, "--revision applies to one artifact"),
         (("--check", "x"), 1, "x has nothing that was fetched"),
         (("--check", "x", "video-7b"), 2, "--check takes a folder and repairs it: omit a name"),

@@ -72,13 +72,11 @@ def test_a_leading_dot_is_common(run, tmp_path):
     ("name", "reason"),
     [
         ("/etc/evil", "absolute"),
-        ("C:/evil", "absolute"),
         ("../evil", "leaves the folder"),
         ("train/../../evil", "leaves the folder"),
         ("train\\..\\evil", "backslashes"),
         ("train/a\nb", "control characters"),
         (".llavanext/manifest.json", "reserved"),
-        ("train/" + "x" * 300, "too long"),
     ],
 )
 def test_names_that_leave_the_folder(refused, kind, name, reason):
