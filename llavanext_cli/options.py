@@ -14,7 +14,7 @@ import typer
 # Shell completion: completions/ starts one process for each TAB
 def complete_preset(incomplete: str) -> list[str]:
     """Names of shipped presets; the shell offers files where no name fits."""
-    from llavanext_cli.config.presets import preset_files
+    from llavanext_cli.config.shipped import preset_files
 
     return [name for name in preset_files() if name.startswith(incomplete)]
 

@@ -107,7 +107,7 @@ def ask(
 
     Next: llavanext convert run/model hub --to hf
     """
-    from llavanext_cli.config.chat_template import check_chat_template
+    from llavanext_cli.config.model_folder import check_chat_template
     from llavanext_cli.inference.request import AskRequest
 
     given = {

@@ -71,7 +71,7 @@ def train(
 
     Next: llavanext ask "What is it?" --image a.jpg --checkpoint run/model
     """
-    from llavanext_cli.config.chat_template import check_chat_template
+    from llavanext_cli.config.model_folder import check_chat_template
     from llavanext_cli.launching.msrun import Nodes, parse_master
     from llavanext_cli.machine.doctor import require_versions
     from llavanext_cli.training.job import TrainRequest

@@ -1,34 +1,44 @@
-"""What a checkpoint's `config.json` says about the model, as frozen dataclasses with the field's own names.
+"""A model's architecture as frozen dataclasses: what a checkpoint's `config.json` and a preset's `model` section hold.
 
-Names, defaults and meanings are those of transformers' `LlavaNextVideoConfig`, `CLIPVisionConfig` and `LlamaConfig`, so
-that a config.json can be read without translation. `load_architecture` refuses by name what the model cannot compute.
+Names, defaults and meanings are those of transformers' `LlavaNextVideoConfig`, `CLIPVisionConfig` and `LlamaConfig`.
+`hf_config.py` reads it from a config.json; what the fields must be to each other is in `rules.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
-ACTIVATIONS = ("quick_gelu", "gelu")
-POOL_MODES = ("average", "max", "conv", "interpolate")
-SELECT_STRATEGIES = ("default", "full")
-MODEL_TYPES = ("llava_next_video", "llava_next")
-TEXT_MODEL_TYPES = ("llama", "mistral")
+from llavanext_cli.config.validation import setting
+
+Activation = Literal["quick_gelu", "gelu"]
+
+PART_PREFIXES = {
+    "vision": ("vision_tower.",),
+    "projector": ("projector.", "pooler."),
+    "newline": ("image_newline",),
+    "language": ("language_model.",),
+}
+"""The parts of the model that can be trained or frozen, and how the names of their parameters begin."""
+
+_size = partial(setting, least=1, most=2**31 - 1)
+_layers = partial(setting, least=1, most=1000)  # beyond this a file is damaged
+_token = partial(setting, least=0)
 
 
 @dataclass(frozen=True)
 class VisionArchitecture:
-    """The CLIP tower. Sizes in pixels (image_size, patch_size) and channels."""
+    """The CLIP vision tower."""
 
-    hidden_size: int = 1024
-    intermediate_size: int = 4096
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    image_size: int = 336
-    patch_size: int = 14
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    hidden_size: int = _size(1024, doc="channels")
+    intermediate_size: int = _size(4096, doc="channels inside the MLP")
+    num_hidden_layers: int = _layers(24, doc="layers")
+    num_attention_heads: int = _size(16, doc="attention heads")
+    image_size: int = _size(336, doc="pixels along a side of a tile")
+    patch_size: int = _size(14, doc="pixels along a side of a patch")
+    hidden_act: Activation = setting("quick_gelu", doc="activation of the MLP")
+    layer_norm_eps: float = setting(1e-5, doc="epsilon of the layer norms", above=0)
 
     @property
     def patches(self) -> int:
@@ -37,52 +47,74 @@ class VisionArchitecture:
 
 
 @dataclass(frozen=True)
-class TextArchitecture:
-    """The Llama language model, or a Mistral, which computes the same and is spoken to in another form. `rope_scaling`
-    is None or {"type": "linear", "factor": float}."""
+class RopeScaling:
+    """Rotary positions divided by a factor, so that they reach further (position interpolation)."""
 
-    model_type: str = "llama"
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 32
-    vocab_size: int = 32064
-    max_position_embeddings: int = 4096
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = None
-    tie_word_embeddings: bool = False
-    bos_token_id: int = 1
-    eos_token_id: int = 2
-    pad_token_id: int = 0
+    type: Literal["linear"] = setting(doc="how positions are scaled")
+    factor: float = setting(doc="how much further positions reach", least=1)
+
+
+@dataclass(frozen=True)
+class TextArchitecture:
+    """The language model: Llama, or Mistral, which computes the same but was trained on another conversation format."""
+
+    model_type: Literal["llama", "mistral"] = setting("llama", doc="decides the conversation format")
+    hidden_size: int = _size(4096, doc="channels")
+    intermediate_size: int = _size(11008, doc="channels inside the MLP")
+    num_hidden_layers: int = _layers(32, doc="layers")
+    num_attention_heads: int = _size(32, doc="attention heads")
+    num_key_value_heads: int = _size(32, doc="heads of keys and values; fewer: each is shared by several queries")
+    vocab_size: int = _size(32064, doc="rows of the embedding table")
+    max_position_embeddings: int = _size(4096, doc="positions without rope_scaling")
+    rms_norm_eps: float = setting(1e-5, doc="epsilon of the norms", above=0)
+    rope_theta: float = setting(10000.0, doc="base of the rotary positions", above=0)
+    rope_scaling: RopeScaling | None = None
+    tie_word_embeddings: bool = setting(False, doc="the output layer shares the embedding table")
+    bos_token_id: int = _token(1, doc="begins a text")
+    eos_token_id: int = _token(2, doc="ends an answer")
+    pad_token_id: int = _token(0, doc="fills short sequences")
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def positions(self) -> int:
+        """Positions that the encoding reaches; linear scaling multiplies them by its factor."""
+        return int(self.max_position_embeddings * (self.rope_scaling.factor if self.rope_scaling else 1))
+
 
 @dataclass(frozen=True)
 class Architecture:
-    """LLaVA-NeXT(-Video): the two towers and how they are joined. `image_grid_pinpoints` are (height, width) pixels."""
+    """LLaVA-NeXT(-Video): vision tower, language model, and how they are joined."""
 
-    vision: VisionArchitecture = field(default_factory=VisionArchitecture)
-    text: TextArchitecture = field(default_factory=TextArchitecture)
-    image_token_index: int = 32001
-    video_token_index: int = 32000
-    image_grid_pinpoints: tuple[tuple[int, int], ...] = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
-    projector_hidden_act: str = "gelu"
-    multimodal_projector_bias: bool = True
-    spatial_pool_mode: str = "average"
-    spatial_pool_stride: int = 2
-    vision_feature_layer: int = -2
-    vision_feature_select_strategy: str = "default"
-    pool_before_projector: bool = True
-    """True as in transformers; False projects first, as the original training code did."""
+    vision: VisionArchitecture = VisionArchitecture()
+    text: TextArchitecture = TextArchitecture()
+    image_token_index: int = _token(32001, doc="token id that stands for an image")
+    video_token_index: int = _token(32000, doc="token id that stands for a video")
+    image_grid_pinpoints: tuple[tuple[int, int], ...] = _size(
+        ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)),
+        doc="height and width, in pixels, of the grids of tiles that an image can be scaled to",
+    )
+    projector_hidden_act: Activation = setting("gelu", doc="activation between the projector's layers")
+    multimodal_projector_bias: bool = setting(True, doc="the projector's layers have a bias")
+    spatial_pool_mode: Literal["average", "max", "conv", "interpolate"] = setting(
+        "average", doc="how the patches of a frame are pooled"
+    )
+    spatial_pool_stride: int = setting(2, doc="patches along a side of what is pooled into one", least=1)
+    vision_feature_layer: int = setting(
+        -2, doc="hidden state of the tower that is used: 0 the embeddings, -1 the last layer's output"
+    )
+    vision_feature_select_strategy: Literal["default", "full"] = setting(
+        "default", doc="default: without the class token; full: with it"
+    )
+    pool_before_projector: bool = setting(
+        True, doc="true as in transformers; false projects first, as the original training code did"
+    )
 
     @property
     def conversation(self) -> str:
-        """The form in which conversations are written, one of `processing.prompt.CONVERSATIONS`."""
+        """Name of the conversation format, one of `processing.prompt.CONVERSATIONS`."""
         return "mistral_instruct" if self.text.model_type == "mistral" else "vicuna_v1"
 
     @property
@@ -93,19 +125,25 @@ class Architecture:
 
     @property
     def tile_features(self) -> int:
-        """Features of one tile in the table (Q): patches, and the class token under the "full" strategy."""
+        """Features of one tile in the table (Q): patches, and the class token with the "full" strategy."""
         return self.vision.patches**2 + (self.vision_feature_select_strategy == "full")
 
-    def picture_tokens(self, rows: int, columns: int) -> int:
-        """Positions of a picture whose grid, unpadded, has so many patches: base, grid, a newline after each row."""
+    @property
+    def max_tiles(self) -> int:
+        """Tiles of the largest image: its base tile and the grid of the largest pinpoint."""
+        side = self.vision.image_size
+        return 1 + max(((h // side) * (w // side) for h, w in self.image_grid_pinpoints), default=0)
+
+    def image_tokens(self, rows: int, columns: int) -> int:
+        """Tokens of an image whose unpadded grid has so many patches: base tile, grid, a newline after each row."""
         return self.tile_features + rows * columns + rows
 
     @property
-    def greatest_picture_tokens(self) -> int:
-        """Positions of the picture that takes most: one that fills its grid."""
+    def max_image_tokens(self) -> int:
+        """Tokens of the largest image: one that fills its grid."""
         side, patches = self.vision.image_size, self.vision.patches
-        grids = self.image_grid_pinpoints
-        return max(self.picture_tokens(height // side * patches, width // side * patches) for height, width in grids)
+        grids = ((h // side * patches, w // side * patches) for h, w in self.image_grid_pinpoints)
+        return max((self.image_tokens(rows, columns) for rows, columns in grids), default=0)
 
     @property
     def frame_side(self) -> int:
@@ -118,32 +156,3 @@ class Architecture:
     def frame_features(self) -> int:
         """Features of one pooled frame (Qv)."""
         return self.frame_side**2
-
-
-def load_architecture(folder: str | Path) -> Architecture:
-    """Read the architecture from a folder's `config.json`.
-
-    Raises:
-        CheckpointError: there is no readable config.json, or it describes a model that this program cannot compute, or
-            a preprocessor_config.json beside it prepares pictures in another way; every fault is a line of `details`.
-    """
-    from llavanext_cli.config.hf_config import read_config
-    from llavanext_cli.config.preprocessor import check_preprocessor
-
-    architecture = parse_architecture(read_config(folder), str(Path(folder) / "config.json"))
-    check_preprocessor(folder, architecture)
-    return architecture
-
-
-def parse_architecture(config: Any, where: str) -> Architecture:
-    """Read the architecture from the parsed content of a config.json; `where` names it in a `CheckpointError`."""
-    from llavanext_cli.config import hf_config
-
-    return hf_config.parse_architecture(config, where)
-
-
-def architecture_to_hf(architecture: Architecture) -> dict[str, Any]:
-    """The content of a config.json that transformers and `parse_architecture` read back as the same model."""
-    from llavanext_cli.config import hf_config
-
-    return hf_config.architecture_to_hf(architecture)

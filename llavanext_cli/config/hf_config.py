@@ -1,287 +1,255 @@
 """A Hugging Face config.json, read into an `Architecture` and written from one.
 
-Reached through `load_architecture` and `parse_architecture` in `config.architecture`. Everything that is wrong with a
-file is reported at once.
+Reading gives every section transformers' defaults, `validation.build` checks each value, `rules` what goes together.
+Keys that do not change the computation are ignored, as transformers does; a value that the model cannot compute is
+refused by name. `model_folder.py` opens the files.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-from llavanext_cli.config.architecture import (
-    ACTIVATIONS,
-    MODEL_TYPES,
-    POOL_MODES,
-    SELECT_STRATEGIES,
-    TEXT_MODEL_TYPES,
-    Architecture,
-    TextArchitecture,
-    VisionArchitecture,
-)
-from llavanext_cli.config.defaults import CLIP_DEFAULTS, IMAGE_TOKEN_DEFAULTS, TEXT_DEFAULTS, name_defaults
-from llavanext_cli.config.rope import parse_rope_scaling, parse_rope_theta
-from llavanext_cli.config.sections import MOST, MOST_LAYERS, SectionReader, is_int
+from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
+from llavanext_cli.config.rules import Findings, below, joint_rules, text_rules, vision_rules
+from llavanext_cli.config.validation import Problems, build, is_int, join, shown
 from llavanext_cli.errors import CheckpointError
 
-VISION_MODEL_TYPES = ("clip_vision_model",)
-REFETCH = "Fetch the file again: `llavanext fetch` checks each file's size and digest."
-JSON_LIMIT = 16 << 20
-"""Bytes of a config.json, and of any other JSON file of a model."""
-TOP_CLASSES = ("LlavaNextVideoForConditionalGeneration", "LlavaNextForConditionalGeneration")
+FETCH_HINT = "`llavanext fetch --list` names models that are supported"
+IMAGE_TOKENS = {"llava_next_video": 32001, "llava_next": 32000}
+"""model_type → transformers' default of image_token_index."""
+
+# transformers leaves out of a nested config what equals its class's default, and old files lack the newer keys.
+CLIP_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+}
+"""Of CLIPVisionConfig. A *whole* missing vision_config means CLIP ViT-L/14 at 336 pixels, `VisionArchitecture`'s."""
+LLAMA_DEFAULTS = {"vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
+MISTRAL_DEFAULTS = {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+SLIDING_WINDOW = 4096
+"""Mistral's default."""
+
+# Settings that `Architecture` has no field for, as only one value is supported.
+FIXED = {"use_image_newline_parameter": True}
+VISION_FIXED = {"model_type": "clip_vision_model", "num_channels": 3}
+TEXT_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+CLASSES = ("LlavaNextVideoForConditionalGeneration", "LlavaNextForConditionalGeneration")
+VISION_CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
 TEXT_CLASSES = (
     *("LlamaForCausalLM", "MistralForCausalLM", "LlamaModel", "MistralModel"),
     *("LlavaLlamaForCausalLM", "LlavaMistralForCausalLM"),  # the authors' own
 )
-VISION_CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
 
 
-def read_config(folder: str | Path, name: str = "config.json") -> dict[str, Any]:
-    """Parse a folder's `config.json`, or another of its files of settings.
+class _Faults:
+    """What is wrong with a config.json."""
 
-    Raises:
-        CheckpointError: there is none, or it holds no JSON object.
-    """
-    path = Path(folder) / name
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise CheckpointError(f"{path}: is no regular file", REFETCH)
-    try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise CheckpointError(f"{path}: more than {JSON_LIMIT} bytes", REFETCH)
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder}: no {name}", "Name a folder that holds a model: weights, config.json and tokenizer."
-        ) from None
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror})", "Is it yours to read, and is the disk well?"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a JSON file ({error})", REFETCH) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: a JSON object is expected, not {type(config).__name__}", REFETCH)
-    return config
+    def __init__(self) -> None:
+        self.problems: Problems = []
+        self.keys_read: set[str] = set()
+        """By the rules that found a problem."""
+
+    def add(self, key: str, text: str) -> None:
+        self.problems.append((key, text))
+
+    def is_sound(self, *keys: str) -> bool:
+        """Whether there is no problem with these keys, nor with the sections that they are in."""
+        return not any(key == bad or key.startswith(f"{bad}.") for key in keys for bad, _ in self.problems)
+
+    def add_findings(self, findings: Findings) -> None:
+        """Add what rules found, unless a value that they read is invalid by itself."""
+        for keys, text in [finding for finding in findings if self.is_sound(*finding[0])]:
+            self.add(keys[0], text)
+            self.keys_read.update(keys)
+
+    def raise_if_any(self, where: str, remarks: Sequence[str] = ()) -> None:
+        """Raise a `CheckpointError` with all of them; the remarks come first."""
+        if self.problems:
+            raise unsupported(where, [f"{key}: {text}" for key, text in self.problems], remarks)
+
+
+def unsupported(where: str, problems: Sequence[str], remarks: Sequence[str] = ()) -> CheckpointError:
+    """The error of a model whose settings are not supported; the remarks come first."""
+    some = "a setting of this model is" if len(problems) == 1 else f"{len(problems)} settings of this model are"
+    lines = [line if len(line) <= 300 else f"{line[:297]}..." for line in (*remarks, *problems[:20])]
+    return CheckpointError(f"{where}: {some} not supported", FETCH_HINT, lines)
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
 
 
 def parse_architecture(config: Any, where: str) -> Architecture:
-    """Read the architecture from the content of a Hugging Face config.json.
-
-    Keys that the computation does not depend on are ignored, as transformers does; a value that would change the
-    computation in a way the model cannot follow is refused by name.
+    """Read the architecture from the parsed content of a config.json.
 
     Args:
-        config: the parsed JSON.
         where: the file's name, for the message.
 
     Raises:
-        CheckpointError: with one line in `details` for each fault.
+        CheckpointError: with one line in `details` for each problem.
     """
-    faults: list[str] = []
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{where}: a JSON object is expected, not {type(config).__name__}", REFETCH)
-    top = SectionReader(config, "", faults)
-    model_type = config.get("model_type")
-    if model_type not in MODEL_TYPES:
-        what = "is missing" if model_type is None else f"{model_type!r} is not supported"
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str) or kind not in IMAGE_TOKENS:
         raise CheckpointError(
-            f"{where}: this is no LLaVA-NeXT model",
-            "`llavanext fetch --list` names the models that can be used.",
-            details=[f"model_type: {what}; supported: {', '.join(MODEL_TYPES)}"],
+            f"{where}: this is not a LLaVA-NeXT model",
+            FETCH_HINT,
+            [f"model_type: expected {' or '.join(IMAGE_TOKENS)}, not {shown(kind)}"],
         )
-    for section in ("vision_config", "text_config"):
-        if config.get(section) is not None and not isinstance(config[section], dict):
-            top.fault(section, f"must be an object, not {config[section]!r}")
-    top.names("architectures", TOP_CLASSES)
-    vision = parse_vision_section(_section(config, "vision_config", faults))
-    text = parse_text_section(_section(config, "text_config", faults))
+    faults = _Faults()
+    vision = _build_vision(config.get("vision_config"), "vision_config", faults)
+    text = _build_text(config.get("text_config"), "text_config", faults)
+    given = {key: value for key, value in config.items() if value is not None and key not in ("vision", "text")}
+    for name in ("image_token", "video_token"):
+        if f"{name}_id" in given:  # as transformers 5 writes it
+            given.setdefault(f"{name}_index", given[f"{name}_id"])
+    given.setdefault("image_token_index", IMAGE_TOKENS[kind])
+    if kind == "llava_next":  # has no token for videos; which feature fills a position does not depend on the id
+        given.setdefault("video_token_index", given["image_token_index"])
+    if "vision_feature_layer" in given:
+        given["vision_feature_layer"] = _only(given["vision_feature_layer"])
+    architecture: Architecture = build(Architecture, given, faults.problems)
+    architecture = replace(architecture, vision=vision, text=text)
+
+    fixed: dict[str, Any] = FIXED
+    if architecture.spatial_pool_mode == "conv" and faults.is_sound("vision_config.hidden_size"):
+        fixed = FIXED | {"spatial_pool_out_channels": vision.hidden_size}
+    _check_fixed(given, fixed, CLASSES, "", faults)
     if config.get("tie_word_embeddings") is True and not text.tie_word_embeddings:
-        top.fault("tie_word_embeddings", "is true while text_config.tie_word_embeddings is not; they must agree")
-    # transformers always builds the newline; a model without it would need other feature tables.
-    top.must_be("use_image_newline_parameter", True)
-    if config.get("spatial_pool_mode") == "conv" and top.is_sound("vision_config.hidden_size"):
-        top.must_be("spatial_pool_out_channels", vision.hidden_size)
-
-    image_token = _token(top, "image_token", IMAGE_TOKEN_DEFAULTS[model_type], text.vocab_size)
-    # A picture-only model has no token for clips. Its picture token stands in: what fills a position is decided by
-    # the feature index, never by the id.
-    video_default = 32000 if model_type == "llava_next_video" else image_token
-    video_token = _token(top, "video_token", video_default, text.vocab_size)
-    if model_type == "llava_next_video" and image_token == video_token:
-        top.fault("video_token_index", f"is {video_token}, the same as image_token_index")
-
-    if config.get("spatial_pool_mode") == "conv" and config.get("pool_before_projector") is False:
-        top.fault("pool_before_projector", "is false, and a convolution pools what the tower gives, not the projector")
-    stride = top.count("spatial_pool_stride", 2)
-    if stride > vision.patches and top.is_sound("vision_config.image_size", "vision_config.patch_size"):
-        top.fault("spatial_pool_stride", f"{stride} is more than the {vision.patches} patches along a tile")
-    architecture = Architecture(
-        vision=vision,
-        text=text,
-        image_token_index=image_token,
-        video_token_index=video_token,
-        image_grid_pinpoints=_parse_pinpoints(top, vision.image_size),
-        projector_hidden_act=top.choice("projector_hidden_act", "gelu", ACTIVATIONS),
-        multimodal_projector_bias=top.flag("multimodal_projector_bias", True),
-        spatial_pool_mode=top.choice("spatial_pool_mode", "average", POOL_MODES),
-        spatial_pool_stride=stride,
-        vision_feature_layer=_parse_feature_layer(top, vision.num_hidden_layers),
-        vision_feature_select_strategy=top.choice("vision_feature_select_strategy", "default", SELECT_STRATEGIES),
-        pool_before_projector=top.flag("pool_before_projector", True),
-    )
-    raise_faults(faults, where, name_defaults(config, architecture, faults) if faults else ())
+        faults.add("tie_word_embeddings", "is true while text_config.tie_word_embeddings is not; they must agree")
+    if kind == "llava_next_video" and architecture.image_token_index == architecture.video_token_index:
+        faults.add("video_token_index", f"is {architecture.video_token_index}, the same as image_token_index")
+    faults.add_findings(joint_rules(architecture, "vision_config", "text_config"))
+    faults.raise_if_any(where, name_defaults(config, architecture, faults.keys_read) if faults.keys_read else ())
     return architecture
 
 
-def raise_faults(faults: list[str], where: str, remarks: Sequence[str] = ()) -> None:
-    """Raise CheckpointError with all the lines, if there are any; the remarks come first."""
-    if faults:
-        raise CheckpointError(
-            f"{where}: {len(faults)} setting{'s' if len(faults) > 1 else ''} of this model cannot be used",
-            "Only models whose every setting is understood are converted: a guess would give wrong answers.",
-            [*remarks, *(line if len(line) <= 300 else f"{line[:297]}..." for line in faults[:20])],
-        )
-
-
-def _section(config: dict[str, Any], name: str, faults: list[str]) -> SectionReader:
-    section = config.get(name)
-    if name == "vision_config" and section is None:
-        section = {f.name: f.default for f in fields(VisionArchitecture)}
-    return SectionReader(section if isinstance(section, dict) else {}, f"{name}.", faults)
-
-
-def _kind(reader: SectionReader, supported: tuple[str, ...], classes: tuple[str, ...]) -> str:
-    """The model_type of a section, the first where it says none."""
-    kind = reader.choice("model_type", supported[0], supported)
-    if reader.is_sound("model_type"):
-        reader.names("architectures", classes)
-    return kind
-
-
-def parse_vision_section(reader: SectionReader) -> VisionArchitecture:
-    _kind(reader, VISION_MODEL_TYPES, VISION_CLASSES)
-    reader.must_be("num_channels", 3)
-    vision = VisionArchitecture(
-        **{
-            key: reader.count(key, default, most=MOST_LAYERS if key == "num_hidden_layers" else MOST)
-            for key, default in CLIP_DEFAULTS.items()
-        },
-        hidden_act=reader.choice("hidden_act", "quick_gelu", ACTIVATIONS),
-        layer_norm_eps=reader.positive("layer_norm_eps", 1e-5),
-    )
-    if reader.is_sound("hidden_size", "num_attention_heads") and vision.hidden_size % vision.num_attention_heads:
-        reader.fault(
-            "num_attention_heads", f"{vision.num_attention_heads} heads do not divide hidden_size {vision.hidden_size}"
-        )
-    if reader.is_sound("image_size", "patch_size") and vision.image_size % vision.patch_size:
-        reader.fault("image_size", f"{vision.image_size} is not a multiple of patch_size {vision.patch_size}")
+def parse_vision(config: dict[str, Any], where: str) -> VisionArchitecture:
+    """Read the config.json of a CLIP vision tower. Errors as `parse_architecture`."""
+    faults = _Faults()
+    vision = _build_vision(config, "", faults)
+    faults.raise_if_any(where)
     return vision
 
 
-def parse_text_section(reader: SectionReader) -> TextArchitecture:
-    kind = _kind(reader, TEXT_MODEL_TYPES, TEXT_CLASSES)
-    defaults = TEXT_DEFAULTS[kind]
-    reader.choice("hidden_act", "silu", ("silu",))
-    for key in ("attention_bias", "mlp_bias"):
-        reader.must_be(key, False)
-    heads = reader.count("num_attention_heads", 32)
-    text = TextArchitecture(
-        model_type=kind,
-        hidden_size=reader.count("hidden_size", 4096),
-        intermediate_size=reader.count("intermediate_size", defaults.get("intermediate_size", 11008)),
-        num_hidden_layers=reader.count("num_hidden_layers", 32, most=MOST_LAYERS),
-        num_attention_heads=heads,
-        num_key_value_heads=reader.count("num_key_value_heads", defaults.get("num_key_value_heads", heads)),
-        vocab_size=reader.count("vocab_size", 32000),
-        max_position_embeddings=reader.count("max_position_embeddings", defaults["max_position_embeddings"]),
-        rms_norm_eps=reader.positive("rms_norm_eps", 1e-6),
-        rope_theta=parse_rope_theta(reader),
-        rope_scaling=parse_rope_scaling(reader),
-        tie_word_embeddings=reader.flag("tie_word_embeddings", False),
-        bos_token_id=_special(reader, "bos_token_id", 1),
-        eos_token_id=_special(reader, "eos_token_id", 2),
-        pad_token_id=_special(reader, "pad_token_id", 0),
-    )
-    if reader.is_sound("num_attention_heads", "num_key_value_heads") and heads % text.num_key_value_heads:
-        reader.fault("num_key_value_heads", f"{text.num_key_value_heads} does not divide the {heads} attention heads")
-    if not reader.is_sound("hidden_size", "num_attention_heads"):
-        pass
-    elif text.hidden_size % heads:
-        reader.fault("num_attention_heads", f"{heads} heads do not divide hidden_size {text.hidden_size}")
-    elif text.head_dim % 2:
-        reader.fault("num_attention_heads", f"hidden_size {text.hidden_size} gives heads that have no halves to rotate")
-    elif reader.section.get("head_dim") not in (None, text.head_dim):
-        reader.fault("head_dim", f"{reader.section['head_dim']!r} is not hidden_size / heads = {text.head_dim}")
-    window = reader.section.get("sliding_window", defaults.get("sliding_window"))
-    covers = is_int(window) and window >= text.max_position_embeddings
-    if kind == "mistral" and window is not None and not covers and reader.is_sound("max_position_embeddings"):
-        # Full attention equals windowed attention only while the window covers every position.
-        reader.fault(
-            "sliding_window",
-            f"{window!r} is not supported; supported: null, or at least max_position_embeddings "
-            f"({text.max_position_embeddings})",
-        )
+def parse_text(config: dict[str, Any], where: str) -> TextArchitecture:
+    """Read the config.json of a Llama or Mistral. Errors as `parse_architecture`."""
+    faults = _Faults()
+    if config.get("model_type") is None:
+        faults.add("model_type", "missing: llama or mistral")
+    text = _build_text(config, "", faults)
+    faults.raise_if_any(where)
     return text
 
 
-def _special(reader: SectionReader, key: str, default: int) -> int:
-    value = reader.section.get(key)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if value is None:
-        return default
-    if not is_int(value) or value < -1:
-        reader.fault(key, f"must be one token id, not {value!r}")
-        return default
-    return default if value == -1 else value  # -1 is an old way to say "none"
+def _build_vision(config: Any, prefix: str, faults: _Faults) -> VisionArchitecture:
+    given = _given(config, prefix, faults)
+    vision: VisionArchitecture = build(
+        VisionArchitecture, {} if config is None else CLIP_DEFAULTS | given, faults.problems, prefix
+    )
+    _check_fixed(given, VISION_FIXED, VISION_CLASSES, prefix, faults)
+    faults.add_findings(below(prefix, vision_rules(vision)))
+    return vision
 
 
-def _token(reader: SectionReader, name: str, default: int, vocab_size: int) -> int:
-    """`image_token_index`, or `image_token_id` as transformers 5 spells it."""
-    key = f"{name}_id" if reader.section.get(f"{name}_id") is not None else f"{name}_index"
-    value = reader.count(key, default, least=0)
-    if value >= vocab_size and reader.is_sound("text_config.vocab_size"):
-        reader.fault(key, f"{value} is outside the vocabulary of {vocab_size} (text_config.vocab_size)")
-    return value
+def _build_text(config: Any, prefix: str, faults: _Faults) -> TextArchitecture:
+    given = _given(config, prefix, faults)
+    heads = given.get("num_attention_heads", TextArchitecture.num_attention_heads)
+    is_mistral = given.get("model_type") == "mistral"
+    defaults = {"num_key_value_heads": heads} | LLAMA_DEFAULTS | (MISTRAL_DEFAULTS if is_mistral else {})
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if name in given:
+            given[name] = _only(given[name])
+            if given[name] == -1:  # an old way to say "none"
+                del given[name]
+    text: TextArchitecture = build(
+        TextArchitecture, defaults | given | _rope(given, prefix, faults), faults.problems, prefix
+    )
+    fixed = TEXT_FIXED | ({"head_dim": text.head_dim} if faults.is_sound(join(prefix, "num_attention_heads")) else {})
+    _check_fixed(given, fixed, TEXT_CLASSES, prefix, faults)
+    faults.add_findings(below(prefix, text_rules(text)))
+    if is_mistral:
+        faults.add_findings(below(prefix, _window_rule(config.get("sliding_window", SLIDING_WINDOW), text)))
+    return text
 
 
-def _parse_pinpoints(reader: SectionReader, image_size: int) -> tuple[tuple[int, int], ...]:
-    points = reader.section.get("image_grid_pinpoints")
-    if points is None:
-        points = [list(point) for point in Architecture.image_grid_pinpoints]
-    if not isinstance(points, list) or not points:
-        reader.fault("image_grid_pinpoints", f"must be a list of [height, width], not {points!r}")
-        return ()
-    for point in points:
-        if not (isinstance(point, list) and len(point) == 2 and all(is_int(n) and n > 0 for n in point)):
-            reader.fault("image_grid_pinpoints", f"must hold [height, width] in pixels, not {point!r}")
-            return ()
-        if any(n % image_size for n in point) and reader.is_sound("vision_config.image_size"):
-            reader.fault(
-                "image_grid_pinpoints",
-                f"{point} is not a multiple of the tile's {image_size} pixels (vision_config.image_size)",
-            )
-    return tuple((height, width) for height, width in points)
+def _window_rule(window: Any, text: TextArchitecture) -> Findings:
+    """Full attention equals windowed attention only while the window covers every position."""
+    if window is not None and not (is_int(window) and window >= text.max_position_embeddings):
+        yield (
+            ("sliding_window", "max_position_embeddings"),
+            f"expected null, or at least max_position_embeddings ({text.max_position_embeddings}), not {shown(window)}",
+        )
 
 
-def _parse_feature_layer(reader: SectionReader, layers: int) -> int:
-    """The index into the tower's hidden states (the embeddings first), or from their end."""
-    value = reader.section.get("vision_feature_layer", -2)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if not is_int(value):
-        reader.fault("vision_feature_layer", f"{value!r} is not supported; supported: one layer")
-        return -2
-    if not -(layers + 1) <= value <= layers and reader.is_sound("vision_config.num_hidden_layers"):
-        reader.fault("vision_feature_layer", f"{value} is outside a tower of {layers} layers")
-        return -1
-    return value
+def _given(config: Any, prefix: str, faults: _Faults) -> dict[str, Any]:
+    """The keys of a section that have a value."""
+    if config is not None and not isinstance(config, dict):
+        faults.add(prefix, f"expected a mapping, not {shown(config)}")
+        return {}
+    return {key: value for key, value in (config or {}).items() if value is not None}
 
 
-# ------------------------------------------------------------------------------------------- writing a config.json
+def _only(value: Any) -> Any:
+    """The value, or that of a list with one."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _rope(given: dict[str, Any], prefix: str, faults: _Faults) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling`, which transformers 5 writes into one section, `rope_parameters`."""
+    key = "rope_parameters" if "rope_parameters" in given else "rope_scaling"
+    rope = given.get(key)
+    if not isinstance(rope, dict):
+        return {"rope_scaling": rope}
+    rope = {name: value for name, value in rope.items() if value is not None}
+    theta = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    if "rope_type" in rope:
+        rope["type"] = rope["rope_type"]
+    if rope.get("type") == "default" or not rope.keys() & {"type", "factor"}:
+        return theta | {"rope_scaling": None}
+    _check_fixed(rope, {"partial_rotary_factor": 1.0}, (), join(prefix, key), faults)
+    return theta | {"rope_scaling": rope}
+
+
+def _check_fixed(
+    given: Mapping[str, Any], fixed: Mapping[str, Any], classes: Sequence[str], prefix: str, faults: _Faults
+) -> None:
+    """Settings of which one value is supported, and names of the classes that compute what our model computes."""
+    for key, only in fixed.items():
+        if given.get(key, only) != only:
+            faults.add(join(prefix, key), f"only {shown(only)} is supported, not {shown(given[key])}")
+    names = given.get("architectures", [])
+    if faults.is_sound(join(prefix, "model_type")) and not (
+        isinstance(names, list) and all(n in classes for n in names)
+    ):
+        faults.add(join(prefix, "architectures"), f"only {', '.join(classes)} are supported, not {shown(names)}")
+
+
+def name_defaults(config: Mapping[str, Any], architecture: Architecture, keys: Collection[str] = ()) -> list[str]:
+    """One line that names the sizes which a config.json leaves to transformers' defaults, if there are any.
+
+    A published config.json has gaps that are meant, and a damaged one looks the same: only what does not fit shows it.
+
+    Args:
+        config: the parsed config.json.
+        architecture: what was read from it.
+        keys: name these only; without them all but token ids.
+    """
+    parts = {"": architecture, "vision_config": architecture.vision, "text_config": architecture.text}
+    sizes = []
+    for section, part in parts.items():
+        given = config.get(section) if section else config
+        missing = [name for name in vars(part) if not isinstance(given, dict) or given.get(name) is None]
+        values = {join(section, name): getattr(part, name) for name in missing if keys or "token" not in name}
+        sizes += [f"{key} {value}" for key, value in values.items() if is_int(value) and (not keys or key in keys)]
+    return [f"not in config.json, so transformers' defaults are used: {', '.join(sizes)}"] if sizes else []
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
 
 
 def architecture_to_hf(architecture: Architecture) -> dict[str, Any]:
@@ -289,16 +257,13 @@ def architecture_to_hf(architecture: Architecture) -> dict[str, Any]:
 
     For models that never had a config.json of their own; others keep theirs to the byte.
     """
-    vision = {f.name: getattr(architecture.vision, f.name) for f in fields(VisionArchitecture)}
-    text = {f.name: getattr(architecture.text, f.name) for f in fields(TextArchitecture)}
-    config = {f.name: getattr(architecture, f.name) for f in fields(Architecture)}
+    config = asdict(architecture)
+    vision, text = config.pop("vision"), config.pop("text")
     config["image_grid_pinpoints"] = [list(point) for point in architecture.image_grid_pinpoints]
     config["vision_config"] = {"model_type": "clip_vision_model", "projection_dim": 768} | vision
     kind = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}[architecture.text.model_type]
     window = {"sliding_window": None} if text["model_type"] == "mistral" else {}  # its class would set one
     config["text_config"] = {"architectures": [kind], "hidden_act": "silu"} | window | text
-    for ours in ("vision", "text"):
-        del config[ours]
     if architecture.pool_before_projector:
         del config["pool_before_projector"]  # transformers knows no other order
     head = {"architectures": ["LlavaNextVideoForConditionalGeneration"], "model_type": "llava_next_video"}

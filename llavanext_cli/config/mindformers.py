@@ -1,4 +1,4 @@
-"""From a preset to the complete configuration MindFormers' trainer works from. The only speller of its keys."""
+"""From a preset to MindFormers' complete configuration. No other file spells its keys."""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.config.architecture import PART_PREFIXES, Architecture
 
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset, Train
 
 DATA_PARALLEL, SEMI_AUTO_PARALLEL = 0, 1
 COLUMNS = ("input_ids", "tiles", "feature_index", "labels")
-"""What the data set hands to `LlavaNext.construct`, in its order."""
-PART_PREFIXES = {
-    "vision": ("vision_tower.",),
-    "projector": ("projector.", "pooler."),
-    "newline": ("image_newline",),
-    "language": ("language_model.",),
-}
-"""How the names of a part's parameters begin."""
+"""What the data set gives to `LlavaNext.construct`, in its order."""
 
 
 def expand(
@@ -35,13 +28,13 @@ def expand(
 
     Args:
         preset: a validated preset.
-        architecture: the model of the checkpoint at hand; None for the one the preset names.
+        architecture: of the checkpoint; None for the preset's own.
         out: folder for everything MindFormers writes.
         steps: optimizer steps of the run; None when the data is not known yet.
-        batch: sequences answered at once by an ask preset.
+        batch: sequences that an ask preset answers at once.
 
     Returns:
-        A mapping of plain values, ready to be dumped as YAML or made a `MindFormerConfig`.
+        A mapping of plain values, for YAML or a `MindFormerConfig`.
     """
     on_cpu = preset.runtime.target == "CPU"
     training = preset.task == "train"
@@ -84,7 +77,7 @@ def expand(
         },
         "model": {
             "arch": {"type": "LlavaNext"},
-            "model_config": _model(preset, architecture or preset.model, batch),
+            "model_config": {"type": "LlavaNextConfig", **model_section(preset, architecture or preset.model, batch)},
         },
         "trainer": {"type": "CausalLanguageModelingTrainer", "model_name": "llava_next"},
     }
@@ -109,14 +102,13 @@ def _context(preset: Preset) -> dict[str, Any]:
     return context
 
 
-def _model(preset: Preset, architecture: Architecture, batch: int) -> dict[str, Any]:
-    asking = preset.ask is not None
+def model_section(preset: Preset, architecture: Architecture, batch: int = 1) -> dict[str, Any]:
+    """The arguments of `model.config.LlavaNextConfig`. Arguments as of `expand`."""
     cache = {}
     if preset.ask:
         blocks = -(-preset.ask.cache_tokens // preset.ask.block_size)
         cache = {"block_size": preset.ask.block_size, "num_blocks": blocks * batch}
     return {
-        "type": "LlavaNextConfig",
         "architecture": _plain(asdict(architecture)),
         "target": preset.runtime.target,
         "batch_size": preset.train.batch_size if preset.train else batch,
@@ -125,20 +117,22 @@ def _model(preset: Preset, architecture: Architecture, batch: int) -> dict[str, 
         "compute_dtype": preset.runtime.compute_dtype,
         "param_init_type": preset.runtime.parameter_dtype,
         "use_flash_attention": preset.runtime.flash_attention,
-        "use_past": asking,
+        "use_past": preset.ask is not None and preset.runtime.target == "Ascend",  # the CPU has a cache of its own
         "calculate_per_token_loss": _sums_losses(preset),
         "lora": _lora(preset.train) if preset.train else None,
-        # MindSpore 2.9.0 finds the batches of a step in no graph that is inlined late but Llama's.
+        # MindSpore 2.9.0 does not find the accumulated batches in a graph that is inlined late, except in Llama's.
         "lazy_inline": not _accumulates(preset),
         **cache,
     }
 
 
 def _sums_losses(preset: Preset) -> bool:
-    """Whether the network returns the sum of losses and the number of tokens, which are divided when all are known:
-    where several workers, or several batches before a step, hold different numbers of supervised tokens. The planner of
-    Ascend averages over all devices by itself."""
-    return preset.runtime.target == "CPU" or _accumulates(preset)
+    """Whether the network returns the sum of losses and the number of supervised tokens instead of their quotient.
+
+    Several CPU workers, or several batches before a step, hold different numbers of tokens, so the sums are divided
+    when all are known. On Ascend MindSpore averages over all devices.
+    """
+    return preset.train is not None and (preset.runtime.target == "CPU" or _accumulates(preset))
 
 
 def _accumulates(preset: Preset) -> bool:
@@ -146,7 +140,7 @@ def _accumulates(preset: Preset) -> bool:
 
 
 def _lora(train: Train) -> dict[str, Any] | None:
-    """`model.lora.add_lora` reads it. MindFormers' own adapters know nothing of these cells."""
+    """Read by `model.lora.add_lora`, as MindFormers' own adapters do not fit these cells."""
     return _plain(asdict(train.lora) | {"seed": train.seed}) if train.method == "lora" else None
 
 
@@ -182,7 +176,7 @@ def _training(preset: Preset, train: Train, steps: int | None) -> dict[str, Any]
 
 
 def _schedules(train: Train, steps: int | None) -> dict[str, Any]:
-    """One schedule for all; or, where a part has a rate of its own, one for each rate that differs from it."""
+    """One schedule; or, where parts have learning rates of their own, a default and one for each other rate."""
     schedule: dict[str, Any] = {
         "learning_rate": train.learning_rate,
         "total_steps": steps if steps is not None else -1,

@@ -1,155 +1,133 @@
-"""Rules between the fields of a preset. Each yields (the keys it read, what is wrong); all are tried."""
+"""Rules between fields. Each yields (the keys that it read, what is wrong with the first of them); all are tried.
+
+vision_rules, text_rules, joint_rules    of an architecture, for presets and for a checkpoint's config.json
+check_preset                             those, and everything else in a preset
+"""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
-from llavanext_cli.config.architecture import (
-    ACTIVATIONS,
-    POOL_MODES,
-    SELECT_STRATEGIES,
-    TEXT_MODEL_TYPES,
-    Architecture,
-    TextArchitecture,
-)
-from llavanext_cli.config.schema import Ask, Lora, Preset, Train
+from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
+from llavanext_cli.config.schema import Ask, Lora, Settings, Train
+from llavanext_cli.config.validation import join
 
 TEXT_ROOM = 64
 """Tokens that the system prompt and a short question need beside the media."""
 
 Findings = Iterator[tuple[tuple[str, ...], str]]
-Rule = Callable[[Preset], Findings]
+Rule = Callable[[Settings], Findings]
 
 
-def check_preset(preset: Preset, model: Architecture | None = None) -> list[tuple[tuple[str, ...], str]]:
-    """Everything that is wrong between fields, as (dotted keys, message); empty when all is well.
+def check_preset(preset: Settings, model: Architecture | None = None) -> Findings:
+    """Everything that is wrong between the fields of a preset, with dotted keys.
 
     Args:
-        model: of the checkpoint that a run takes; it is judged in the place of the preset's. Whether there is room is
-            then left to what is really asked.
+        model: of the checkpoint that is trained or asked with the preset; it takes the place of the preset's. It was
+            checked when it was read, and the samples or questions will show whether the sequence is long enough.
     """
     if model is None:
-        rules: Sequence[Rule] = (*MODEL_RULES, *SHARING_RULES, *ROOM_RULES)
+        rules: tuple[Rule, ...] = (model_rules, parallel_rules, runtime_rules, *ROOM_RULES)
     else:
-        preset, rules = replace(preset, model=model), SHARING_RULES
-    found = [finding for rule in rules for finding in rule(preset)]
+        preset, rules = replace(preset, model=model), (parallel_rules, runtime_rules)
+    for rule in rules:
+        yield from rule(preset)
     if preset.train is not None:
-        found += train_rules(preset, preset.train)
+        yield from train_rules(preset, preset.train)
     if preset.ask is not None:
-        found += ask_rules(preset, preset.ask)
-    return found
+        yield from ask_rules(preset, preset.ask)
 
 
-def has_room(preset: Preset, model: Architecture) -> bool:
-    """Whether a preset has room for the largest picture and clip of a checkpoint's model, and positions for both."""
+def has_room(preset: Settings, model: Architecture) -> bool:
+    """Whether a preset has room for the largest image and video of a checkpoint's model, and positions for both."""
     return not any(finding for rule in ROOM_RULES for finding in rule(replace(preset, model=model)))
 
 
-def greatest_positions(text: TextArchitecture) -> int:
-    """Tokens that the position encoding reaches: linear scaling stretches it by its factor."""
-    return int(text.max_position_embeddings * (text.rope_scaling or {}).get("factor", 1))
+def below(prefix: str, findings: Findings) -> Findings:
+    """The findings with their keys below a prefix, or as they are where that is empty."""
+    for keys, text in findings:
+        yield tuple(join(prefix, key) for key in keys), text
 
 
-def greatest_tiles(model: Architecture) -> int:
-    """Tiles of the largest picture: its base tile and the grid of the largest pinpoint."""
-    side = model.vision.image_size
-    return 1 + max((height // side) * (width // side) for height, width in model.image_grid_pinpoints)
+# -------------------------------------------------------------------------------------------------- the architecture
 
 
-def vision_rules(preset: Preset) -> Findings:
-    vision = preset.model.vision
-    for name in (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "image_size",
-        "patch_size",
-    ):
-        yield from _positive(f"model.vision.{name}", getattr(vision, name))
-    if vision.num_attention_heads > 0 and vision.hidden_size % vision.num_attention_heads:
+def vision_rules(vision: VisionArchitecture) -> Findings:
+    if vision.hidden_size % vision.num_attention_heads:
         yield (
-            ("model.vision.hidden_size", "model.vision.num_attention_heads"),
-            f"{vision.hidden_size} channels cannot be shared by {vision.num_attention_heads} heads",
+            ("num_attention_heads", "hidden_size"),
+            f"{vision.num_attention_heads} heads do not divide hidden_size {vision.hidden_size}",
         )
-    if vision.patch_size > 0 and vision.image_size % vision.patch_size:
+    if vision.image_size % vision.patch_size:
         yield (
-            ("model.vision.image_size", "model.vision.patch_size"),
-            f"{vision.image_size} pixels are not a whole number of patches of {vision.patch_size}",
+            ("image_size", "patch_size"),
+            f"{vision.image_size} is not a multiple of patch_size {vision.patch_size}",
         )
-    yield from _choice("model.vision.hidden_act", vision.hidden_act, ACTIVATIONS)
 
 
-def text_rules(preset: Preset) -> Findings:
-    text = preset.model.text
-    sizes = (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "vocab_size",
-        "max_position_embeddings",
-    )
-    for name in sizes:
-        yield from _positive(f"model.text.{name}", getattr(text, name))
-    yield from _choice("model.text.model_type", text.model_type, TEXT_MODEL_TYPES)
+def text_rules(text: TextArchitecture) -> Findings:
     heads = text.num_attention_heads
-    if heads > 0 and (text.hidden_size % heads or text.hidden_size // heads % 2):
+    if text.hidden_size % (2 * heads):  # rotary positions turn the two halves of a head
         yield (
-            ("model.text.hidden_size", "model.text.num_attention_heads"),
-            f"{text.hidden_size} channels over {heads} heads must give an even whole number a head",
+            ("num_attention_heads", "hidden_size"),
+            f"hidden_size {text.hidden_size} over {heads} heads must be a whole, even number",
         )
-    if text.num_key_value_heads > 0 and heads % text.num_key_value_heads:
+    if heads % text.num_key_value_heads:
         yield (
-            ("model.text.num_key_value_heads", "model.text.num_attention_heads"),
-            f"{heads} heads cannot be grouped over {text.num_key_value_heads} key-value heads",
+            ("num_key_value_heads", "num_attention_heads"),
+            f"{text.num_key_value_heads} does not divide the {heads} attention heads",
         )
-    scaling = text.rope_scaling
-    if scaling is not None:
-        factor = scaling.get("factor")
-        stretches = isinstance(factor, (int, float)) and not isinstance(factor, bool) and 1 <= factor < math.inf
-        if set(scaling) != {"type", "factor"} or scaling["type"] != "linear" or not stretches:
-            yield (
-                ("model.text.rope_scaling",),
-                f"must be null or {{type: linear, factor: 1 or more}}, not {scaling}",
-            )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        yield from _token(f"model.text.{name}", getattr(text, name), text.vocab_size)
+        yield from _token_rule(name, getattr(text, name), "vocab_size", text.vocab_size)
 
 
-def joint_rules(preset: Preset) -> Findings:
-    model = preset.model
-    side, layers = model.vision.image_size, model.vision.num_hidden_layers
-    vocabulary = model.text.vocab_size
-    yield from _token("model.image_token_index", model.image_token_index, vocabulary)
-    yield from _token("model.video_token_index", model.video_token_index, vocabulary)
-    if model.image_token_index == model.video_token_index:
-        yield ("model.image_token_index", "model.video_token_index"), "pictures and clips need different token ids"
-    yield from _choice("model.projector_hidden_act", model.projector_hidden_act, ACTIVATIONS)
-    yield from _choice("model.spatial_pool_mode", model.spatial_pool_mode, POOL_MODES)
-    yield from _choice("model.vision_feature_select_strategy", model.vision_feature_select_strategy, SELECT_STRATEGIES)
+def joint_rules(model: Architecture, vision: str = "vision", text: str = "text") -> Findings:
+    """Of tower, language model and what joins them; `vision` and `text` are what the file calls these two."""
+    side, layers, patches = model.vision.image_size, model.vision.num_hidden_layers, model.vision.patches
+    for name in ("image_token_index", "video_token_index"):
+        yield from _token_rule(name, getattr(model, name), f"{text}.vocab_size", model.text.vocab_size)
     if not model.image_grid_pinpoints:
-        yield ("model.image_grid_pinpoints",), "must name at least one (height, width)"
-    for pinpoint in model.image_grid_pinpoints:
-        if side > 0 and any(pixels <= 0 or pixels % side for pixels in pinpoint):
+        yield ("image_grid_pinpoints",), "must name at least one [height, width]"
+    for height, width in model.image_grid_pinpoints:
+        if height % side or width % side:
             yield (
-                ("model.image_grid_pinpoints", "model.vision.image_size"),
-                f"{list(pinpoint)} is not a whole number of tiles of {side} pixels",
+                ("image_grid_pinpoints", f"{vision}.image_size"),
+                f"[{height}, {width}] is not a multiple of the tile's {side} pixels",
             )
     if not -layers - 1 <= model.vision_feature_layer <= layers:
         yield (
-            ("model.vision_feature_layer", "model.vision.num_hidden_layers"),
+            ("vision_feature_layer", f"{vision}.num_hidden_layers"),
             f"layer {model.vision_feature_layer} does not exist: the tower has {layers}",
         )
-    if model.vision.patch_size > 0 and not 1 <= model.spatial_pool_stride <= model.vision.patches:
+    if model.spatial_pool_stride > patches:
         yield (
-            ("model.spatial_pool_stride", "model.vision.image_size", "model.vision.patch_size"),
-            f"a stride of {model.spatial_pool_stride} leaves nothing of {model.vision.patches} patches a side",
+            ("spatial_pool_stride", f"{vision}.image_size", f"{vision}.patch_size"),
+            f"{model.spatial_pool_stride} is more than the {patches} patches along a side of a tile",
         )
+    if model.spatial_pool_mode == "conv" and not model.pool_before_projector:
+        yield (
+            ("pool_before_projector", "spatial_pool_mode"),
+            "must be true with spatial_pool_mode conv: its convolution pools the tower's features",
+        )
+
+
+def model_rules(preset: Settings) -> Findings:
+    model = preset.model
+    yield from below("model.vision", vision_rules(model.vision))
+    yield from below("model.text", text_rules(model.text))
+    yield from below("model", joint_rules(model))
+    if model.image_token_index == model.video_token_index:
+        yield ("model.image_token_index", "model.video_token_index"), "images and videos need different token ids"
+
+
+def _token_rule(key: str, token: int, vocabulary_key: str, vocabulary: int) -> Findings:
+    if token >= vocabulary:
+        yield (key, vocabulary_key), f"token {token} is outside the vocabulary of {vocabulary}"
+
+
+# ------------------------------------------------------------------------------------------- devices and the runtime
 
 
 def uneven_shares(text: TextArchitecture, tensor: int) -> Iterator[tuple[str, str]]:
@@ -160,8 +138,8 @@ def uneven_shares(text: TextArchitecture, tensor: int) -> Iterator[tuple[str, st
             yield name, f"{tensor} devices cannot share {name} {size} evenly"
 
 
-def parallel_rules(preset: Preset) -> Findings:
-    parallel, text = preset.parallel, preset.model.text
+def parallel_rules(preset: Settings) -> Findings:
+    parallel = preset.parallel
     product = parallel.data * parallel.tensor * parallel.pipeline
     if product != parallel.devices:
         yield (
@@ -170,131 +148,104 @@ def parallel_rules(preset: Preset) -> Findings:
             f"{parallel.pipeline} = {product}",
         )
     if preset.ask and parallel.data > 1:
-        yield ("parallel.data",), "one answer has no samples to be shared: set it to 1 and use parallel.tensor"
-    for name, problem in uneven_shares(text, parallel.tensor):
+        yield ("parallel.data",), "data parallelism is for training: set it to 1 and use parallel.tensor"
+    for name, problem in uneven_shares(preset.model.text, parallel.tensor):
         yield ("parallel.tensor", f"model.text.{name}"), problem
     if parallel.pipeline > 1:
         # Compiled in simulation: "Can not find border of the pipeline", with the tower on stage 0 and without.
         yield (
             ("parallel.pipeline",),
-            "MindSpore 2.9.0 finds no border between stages in this model's graph: set it to 1 and use parallel.tensor",
+            "MindSpore 2.9.0 cannot split this model into pipeline stages: set it to 1 and use parallel.tensor",
         )
     if preset.runtime.target == "CPU":
         if parallel.tensor > 1 and preset.train:
             yield (
                 ("parallel.tensor", "runtime.target"),
-                "CPU workers share the samples only: set it to 1 and use parallel.data",
+                "training on CPU has data parallelism only: set it to 1 and use parallel.data",
             )
         if parallel.optimizer_sharding:
             yield ("parallel.optimizer_sharding", "runtime.target"), "is for Ascend only: set it to false on CPU"
 
 
-def runtime_rules(preset: Preset) -> Findings:
+def runtime_rules(preset: Settings) -> Findings:
     runtime = preset.runtime
-    if runtime.target == "CPU":
-        for name in ("compute_dtype", "parameter_dtype"):
-            if getattr(runtime, name) == "bfloat16":
-                yield (
-                    (f"runtime.{name}", "runtime.target"),
-                    "MindSpore has no bfloat16 matrix product on CPU: use float32",
-                )
-        if runtime.flash_attention:
-            yield ("runtime.flash_attention", "runtime.target"), "there is no such kernel on CPU: set it to false"
-        if runtime.memory is not None:
-            yield ("runtime.memory", "runtime.target"), "is the memory pool of an NPU: set it to null on CPU"
-    else:
-        if runtime.threads is not None:
-            yield ("runtime.threads", "runtime.target"), "is for CPU workers: set it to null on Ascend"
-        if runtime.memory is not None and not re.fullmatch(r"(?!0+(\.0+)?GB)[0-9]+(\.[0-9]+)?GB", runtime.memory):
-            yield ("runtime.memory",), f'must be a number of gigabytes such as "57GB", not {runtime.memory!r}'
+    on_cpu = runtime.target == "CPU"
+    for name in ("compute_dtype", "parameter_dtype"):
+        if on_cpu and getattr(runtime, name) == "bfloat16":
+            yield (
+                (f"runtime.{name}", "runtime.target"),
+                "MindSpore cannot multiply bfloat16 matrices on CPU: use float32",
+            )
+    if on_cpu and runtime.flash_attention:
+        yield ("runtime.flash_attention", "runtime.target"), "is for Ascend only: set it to false on CPU"
+    if on_cpu and runtime.memory is not None:
+        yield ("runtime.memory", "runtime.target"), "is for Ascend only: set it to null on CPU"
+    if not on_cpu and runtime.threads is not None:
+        yield ("runtime.threads", "runtime.target"), "is for CPU only: set it to null on Ascend"
+    if not on_cpu and runtime.memory is not None and not re.fullmatch(r"0*[1-9][0-9]*(\.[0-9]+)?GB", runtime.memory):
+        yield ("runtime.memory",), f'must be a number of gigabytes such as "57GB", not {runtime.memory!r}'
 
 
-def media_rules(preset: Preset) -> Findings:
-    data, model = preset.data, preset.model
+# -------------------------------------------------------------------------------------- room in a sample or a question
+
+
+def media_rules(preset: Settings) -> Findings:
+    data, needed = preset.data, preset.model.max_tiles
     if not data.tiles and not data.frames:
-        yield ("data.tiles", "data.frames"), "leave room for pictures (tiles), clips (frames) or both"
-    if not _measurable(model):
-        return
-    needed = greatest_tiles(model)
+        yield ("data.tiles", "data.frames"), "set tiles for images, frames for videos, or both"
     if 0 < data.tiles < needed:
         yield (
             ("data.tiles", "model.image_grid_pinpoints", "model.vision.image_size"),
-            f"{data.tiles} tiles, but one picture can take {needed}: set {needed} or more, or 0 for no pictures",
+            f"{data.tiles} tiles, but one image can take {needed}: set {needed} or more, or 0 for no images",
         )
 
 
-def _media_tokens(preset: Preset) -> tuple[int, str]:
-    """Tokens of the media that the preset must have room for, and how they come about."""
-    data, model = preset.data, preset.model
-    clips = data.frame_budget * model.frame_features
-    picture = model.greatest_picture_tokens if data.tiles else 0
-    if clips >= picture:
-        return clips, f"{data.frame_budget} frames of {model.frame_features} tokens make {clips}"
-    return picture, f"one picture can make {picture} tokens"
-
-
-_MEDIA_KEYS = (
-    "data.tiles",
-    "data.frames",
-    "data.videos",
-    "model.image_grid_pinpoints",
-    "model.spatial_pool_stride",
-    "model.vision.image_size",
-    "model.vision.patch_size",
-)
-
-
-def _measurable(model: Architecture) -> bool:
-    """Whether tokens can be counted at all; if not, another rule has said why."""
-    vision, factor = model.vision, (model.text.rope_scaling or {}).get("factor", 1)
-    return (
-        min(vision.image_size, vision.patch_size, model.spatial_pool_stride) > 0
-        and bool(model.image_grid_pinpoints)
-        and isinstance(factor, (int, float))
-        and math.isfinite(factor)
-    )
-
-
-def _room(preset: Preset, key: str, tokens: int, answer: int, answer_words: str) -> Findings:
-    """Rules of the longest sequence: within the positions, and with room for media, some text and an answer."""
-    if not _measurable(preset.model):
+def room_rules(preset: Settings) -> Findings:
+    """The longest sequence is within the positions, and has room for media, some text and an answer."""
+    answer, answer_words = 0, ""
+    if preset.train:
+        key, tokens = "data.seq_length", preset.data.seq_length
+    else:
+        key, tokens = "ask.cache_tokens", preset.ask.cache_tokens if preset.ask else None
+    if tokens is None:  # missing or invalid, which is reported
         return
-    positions = greatest_positions(preset.model.text)
-    if tokens > positions:
+    if preset.ask:
+        answer = preset.ask.max_new_tokens
+        answer_words = f", the answer up to {answer} (ask.max_new_tokens)"
+    data, model = preset.data, preset.model
+    if tokens > model.text.positions:
         yield (
             (key, "model.text.max_position_embeddings", "model.text.rope_scaling"),
-            f"{tokens} tokens, but positions reach {positions}: use at most that, or raise "
+            f"{tokens} tokens, but the model has {model.text.positions} positions: use at most that, or raise "
             "model.text.rope_scaling.factor",
         )
-    media, reason = _media_tokens(preset)
-    if media + TEXT_ROOM + answer > tokens:
+    frames = data.frame_budget * model.frame_features
+    image = model.max_image_tokens if data.tiles else 0
+    media = max(frames, image)
+    words = f"{data.frame_budget} frames of {model.frame_features} tokens need {frames}"
+    needed = media + TEXT_ROOM + answer
+    if needed > tokens:
         yield (
-            (key, *_MEDIA_KEYS),
-            f"{tokens} tokens are too few: {reason}, text needs at least {TEXT_ROOM}{answer_words}; "
-            f"set {media + TEXT_ROOM + answer} or more",
+            (key, *_ROOM_KEYS, *(["ask.max_new_tokens"] if preset.ask else [])),
+            f"{tokens} tokens are too few: {words if frames >= image else f'one image can need {image}'}, "
+            f"text at least {TEXT_ROOM}{answer_words}; set {needed} or more",
         )
 
 
-def room_rules(preset: Preset) -> Findings:
-    length, ask = preset.data.seq_length, preset.ask
-    if preset.train and length is not None:
-        yield from _room(preset, "data.seq_length", length, 0, "")
-    if ask and ask.cache_tokens is not None:
-        answer_words = f" and the answer {ask.max_new_tokens} (ask.max_new_tokens)"
-        for keys, text in _room(preset, "ask.cache_tokens", ask.cache_tokens, ask.max_new_tokens, answer_words):
-            yield (*keys, "ask.max_new_tokens"), text
+_ROOM_KEYS = (
+    *("data.tiles", "data.frames", "data.videos", "model.image_grid_pinpoints"),
+    *("model.spatial_pool_stride", "model.vision.image_size", "model.vision.patch_size"),
+)
+ROOM_RULES: tuple[Rule, ...] = (media_rules, room_rules)
 
 
-MODEL_RULES = (vision_rules, text_rules, joint_rules)
-SHARING_RULES = (parallel_rules, runtime_rules)
-ROOM_RULES = (media_rules, room_rules)
+# ------------------------------------------------------------------------------------------------- training and asking
 
 
-def train_rules(preset: Preset, train: Train) -> Findings:
-    if not train.trainable:
-        yield ("train.trainable",), "nothing would be trained: name at least one part"
-    if len(set(train.trainable)) < len(train.trainable):
-        yield ("train.trainable",), "a part is named twice"
+def train_rules(preset: Settings, train: Train) -> Findings:
+    if preset.data.seq_length is None:
+        yield ("data.seq_length",), "missing: tokens per sample, media included"
+    yield from _list_rules("train.trainable", train.trainable, "part")
     yield from _rate_rules(train)
     yield from _lora_rules(train)
     if train.recompute > preset.model.text.num_hidden_layers:
@@ -305,36 +256,38 @@ def train_rules(preset: Preset, train: Train) -> Findings:
     if preset.runtime.compute_dtype == "float16":
         yield (
             ("runtime.compute_dtype",),
-            "float16 training needs loss scaling, which is not done: use bfloat16 on Ascend, float32 on CPU",
+            "float16 training needs loss scaling, which is not supported: use bfloat16 on Ascend, float32 on CPU",
         )
 
 
+def _list_rules(key: str, names: tuple[str, ...], word: str) -> Findings:
+    if not names:
+        yield (key,), f"nothing would be trained: name at least one {word}"
+    if len(set(names)) < len(names):
+        yield (key,), f"names a {word} twice"
+
+
 def _rate_rules(train: Train) -> Findings:
-    own = {f"train.learning_rates.{part}": rate for part, rate in asdict(train.learning_rates).items()}
-    for key, rate in {"train.learning_rate": train.learning_rate, **own}.items():
+    rates = {f"train.learning_rates.{part}": rate for part, rate in asdict(train.learning_rates).items()}
+    for key, rate in {"train.learning_rate": train.learning_rate, **rates}.items():
         if rate is not None and train.final_learning_rate > rate:
             keys = ("train.final_learning_rate", key)
-            yield keys, f"{train.final_learning_rate:g} is above the learning rate {rate:g}"
-    for key, rate in own.items():
+            yield keys, f"{train.final_learning_rate:g} is above the learning rate {rate:g} ({key})"
+    for key, rate in rates.items():
         part = key.rpartition(".")[2]
         if rate is not None and not {part, "newline" if part == "projector" else part} & set(train.trainable):
-            yield (key, "train.trainable"), f"the part {part} is not trained: leave its rate out, or add it"
+            yield (key, "train.trainable"), f"{part} is not trained: leave its rate out, or add it to train.trainable"
 
 
 def _lora_rules(train: Train) -> Findings:
     if train.method == "full" and train.lora != Lora():
-        yield ("train.lora", "train.method"), "is read by train.method lora only: set that, or leave it out"
+        yield ("train.lora", "train.method"), "is for train.method lora only: set that, or leave train.lora out"
     if train.method == "lora" and "language" not in train.trainable:
         yield ("train.method", "train.trainable"), "lora trains the language model: add language to train.trainable"
-    if not train.lora.targets:
-        yield ("train.lora.targets",), "nothing would be trained: name at least one projection"
-    if len(set(train.lora.targets)) < len(train.lora.targets):
-        yield ("train.lora.targets",), "a projection is named twice"
+    yield from _list_rules("train.lora.targets", train.lora.targets, "projection")
 
 
-def ask_rules(preset: Preset, ask: Ask) -> Findings:
-    if ask.cache_tokens is None:
-        return
+def ask_rules(preset: Settings, ask: Ask) -> Findings:
     if ask.cache_tokens % ask.block_size:
         yield (
             ("ask.cache_tokens", "ask.block_size"),
@@ -345,18 +298,3 @@ def ask_rules(preset: Preset, ask: Ask) -> Findings:
             ("ask.top_k", "model.text.vocab_size"),
             f"{ask.top_k} is more than the vocabulary's {preset.model.text.vocab_size}",
         )
-
-
-def _positive(key: str, value: int) -> Findings:
-    if value <= 0:
-        yield (key,), f"must be more than 0, got {value}"
-
-
-def _choice(key: str, value: str, allowed: tuple[str, ...]) -> Findings:
-    if value not in allowed:
-        yield (key,), f"expected one of {', '.join(allowed)}, not {value!r}"
-
-
-def _token(key: str, value: int, vocabulary: int) -> Findings:
-    if not 0 <= value < vocabulary:
-        yield (key, "model.text.vocab_size"), f"token {value} is outside the vocabulary of {vocabulary}"

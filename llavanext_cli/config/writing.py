@@ -5,36 +5,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llavanext_cli.config.documents import load_yaml
-from llavanext_cli.config.presets import find_preset
-from llavanext_cli.config.reading import hints, is_section
-from llavanext_cli.config.schema import SECTIONS, Preset
+from llavanext_cli.config.schema import Preset, Settings
+from llavanext_cli.config.shipped import SUFFIXES, find_preset
+from llavanext_cli.config.validation import fields_of, section_of
 from llavanext_cli.errors import ConfigError
-from llavanext_cli.files import describe, write_whole
+from llavanext_cli.files import check_target, write_whole
 
 
 def preset_to_dict(preset: Preset) -> dict[str, Any]:
     """All values of a preset as plain nested values, defaults included, in the order of the schema."""
-    result: dict[str, Any] = {"task": preset.task, "description": preset.description}
-    for section in SECTIONS:
-        value = getattr(preset, section)
-        if value is not None:
-            result[section] = _plain(value, preset.task)
-    return result
+    values = _plain(preset, preset.task)
+    return {name: values[name] for name in fields_of(Settings) if values[name] is not None}
 
 
 def _plain(value: Any, task: str) -> Any:
     if dataclasses.is_dataclass(value):
-        fields = [f for f in dataclasses.fields(value) if f.metadata.get("task") in (None, task)]
+        fields = (f for f in dataclasses.fields(value) if f.metadata.get("task") in (None, task))
         return {f.name: _plain(getattr(value, f.name), task) for f in fields}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item, task) for item in value]
-    return value
+    return [_plain(item, task) for item in value] if isinstance(value, tuple) else value
 
 
 def diff_presets(one: Preset, other: Preset) -> dict[str, tuple[Any, Any]]:
@@ -53,67 +46,48 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def preset_to_yaml(preset: Preset) -> str:
     """A preset as YAML that can be loaded again: every key with its value, and a comment with meaning and unit."""
-    lines = [f"task: {preset.task}", f"description: {json.dumps(preset.description, ensure_ascii=False)}"]
-    for section, cls in SECTIONS.items():
-        value = getattr(preset, section)
-        if value is not None:
-            lines += ["", f"{section}:", *_yaml_lines(cls, value, "  ", preset.task)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(_yaml_lines(Settings, preset_to_dict(preset))) + "\n"
 
 
-def _yaml_lines(cls: type, value: Any, indent: str, task: str) -> Iterator[str]:
-    for f in dataclasses.fields(cls):
-        if f.metadata.get("task") not in (None, task):
-            continue
-        kind, item = hints(cls)[f.name], getattr(value, f.name)
-        if is_section(kind):
-            yield f"{indent}{f.name}:"
-            yield from _yaml_lines(kind, item, indent + "  ", task)
+def _yaml_lines(cls: type, values: dict[str, Any], indent: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        field, kind = fields_of(cls)[name]
+        section = section_of(kind)
+        if section is not None and value is not None:
+            yield from ([] if indent else [""])
+            yield f"{indent}{name}:"
+            yield from _yaml_lines(section, value, indent + "  ")
         else:
             # JSON's spelling of numbers, lists and texts is YAML's too.
-            line = f"{indent}{f.name}: {json.dumps(_plain(item, task))}"
-            yield f"{line}  # {f.metadata['doc']}" if "doc" in f.metadata else line
+            meaning = f"  # {field.metadata['doc']}" if "doc" in field.metadata else ""
+            yield f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}{meaning}"
 
 
 def copy_preset(name: str, target: Path, force: bool = False) -> Path:
-    """Copy a preset to a file to be changed. It goes on extending its base.
+    """Copy a preset, as it is written, to a file that can be changed.
 
     Args:
         name: of a shipped preset, or the path of one.
-        target: the new file, or an existing folder that is to hold it.
-        force: replace a file that is there.
+        target: the new file, or an existing folder to put it in.
+        force: replace a YAML file that is there.
 
     Returns:
-        The file that was written. Its first line, the command to run, names it.
+        The file that was written. The command in its first line names it.
 
     Raises:
-        ConfigError: no such preset, or it is not YAML, or the file is there or cannot be written; nothing is left
-            behind.
+        LlavaNextError: no such preset, or it is not YAML, or the file exists or cannot be written.
     """
     name, source = find_preset(name)
-    load_yaml(source)  # its keys may be wrong: a copy may be made to mend them
+    load_yaml(source)  # its keys may be invalid: they can be corrected in the copy
     if target.is_dir():
         target = target / source.name
-    if target.parent.exists() and not target.parent.is_dir():
-        raise ConfigError(f"{target}: {target.parent} is a file, not a folder", "Choose another file.")
-    if not target.parent.is_dir():
-        folder = shlex.quote(str(target.parent))
-        raise ConfigError(f"{target}: there is no folder {target.parent}", f"Make it first: mkdir -p {folder}")
-    if (kind := describe(target)) not in (
-        "a file",
-        "missing",
-    ):  # renaming a file over /dev/null would take it from the whole machine
-        raise ConfigError(f"{target} is {kind}, not a file", "Choose another file.")
-    if target.exists() and not force:
-        raise ConfigError(f"{target} is already there", "Choose another file, or replace it with --force.")
+    check_target(target, kind="a preset", is_ours=lambda path: path.suffix in SUFFIXES, force=force, option="file")
     first, newline, rest = source.read_text(encoding="utf-8").partition("\n")
-    # The command in the header named the preset; now it must name the copy.
     first = re.sub(rf"(?<=\s){re.escape(name)}(?=\s|$)", lambda _: str(target), first, count=1)
     try:
         write_whole(target, (first + newline + rest).encode("utf-8"))
     except OSError as fault:
         raise ConfigError(
-            f"{target} cannot be written: {fault.strerror}",
-            "Choose another file, in a folder where you may write and there is room.",
+            f"{target} cannot be written: {fault.strerror}", "choose another file, or free some space"
         ) from fault
     return target

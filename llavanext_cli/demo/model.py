@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llavanext_cli.config.architecture import architecture_to_hf
+from llavanext_cli.config.hf_config import architecture_to_hf
 from llavanext_cli.config.presets import load_preset
 
 ARCHITECTURE = load_preset("tiny-stage2").model

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llavanext_cli.config.rules import greatest_tiles
 from llavanext_cli.inference.paging import block_tables, next_slots, prompt_slots
 from llavanext_cli.inference.step import BUCKET, Step, round_up
 from llavanext_cli.processing.sample_layout import collate
@@ -91,7 +90,7 @@ class AscendEngine:
     def _pad(self, sample: EncodedSample) -> tuple[Batch, int]:
         """A batch of one prompt, and how many of its tiles are frames."""
         length, frames = min(padded_length(sample.length), self.cache_tokens), len(sample.frames)
-        tiles = round_up(len(sample.tiles), greatest_tiles(self.arch))
+        tiles = round_up(len(sample.tiles), self.arch.max_tiles)
         return collate([sample], seq_length=length, tiles=tiles, frames=frames, arch=self.arch), frames
 
     def _inputs(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llavanext_cli.config.rules import greatest_positions
 from llavanext_cli.errors import DataError
 from llavanext_cli.files import check_target
 from llavanext_cli.inference.contact_sheet import write_contact_sheet
@@ -88,7 +87,7 @@ def how_to_fit(encoded: EncodedSample, videos: int, prepared: Prepared) -> str:
         return (
             f"add --set ask.cache_tokens={min(round_up(cache_need(encoded, prepared), settings.block_size), longest)}"
         )
-    limit = f"the positions of this checkpoint end at {greatest_positions(architecture.text)}"
+    limit = f"the positions of this checkpoint end at {architecture.text.positions}"
     if videos:
         excess = encoded.length + prepared.sampling.max_new_tokens - longest
         step = videos * architecture.frame_features

@@ -73,6 +73,7 @@ def build_engine(
 def _build_for_cpu(preset: Preset, checkpoint: Checkpoint, folder: Path, batch_size: int) -> Any:
     from mindspore.nn.utils import no_init_parameters
 
+    from llavanext_cli.config.mindformers import model_section
     from llavanext_cli.model.config import LlavaNextConfig
     from llavanext_cli.model.llava_next import LlavaNext
 
@@ -80,16 +81,7 @@ def _build_for_cpu(preset: Preset, checkpoint: Checkpoint, folder: Path, batch_s
         from mindspore.communication import init
 
         init()
-    config = LlavaNextConfig(
-        architecture=checkpoint.architecture,
-        target="CPU",
-        batch_size=batch_size,
-        seq_length=preset.ask.cache_tokens,
-        frames=preset.data.frame_budget,
-        compute_dtype=preset.runtime.compute_dtype,
-        param_init_type=preset.runtime.parameter_dtype,
-        use_flash_attention=preset.runtime.flash_attention,
-    )
+    config = LlavaNextConfig(**model_section(preset, checkpoint.architecture, batch_size))
     with no_init_parameters():  # random numbers that the checkpoint replaces at once take longer than all the rest
         return LlavaNext(config)
 

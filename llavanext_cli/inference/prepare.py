@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.config.presets import check_model_settings, load_preset
-from llavanext_cli.config.rules import greatest_positions, has_room
+from llavanext_cli.config.rules import has_room
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.files import cache_folder
 from llavanext_cli.inference.request import AskRequest
@@ -80,7 +80,7 @@ def default_preset(architecture: Architecture, has_videos: bool) -> str:
 
 def longest_cache(architecture: Architecture, settings: Ask) -> int:
     """As far as the checkpoint's positions reach, in whole blocks."""
-    return greatest_positions(architecture.text) // settings.block_size * settings.block_size
+    return architecture.text.positions // settings.block_size * settings.block_size
 
 
 def build_sampling(settings: Ask, **changes: Any) -> Sampling:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llavanext_cli.config.hf_config import REFETCH
-from llavanext_cli.config.sections import is_int
+from llavanext_cli.config.model_folder import REFETCH
+from llavanext_cli.config.validation import is_int
 from llavanext_cli.errors import CheckpointError, DataError
 from llavanext_cli.inference.engines import build_engine
 from llavanext_cli.inference.sampling import Sampling, next_token

@@ -74,7 +74,7 @@ def plan_lengths(
 
 def build_counter(rule: LengthRule) -> Processor:
     """The processor that training would use, for counting."""
-    from llavanext_cli.config.architecture import load_architecture
+    from llavanext_cli.config.model_folder import load_architecture
     from llavanext_cli.processing.processor import Processor
     from llavanext_cli.processing.tokens import load_tokenizer
 

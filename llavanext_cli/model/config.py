@@ -16,7 +16,8 @@ from mindformers.modules.layers import SeqExtendMethod
 from mindformers.modules.transformer.transformer import default_transformer_config
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.config.validation import build
 
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)
@@ -81,15 +82,7 @@ class LlavaNextConfig(PretrainedConfig):
     @property
     def architecture(self) -> Architecture:
         """Kept as plain fields, because MindFormers writes its configurations as JSON."""
-        fields = dict(self.architecture_fields)
-        return Architecture(
-            **fields
-            | {
-                "vision": VisionArchitecture(**fields["vision"]),
-                "text": TextArchitecture(**fields["text"]),
-                "image_grid_pinpoints": tuple(tuple(size) for size in fields["image_grid_pinpoints"]),
-            }
-        )
+        return build(Architecture, self.architecture_fields, problems=[])
 
     @property
     def compresses_mask(self) -> bool:
@@ -122,7 +115,7 @@ class LlavaNextConfig(PretrainedConfig):
             # Linear scaling is position interpolation (Chen et al. 2023). MindFormers 1.9.0 also has LINEAR, but its
             # check rejects every number.
             extend_method=(SeqExtendMethod.PI if scaling else SeqExtendMethod.NONE).value,
-            scaling_factor=float(scaling["factor"]) if scaling else 1.0,
+            scaling_factor=scaling.factor if scaling else 1.0,
             tie_word_embeddings=text.tie_word_embeddings,
             bos_token_id=text.bos_token_id,
             eos_token_id=text.eos_token_id,

@@ -162,7 +162,7 @@ def plan_tiles(size: Size, arch: Architecture) -> TilePlan:
         patch_height=patch_height,
         patch_width=patch_width,
         base_tokens=arch.tile_features,
-        tokens=arch.picture_tokens(patch_height, patch_width),
+        tokens=arch.image_tokens(patch_height, patch_width),
     )
 
 

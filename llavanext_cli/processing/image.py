@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.config.architecture import Architecture
-from llavanext_cli.config.preprocessor import CLIP_MEAN, CLIP_STD
+from llavanext_cli.config.model_folder import CLIP_MEAN, CLIP_STD
 from llavanext_cli.errors import DataError
 from llavanext_cli.processing.formats import PICTURE_FORMATS
 from llavanext_cli.processing.geometry import Size, TilePlan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llavanext_cli.config.mindformers import PART_PREFIXES
+from llavanext_cli.config.architecture import PART_PREFIXES
 from llavanext_cli.weights.adapter import is_adapter
 
 if TYPE_CHECKING:

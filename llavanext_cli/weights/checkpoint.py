@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llavanext_cli import __version__
-from llavanext_cli.config.architecture import Architecture, load_architecture
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.config.model_folder import load_architecture
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.adapter import is_adapter

@@ -11,26 +11,13 @@ two names are added to the tokenizer's files.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llavanext_cli.config.architecture import (
-    Architecture,
-    VisionArchitecture,
-    architecture_to_hf,
-)
-from llavanext_cli.config.hf_config import (
-    REFETCH,
-    parse_text_section,
-    parse_vision_section,
-    raise_faults,
-    read_config,
-)
-from llavanext_cli.config.mindformers import PART_PREFIXES
-from llavanext_cli.config.preprocessor import check_preprocessor, preprocessor_config
-from llavanext_cli.config.sections import SectionReader
+from llavanext_cli.config.architecture import PART_PREFIXES, Architecture, VisionArchitecture
+from llavanext_cli.config.hf_config import architecture_to_hf, parse_text, parse_vision
+from llavanext_cli.config.model_folder import REFETCH, check_preprocessor, preprocessor_config, read_config
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from llavanext_cli.weights import keymap
@@ -57,23 +44,18 @@ def plan_part(source: Path, part: str) -> tuple[Plan, Architecture]:
     """
     config = read_config(source)
     where = str(source / "config.json")
-    faults: list[str] = []
     architecture = Architecture()
     if part == "vision":
-        architecture = replace(architecture, vision=_parse_clip(config, where, faults))
-    else:
-        if config.get("model_type") is None:
-            faults.append("model_type: missing; supported: llama, mistral")
-        architecture = replace(architecture, text=parse_text_section(SectionReader(config, "", faults)))
-    raise_faults(faults, where)
-    if part == "vision":
+        architecture = replace(architecture, vision=_parse_clip(config, where))
         check_preprocessor(source, architecture)
+    else:
+        architecture = replace(architecture, text=parse_text(config, where))
     if (source / MANIFEST).is_file():
         return _plan_converted_part(source, part, architecture), architecture
     return plan_folder(source, architecture, part), architecture
 
 
-def _parse_clip(config: Mapping[str, Any], where: str, faults: list[str]) -> VisionArchitecture:
+def _parse_clip(config: dict[str, Any], where: str) -> VisionArchitecture:
     kind = config.get("model_type")
     if kind not in ("clip", "clip_vision_model"):
         raise CheckpointError(
@@ -81,15 +63,15 @@ def _parse_clip(config: Mapping[str, Any], where: str, faults: list[str]) -> Vis
             "Name a folder such as openai/clip-vit-large-patch14-336.",
             [f"model_type: {kind!r} is not supported; supported: clip, clip_vision_model"],
         )
-    section, name = config, ""
+    section = config
     if kind == "clip":
         # Old files repeat what differs from the defaults in vision_config_dict, which transformers prefers.
         parts = [config.get(key) or {} for key in ("vision_config", "vision_config_dict")]
         if not all(isinstance(part, dict) for part in parts):
             raise CheckpointError(f"{where}: vision_config must be an object, not {short(parts)}", REFETCH)
-        section = {**parts[0], **parts[1]}
-        section, name = section | {"model_type": "clip_vision_model"}, "vision_config."
-    return parse_vision_section(SectionReader(dict(section), name, faults))
+        section = {**parts[0], **parts[1], "model_type": "clip_vision_model"}
+        where = f"{where}: vision_config"
+    return parse_vision(section, where)
 
 
 def _plan_converted_part(source: Path, part: str, architecture: Architecture) -> Plan:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llavanext_cli.config.hf_config import read_config
+from llavanext_cli.config.model_folder import read_config
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.files import claim
 from llavanext_cli.weights import keymap

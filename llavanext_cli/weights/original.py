@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llavanext_cli.config.architecture import Architecture, parse_architecture
-from llavanext_cli.config.hf_config import parse_text_section, raise_faults
-from llavanext_cli.config.sections import SectionReader
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.config.hf_config import parse_architecture, parse_text, unsupported
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.compose import companion_files, grow_vocabulary, with_media_tokens
 from llavanext_cli.weights.plan import Plan, plan_folder
@@ -48,10 +47,10 @@ def plan_original(source: Path, config: Mapping[str, Any]) -> tuple[Plan, Archit
         faults.append(f"model_type: {config.get('model_type')!r}; supported: {', '.join(ORIGINAL_TYPES)}")
     if not str(config["mm_vision_tower"]).rstrip("/").endswith(ORIGINAL_TOWER):
         faults.append(f"mm_vision_tower: {config['mm_vision_tower']!r} is not supported; supported: {ORIGINAL_TOWER}")
-    raise_faults(faults, where)
+    if faults:
+        raise unsupported(where, faults)
     text = dict(config) | {"model_type": ORIGINAL_TYPES[config["model_type"]]}
-    old = parse_text_section(SectionReader(text, "", faults))
-    raise_faults(faults, where)
+    old = parse_text(text, where)
     grown = with_media_tokens(replace(Architecture(), text=old))
     hf = {
         "model_type": "llava_next_video",

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llavanext_cli.config.architecture import Architecture
-from llavanext_cli.config.mindformers import PART_PREFIXES
+from llavanext_cli.config.architecture import PART_PREFIXES, Architecture
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.dtypes import copy_tensor, source_piece

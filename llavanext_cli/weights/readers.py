@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from llavanext_cli.config.hf_config import REFETCH
+from llavanext_cli.config.model_folder import REFETCH
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights.tensors import DTYPE_BYTES, LISTED, TensorSpec
 from llavanext_cli.weights.torch_reader import read_torch_header

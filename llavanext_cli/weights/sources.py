@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llavanext_cli.config.architecture import TEXT_MODEL_TYPES, Architecture, load_architecture
-from llavanext_cli.config.defaults import name_defaults
-from llavanext_cli.config.hf_config import read_config
-from llavanext_cli.config.sections import is_int
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.config.hf_config import name_defaults
+from llavanext_cli.config.model_folder import load_architecture, read_config
+from llavanext_cli.config.validation import is_int
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.processing.tokens import load_tokenizer
 from llavanext_cli.weights import compose, keymap, original
@@ -63,7 +63,7 @@ def build_plan(request: ConvertRequest) -> tuple[Plan, Architecture, Path]:
     config = read_config(source)
     if original.is_original(config):
         return *original.plan_original(source, config), source
-    kinds = {"clip": "vision", "clip_vision_model": "vision", **dict.fromkeys(TEXT_MODEL_TYPES, "language")}
+    kinds = {"clip": "vision", "clip_vision_model": "vision", "llama": "language", "mistral": "language"}
     if part := kinds.get(str(config.get("model_type"))):
         raise CheckpointError(
             f"{source}: holds only a {part} model, not a LLaVA-NeXT",

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
-from llavanext_cli.config.hf_config import REFETCH
+from llavanext_cli.config.model_folder import REFETCH
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights.tensors import DTYPE_BYTES, TensorSpec
 from llavanext_cli.weights.untrusted import cannot_read, open_regular, short

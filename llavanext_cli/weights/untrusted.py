@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-from llavanext_cli.config.hf_config import JSON_LIMIT, REFETCH
+from llavanext_cli.config.model_folder import JSON_LIMIT, REFETCH
 from llavanext_cli.errors import CheckpointError
 
 

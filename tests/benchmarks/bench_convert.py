@@ -25,7 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llavanext_cli.config.architecture import Architecture, architecture_to_hf
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.config.hf_config import architecture_to_hf
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.stream import Stream, plan_shards, write_safetensors
 from llavanext_cli.weights.tensors import GeneratedBytes, PlannedTensor

@@ -57,7 +57,7 @@ def tiny_architecture(tokenizer_files) -> Architecture:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory, tiny_architecture, tokenizer_files) -> Path:
     """A checkpoint folder as `convert` leaves it."""
-    from llavanext_cli.config.architecture import architecture_to_hf
+    from llavanext_cli.config.hf_config import architecture_to_hf
     from llavanext_cli.weights.checkpoint import write_checkpoint
     from llavanext_cli.weights.keymap import expected_parameters
     from llavanext_cli.weights.stream import Stream

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from llavanext_cli.config.architecture import load_architecture
+from llavanext_cli.config.model_folder import load_architecture
 from llavanext_cli.errors import LlavaNextError
 
 TOKENS = [

@@ -137,7 +137,7 @@ def test_an_image_model_goes_both_ways(text: str, tiny_model, tmp_path: Path) ->
     """llava-v1.6-vicuna and llava-v1.6-mistral: model type llava_next, one media token."""
     from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, MistralConfig
 
-    from llavanext_cli.config.architecture import load_architecture
+    from llavanext_cli.config.model_folder import load_architecture
 
     fields = tiny_model.config.text_config.to_dict()
     mistral = MistralConfig(
@@ -228,7 +228,7 @@ def test_the_real_network_takes_every_weight(tied: bool, pooling: str, tmp_path:
     """Names and shapes of `keymap` are those of the model that train and ask build."""
     from dataclasses import replace
 
-    from llavanext_cli.config.architecture import architecture_to_hf
+    from llavanext_cli.config.hf_config import architecture_to_hf
     from llavanext_cli.model.config import LlavaNextConfig
     from llavanext_cli.model.registry import LlavaNext
     from tests.unit.weights.tiny import TINY, random_tensors, write_hf

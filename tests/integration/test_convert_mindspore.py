@@ -26,7 +26,7 @@ STRATEGIES = Path(__file__).parents[1] / "assets" / "weights" / "strategies"
 def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
 
-    from llavanext_cli.config.architecture import architecture_to_hf
+    from llavanext_cli.config.hf_config import architecture_to_hf
     from tests.assets.weights.strategies.make_strategies import TINY
 
     torch.manual_seed(0)

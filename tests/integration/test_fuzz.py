@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llavanext_cli.config.presets import preset_files
+from llavanext_cli.config.shipped import preset_files
 from tests.integration import fuzz
 
 SEED = 20261124

@@ -359,7 +359,8 @@ def test_byte_for_byte_what_the_original_writes(tmp_path, images):
 
 
 def test_token_counts(tmp_path, make_tokenizer_folder):
-    from llavanext_cli.config.architecture import Architecture, architecture_to_hf
+    from llavanext_cli.config.architecture import Architecture
+    from llavanext_cli.config.hf_config import architecture_to_hf
     from llavanext_cli.processing.processor import Processor
     from llavanext_cli.processing.tokens import load_tokenizer
 

@@ -51,7 +51,7 @@ def test_plan_says_what_a_run_takes_and_writes_nothing(run_llavanext, data, tiny
 def counted(path: Path, data: Path, checkpoint: Path, frames: int, **size: int) -> Path:
     """A copy of `data` as `mix --tokenizer` writes it: each sample with its size, the header with what counted them.
     `size` replaces what was counted."""
-    from llavanext_cli.config.architecture import load_architecture
+    from llavanext_cli.config.model_folder import load_architecture
     from llavanext_cli.mixing.samples import read_samples
     from llavanext_cli.processing.processor import Processor
     from llavanext_cli.processing.tokens import load_tokenizer

@@ -57,7 +57,7 @@ def make_goldens() -> dict[str, np.ndarray]:
     import torch
     import transformers
 
-    from llavanext_cli.config.architecture import load_architecture
+    from llavanext_cli.config.model_folder import load_architecture
     from llavanext_cli.processing.processor import Processor
     from llavanext_cli.processing.tokens import load_tokenizer
     from tests.parity.cases import ANSWER_TOKENS, FRAMES, QUESTIONS, build_cases

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llavanext_cli.config.architecture import parse_architecture
+from llavanext_cli.config.hf_config import parse_architecture
 from llavanext_cli.weights.keymap import hub_tensors
 
 TOKENIZER = Path(__file__).parent / "goldens" / "tokenizer.model"

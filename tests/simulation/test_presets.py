@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llavanext_cli.config.presets import load_preset, preset_files
+from llavanext_cli.config.presets import load_preset
+from llavanext_cli.config.shipped import preset_files
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.simulation.simulate import SUMS, SimulationReport, is_weight, shortened
 from llavanext_cli.training.memory import plan_memory, slice_of, trained_parameters

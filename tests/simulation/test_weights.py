@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from llavanext_cli.config.architecture import architecture_to_hf
+from llavanext_cli.config.hf_config import architecture_to_hf
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.simulation.simulate import shortened
 from llavanext_cli.weights.convert import run_convert

@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 from llavanext_cli.app import COMMANDS, app, keep_lines
-from llavanext_cli.config.presets import preset_files
+from llavanext_cli.config.shipped import preset_files
 
 HEAVY = (
     "numpy",

@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from llavanext_cli.app import app
-from llavanext_cli.config.presets import preset_files
+from llavanext_cli.config.shipped import preset_files
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_show_json(run):
 def test_show_of_nothing(run):
     result = run("show", "tiny-asc")
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[0] == "Error: no preset named 'tiny-asc'"
+    assert result.stderr.splitlines()[0] == "Error: there is no preset named 'tiny-asc'"
     assert "tiny-ask" in result.stderr.splitlines()[1]
     assert result.stdout == ""
 
@@ -84,7 +84,7 @@ def test_copy_then_change_then_check(run, tmp_path):
         "  mine.yaml, line 14: train.batch_sise: unknown key; did you mean train.batch_size?",
     ]
     assert result.stderr.splitlines()[3].endswith(
-        "presets show video-7b-stage2 --full` lists every key and what it means."
+        "presets show video-7b-stage2 --full` lists every key with its meaning."
     )
     (report,) = json.loads(run("check", "mine.yaml", "--json").stdout)["presets"]
     assert len(report["problems"]) == 2 and "presets show" in report["hint"]
@@ -95,7 +95,7 @@ def test_copy_then_change_then_check(run, tmp_path):
     [
         (b"", "my.yaml is empty", "`llavanext presets copy NAME FILE` makes a preset to start from."),
         (b"\x93\xff", "my.yaml cannot be read: it is not UTF-8 text", "save it as UTF-8"),
-        (None, "no preset file my.yaml", "`llavanext presets list` shows the presets."),
+        (None, "the preset file my.yaml does not exist", "`llavanext presets list` shows the presets."),
     ],
 )
 def test_check_of_what_is_no_preset_has_the_hint_that_helps(run, tmp_path, data, what, hint):
@@ -107,7 +107,7 @@ def test_check_of_what_is_no_preset_has_the_hint_that_helps(run, tmp_path, data,
 def test_check_of_presets_with_different_faults_says_where_each_has_its_hint(run, tmp_path):
     (tmp_path / "my.yaml").write_text("")
     lines = run("check", "my.yaml", "no.yaml").stderr.splitlines()
-    assert lines[1:3] == ["  my.yaml is empty", "  no preset file no.yaml"]
+    assert lines[1:3] == ["  my.yaml is empty", "  the preset file no.yaml does not exist"]
     assert lines[3:] == ["Hint: Check them one by one: each then has a hint of its own."]
 
 

@@ -9,15 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llavanext_cli.config.presets import (
-    check_presets,
-    find_preset,
-    list_presets,
-    load_preset,
-    preset_files,
-    presets_folder,
-)
+from llavanext_cli.config.architecture import RopeScaling
+from llavanext_cli.config.presets import check_presets, list_presets, load_preset
 from llavanext_cli.config.schema import schema_keys
+from llavanext_cli.config.shipped import find_preset, preset_files, presets_folder
 from llavanext_cli.errors import ConfigError
 
 GOOD = """\
@@ -74,10 +69,9 @@ def test_a_base_of_ones_own_is_found_beside_the_file(write):
 def test_one_level_of_extends(write):
     middle = write("extends: base/tiny\n", "middle.yaml")
     error = fault(write(GOOD.replace("base/tiny", "middle")))
-    assert "mine.yaml, line 1: extends: middle is no base: it extends base/tiny itself" in error.what
+    assert "mine.yaml, line 1: extends: middle is not a base: it extends base/tiny itself" in error.what
     assert error.hint == (
-        "A base extends nothing. Extend base/tiny or base/video-7b, or change a copy: "
-        f"`llavanext presets copy {middle} FILE`."
+        f"Extend base/tiny or base/video-7b, or change a copy: `llavanext presets copy {middle} FILE`."
     )
     assert "`llavanext presets copy tiny-ask FILE`" in fault(write(GOOD.replace("base/tiny", "tiny-ask"))).hint
 
@@ -85,15 +79,15 @@ def test_one_level_of_extends(write):
 def test_a_circle_of_bases_is_told_to_extend_something_else(write):
     write("extends: mine.yaml\n", "other.yaml")
     error = fault(write("extends: other.yaml\n"))
-    assert "extends: other.yaml is no base: it extends mine.yaml itself" in error.what
-    assert error.hint.startswith("A base extends nothing. Extend base/tiny or base/video-7b, or")
+    assert "extends: other.yaml is not a base: it extends mine.yaml itself" in error.what
+    assert error.hint.startswith("Extend base/tiny or base/video-7b, or")
 
 
 def test_a_file_named_as_the_base_it_extends_is_not_its_own_base(write):
     error = fault(write(GOOD.replace("base/tiny", "tiny-stage2"), "tiny-stage2.yaml"))
-    assert "tiny-stage2 is no base: it extends base/tiny itself" in error.what
+    assert "tiny-stage2 is not a base: it extends base/tiny itself" in error.what
     error = fault(write(GOOD.replace("base/tiny", "mine"), "mine.yaml"))
-    assert error.what.endswith("mine.yaml, line 1: extends: there is no mine but this file itself")
+    assert error.what.endswith("mine.yaml, line 1: extends: there is no mine")
     assert error.hint.startswith("The bases are base/tiny, base/video-7b; ")
 
 
@@ -124,19 +118,19 @@ def test_a_base_that_does_not_exist(write):
 
 def test_no_such_preset_names_the_nearest():
     error = fault("video-7b-stge2")
-    assert error.what == "no preset named 'video-7b-stge2'"
+    assert error.what == "there is no preset named 'video-7b-stge2'"
     assert "video-7b-stage2" in error.hint
     assert "presets list" in error.hint
 
 
 def test_no_such_file(tmp_path):
     error = fault(tmp_path / "no.yaml")
-    assert error.what == f"no preset file {tmp_path / 'no.yaml'}"
+    assert error.what == f"the preset file {tmp_path / 'no.yaml'} does not exist"
 
 
 def test_a_base_alone_is_not_offered():
     assert "base/tiny" not in preset_files()
-    assert fault("base/tiny").what == "no preset named 'base/tiny'"
+    assert fault("base/tiny").what == "there is no preset named 'base/tiny'"
 
 
 def test_every_fault_of_a_file_is_reported_with_its_line(write):
@@ -168,8 +162,8 @@ def test_every_fault_of_a_file_is_reported_with_its_line(write):
         f"{path}, line 5: data.tile: unknown key; did you mean data.tiles?",
         f"{path}, line 6: data.frames: expected a whole number, not 'many'",
         f"{path}, line 11: train.trainable: expected one of vision, projector, newline, language, not 'lm'",
-        f"{path}, line 13: runtime.compute_dtype: MindSpore has no bfloat16 matrix product on CPU: use float32",
-        f"{path}, line 14: runtime.flash_attention: there is no such kernel on CPU: set it to false",
+        f"{path}, line 13: runtime.compute_dtype: MindSpore cannot multiply bfloat16 matrices on CPU: use float32",
+        f"{path}, line 14: runtime.flash_attention: is for Ascend only: set it to false on CPU",
     )
 
 
@@ -182,39 +176,42 @@ def test_set_changes_one_value():
 
 def test_set_reaches_into_a_mapping_and_replaces_null():
     preset = load_preset("video-7b-ask-video", ["model.text.rope_scaling.factor=4"])
-    assert preset.model.text.rope_scaling == {"type": "linear", "factor": 4}
+    assert preset.model.text.rope_scaling == RopeScaling("linear", 4.0)
     assert load_preset("tiny-stage2", ["train.clip_norm="]).train.clip_norm is None
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.learning_rte=1", "--set train.learning_rte=1: unknown key; did you mean train.learning_rate?"),
-        ("learning_rate=1", "--set learning_rate=1: unknown key; did you mean train.learning_rate?"),
-        ("tran.epochs=1", "--set tran.epochs=1: unknown key; did you mean train.epochs?"),
-        ("train.lr=1", "--set train.lr=1: unknown key; did you mean train.learning_rate?"),
-        ("lr=1", "--set lr=1: unknown key; did you mean train.learning_rate?"),
+        (
+            "train.learning_rte=1",
+            "--set train.learning_rte=1: train.learning_rte: unknown key; did you mean train.learning_rate?",
+        ),
+        ("learning_rate=1", "--set learning_rate=1: learning_rate: unknown key; did you mean train.learning_rate?"),
+        ("tran.epochs=1", "--set tran.epochs=1: tran: unknown key; did you mean train?"),
+        ("train.lr=1", "--set train.lr=1: train.lr: unknown key; did you mean train.learning_rate?"),
+        ("lr=1", "--set lr=1: lr: unknown key; did you mean train.learning_rate?"),
         ("train.rate=1", "unknown key; did you mean train.learning_rate?"),
         ("train.wd=0", "unknown key; did you mean train.weight_decay?"),
         ("train.bs=2", "unknown key; did you mean train.batch_size?"),
         ("train.acc=2", "unknown key; did you mean train.accumulate?"),
-        ("ask.temp=1", "unknown key; did you mean ask.temperature?"),
+        ("ask.temp=1", "--set ask.temp=1: ask: is not used by the task train: leave it out"),
         ("data.len=1", "unknown key; did you mean data.seq_length?"),
-        ("data.clips=2", "unknown key; did you mean data.videos?"),  # its name in 0.1.0
+        ("data.clips=2", "unknown key: it is called data.videos now"),  # its name in 0.1.0
         ("seq_len=1", "unknown key; did you mean data.seq_length?"),
-        ("train.lora_rank=8", "unknown key; did you mean train.lora.rank?"),
-        ("train.lr.vision=1", "unknown key; did you mean train.learning_rates.vision?"),
+        ("train.lora_rank=8", "unknown key; did you mean train.lora?"),
+        ("train.learning_rates.tower=1", "unknown key; known here: vision, projector, language"),
         ("model.hidden_size=1", "unknown key; did you mean model.text.hidden_size?"),
         ("parallel.tp=2", "unknown key; known here: devices, data, tensor, pipeline, optimizer_sharding"),
         ("xyz=2", "unknown key; known here: task, description, model, data, train, ask, parallel, runtime"),
-        ("extends=base/tiny", "--set extends=base/tiny: unknown key"),
+        ("extends=base/tiny", "--set extends=base/tiny: extends: unknown key"),
         ("train.epochs=two", "--set train.epochs=two: train.epochs: expected a whole number, not 'two'"),
-        ("train.epochs.x=1", "--set train.epochs.x=1: unknown key; did you mean train.epochs?"),
+        ("train.epochs.x=1", "train.epochs: expected a whole number, not {'x': 1}"),
         ("train=5", "--set train=5: train: expected a mapping of keys to values, not 5"),
         ("train.learning_rate=nan", "expected a number, not 'nan'"),
         ("train.learning_rate=1e999", "expected a number, not inf"),
-        ("model.text.rope_scaling.factor=1e400", "must be null or {type: linear, factor: 1 or more}"),
-        ("train.learning_rate=0", "must be more than 0, got 0"),
+        ("model.text.rope_scaling.factor=1e400", "model.text.rope_scaling.factor: expected a number, not inf"),
+        ("train.learning_rate=0", "must be more than 0, not 0"),
     ],
 )
 def test_a_wrong_set(setting, message):
@@ -228,11 +225,10 @@ def test_a_set_without_key_or_value(setting):
     assert "expected KEY=VALUE" in error.what and "--set data.frames=8" in error.hint
 
 
-def test_the_hint_names_the_preset_in_hand_where_it_can_be_shown(write):
+def test_the_hint_names_a_shipped_preset_of_the_same_task(write):
     assert "presets show tiny-ask --full" in fault("tiny-ask", ["train.epochs=2"]).hint
     assert "presets show tiny-stage2 --full" in fault("tiny-stage2", devices=3, overrides=["data.x=1"]).hint
-    sound, wrong = write(GOOD, "my sound.yaml"), write(GOOD + "    extra: 1\n")
-    assert f"presets show '{sound}' --full" in fault(sound, ["data.x=1"]).hint
+    wrong = write(GOOD + "    extra: 1\n")
     assert "presets show video-7b-stage2 --full" in fault(wrong, ["data.x=1"]).hint
 
 
@@ -242,11 +238,11 @@ def test_a_set_that_is_not_yaml():
 
 def test_a_section_of_the_other_task_is_not_read(write):
     error = fault(write(GOOD + "    ask: {cache_tokens: 256}\n"))
-    assert error.details[0].endswith("line 6: ask: is not read by the task train: leave it out")
+    assert error.details[0].endswith("line 6: ask: is not used by the task train: leave it out")
     error = fault("tiny-ask", ["train.epochs=2"])
-    assert error.details == ("--set train.epochs=2: train: is not read by the task ask: leave it out",)
+    assert error.details == ("--set train.epochs=2: train: is not used by the task ask: leave it out",)
     error = fault("tiny-ask", ["data.seq_length=256"])
-    assert error.details == ("--set data.seq_length=256: data.seq_length: is not read by the task ask: leave it out",)
+    assert error.details == ("--set data.seq_length=256: data.seq_length: is not used by the task ask: leave it out",)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +266,7 @@ def test_devices_of_an_ask_preset_share_each_layer():
 def test_devices_beside_tensor_parallelism():
     assert load_preset("video-7b-stage2", ["parallel.tensor=2"], devices=8).parallel.data == 4
     error = fault("video-7b-stage2", ["parallel.tensor=2"], devices=3)
-    assert error.what == "--devices 3 cannot be shared by tensor 2 x pipeline 1"
+    assert error.what == "--devices 3 is not a multiple of tensor 2 x pipeline 1"
     assert "multiple of 2" in error.hint
 
 
@@ -280,7 +276,7 @@ def test_check_goes_on_after_a_wrong_one(write):
     assert [report.ok for report in reports] == [False, True, False]
     assert "train.learning_rate: expected a number, not 'fast'" in reports[0].problems[0]
     assert reports[2].path is None
-    assert reports[2].problems == ("no preset named 'nothing'",)
+    assert reports[2].problems == ("there is no preset named 'nothing'",)
     assert reports[2].hint.endswith("`llavanext presets list` shows the presets.")
 
 

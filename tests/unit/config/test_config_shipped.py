@@ -8,10 +8,11 @@ import json
 import pytest
 import yaml
 
-from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.config.architecture import Architecture, RopeScaling
 from llavanext_cli.config.documents import load_yaml
 from llavanext_cli.config.mindformers import expand
-from llavanext_cli.config.presets import load_preset, preset_files, presets_folder
+from llavanext_cli.config.presets import load_preset
+from llavanext_cli.config.shipped import preset_files, presets_folder
 from llavanext_cli.config.writing import preset_to_dict, preset_to_yaml
 
 NAMES = sorted(preset_files())
@@ -85,7 +86,7 @@ def test_the_clip_preset_reaches_its_32_frames():
     preset = load_preset("video-7b-ask-video")
     assert preset.data.frames * preset.model.frame_features == 4608
     assert preset.ask.cache_tokens == 8192
-    assert preset.model.text.rope_scaling == {"type": "linear", "factor": 2.5}
+    assert preset.model.text.rope_scaling == RopeScaling("linear", 2.5)
 
 
 def test_the_tiny_presets_are_one_model():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
+from llavanext_cli.config.architecture import Architecture, RopeScaling, TextArchitecture, VisionArchitecture
 from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.inference import prepare
@@ -15,7 +15,7 @@ from llavanext_cli.inference.request import AskRequest
 from llavanext_cli.processing.video import read_frames
 
 PUBLISHED = Architecture()
-SCALED = dataclasses.replace(PUBLISHED, text=TextArchitecture(rope_scaling={"type": "linear", "factor": 2.5}))
+SCALED = dataclasses.replace(PUBLISHED, text=TextArchitecture(rope_scaling=RopeScaling(type="linear", factor=2.5)))
 SMALL = Architecture(vision=VisionArchitecture(image_size=28, patch_size=7), image_grid_pinpoints=((56, 56),))
 
 

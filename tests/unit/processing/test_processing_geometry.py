@@ -110,7 +110,7 @@ def test_the_class_token_is_counted_once_under_full():
 def test_no_picture_takes_more_than_the_greatest(strategy):
     arch = dataclasses.replace(ARCH, vision_feature_select_strategy=strategy)
     largest = max(plan_tiles(size, arch).tokens for size in [*arch.image_grid_pinpoints, (1000, 1000), (2000, 300)])
-    assert arch.greatest_picture_tokens == largest == 2928 + (strategy == "full")
+    assert arch.max_image_tokens == largest == 2928 + (strategy == "full")
 
 
 @pytest.mark.parametrize(("frames", "tokens"), [(1, 144), (16, 2304), (32, 4608)])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, features
 
 from llavanext_cli.config.architecture import Architecture
-from llavanext_cli.config.preprocessor import CLIP_MEAN, CLIP_STD
+from llavanext_cli.config.model_folder import CLIP_MEAN, CLIP_STD
 from llavanext_cli.errors import DataError
 from llavanext_cli.processing import image as image_module
 from llavanext_cli.processing.geometry import plan_tiles

@@ -66,7 +66,7 @@ def arrays_of(step: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    from llavanext_cli.config.architecture import architecture_to_hf
+    from llavanext_cli.config.hf_config import architecture_to_hf
 
     folder = tmp_path_factory.mktemp("base") / "model"
     folder.mkdir()

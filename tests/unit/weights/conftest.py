@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llavanext_cli.config.architecture import Architecture, architecture_to_hf
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.config.hf_config import architecture_to_hf
 from llavanext_cli.weights import keymap
 from tests.unit.weights.tiny import TINY, random_tensors, write_hf
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llavanext_cli.config.architecture import Architecture, load_architecture
+from llavanext_cli.config.architecture import Architecture
+from llavanext_cli.config.model_folder import load_architecture
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.checkpoint import open_checkpoint

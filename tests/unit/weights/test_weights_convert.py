@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llavanext_cli.config.architecture import Architecture, TextArchitecture, architecture_to_hf
+from llavanext_cli.config.architecture import Architecture, TextArchitecture
+from llavanext_cli.config.hf_config import architecture_to_hf
 from llavanext_cli.errors import CheckpointError, LlavaNextError
 from llavanext_cli.weights import keymap, stream
 from llavanext_cli.weights.checkpoint import open_checkpoint
@@ -220,10 +221,10 @@ def test_sizes_that_config_does_not_give_come_first(
     config = json.loads((hf_folder / "config.json").read_text())
     if missing:
         del config["text_config"][missing]
-        line = "not in config.json, so transformers' defaults hold: text_config.intermediate_size 11008"
+        line = "not in config.json, so transformers' defaults are used: text_config.intermediate_size 11008"
     else:
         del config["text_config"]
-        line = "text_config: is not in config.json, so transformers' defaults hold: hidden_size 4096, "
+        line = "not in config.json, so transformers' defaults are used: text_config.hidden_size 4096, "
     (hf_folder / "config.json").write_text(json.dumps(config))
     fault = fails(hf_folder, tmp_path, "do not fit", no_leftovers)
     assert fault.details[0].startswith(line)
@@ -231,7 +232,7 @@ def test_sizes_that_config_does_not_give_come_first(
 
 def test_pictures_prepared_in_another_way(hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
     (hf_folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
-    fault = fails(hf_folder, tmp_path, "prepared in a way that is not supported", no_leftovers)
+    fault = fails(hf_folder, tmp_path, "prepares images in a way that is not supported", no_leftovers)
     assert fault.details[0].startswith("preprocessor_config.json: image_mean: [0.5, 0.5, 0.5] is not supported")
 
 

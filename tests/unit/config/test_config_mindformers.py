@@ -60,11 +60,11 @@ def test_parts_with_a_rate_of_their_own_have_a_schedule_of_their_own():
     [
         ("train.lora.rnk=8", "did you mean train.lora.rank?"),
         ("train.lora.targets=[q_proj]", "expected one of wq, wk, wv, wo, w1, w2, w3"),
-        ("train.lora.rank=0", "must be at least 1, got 0"),
-        ("train.lora.dropout=1", "must be less than 1, got 1"),
-        ("train.method=qlora", "expected one of full, lora"),
+        ("train.lora.rank=0", "must be at least 1, not 0"),
+        ("train.lora.dropout=1", "must be less than 1, not 1"),
+        ("train.method=qlora", "expected full or lora"),
         ("train.learning_rates.tower=1e-5", "unknown key"),
-        ("train.learning_rates.vision=0", "must be more than 0, got 0"),
+        ("train.learning_rates.vision=0", "must be more than 0, not 0"),
     ],
 )
 def test_mistakes_are_named(setting, said):
