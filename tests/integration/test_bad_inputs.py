@@ -379,10 +379,16 @@ MIX = {
 }
 CONVERT = {
     "no such folder": ("none: no such folder", lambda f: ["convert", f / "none", f / "new"]),
-    "an empty folder": ("empty: no config.json", lambda f: ["convert", put(f / "empty/x", "").parent, f / "new"]),
+    "an empty folder": (
+        "empty: config.json is missing",
+        lambda f: ["convert", put(f / "empty/x", "").parent, f / "new"],
+    ),
     "into itself": ("writing there would damage the input", lambda f: ["convert", f / "hf", f / "hf" / "new"]),
     "a destination that is there": ("base already holds a checkpoint", lambda f: ["convert", f / "hf", f / "base"]),
-    "no config.json": ("changed: no config.json", lambda f: convert(f, lambda copy: (copy / "config.json").unlink())),
+    "config.json is missing": (
+        "changed: no config.json",
+        lambda f: convert(f, lambda copy: (copy / "config.json").unlink()),
+    ),
     "another architecture": ("LLaVA-NeXT model", lambda f: convert(f, reconfigured(model_type="blip-2"))),
     "an unknown activation": ("projector_hidden_act", lambda f: convert(f, reconfigured(projector_hidden_act="mish9"))),
     "heads that do not fit": (

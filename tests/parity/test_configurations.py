@@ -156,21 +156,21 @@ def test_original_numerics(names, both_sides):
 # --- what is refused ---
 
 REFUSED = {
-    "text_config.model_type": ("qwen2", "llama, mistral"),
-    "text_config.attention_bias": (True, "False"),
-    "text_config.mlp_bias": (True, "False"),
+    "text_config.model_type": ("qwen2", "llama or mistral"),
+    "text_config.attention_bias": (True, "false"),
+    "text_config.mlp_bias": (True, "false"),
     "text_config.hidden_act": ("gelu", "silu"),
-    "text_config.rope_scaling": ({"type": "dynamic", "factor": 2.0}, "linear, default"),
+    "text_config.rope_scaling": ({"type": "dynamic", "factor": 2.0}, "expected linear"),
     "text_config.num_key_value_heads": (3, "4 attention heads"),
     "vision_config.model_type": ("siglip_vision_model", "clip_vision_model"),
-    "vision_config.hidden_act": ("gelu_pytorch_tanh", "quick_gelu, gelu"),
-    "projector_hidden_act": ("relu", "quick_gelu, gelu"),
+    "vision_config.hidden_act": ("gelu_pytorch_tanh", "quick_gelu or gelu"),
+    "projector_hidden_act": ("relu", "quick_gelu or gelu"),
     "spatial_pool_mode": ("median", "average, max, conv, interpolate"),
-    "vision_feature_select_strategy": ("cls", "default, full"),
-    "vision_feature_layer": ([-2, -1], "one layer"),
-    "use_image_newline_parameter": (False, "True"),
+    "vision_feature_select_strategy": ("cls", "default or full"),
+    "vision_feature_layer": ([-2, -1], "a whole number"),
+    "use_image_newline_parameter": (False, "true"),
     "image_grid_pinpoints": ([[28, 50]], "28 pixels"),
-    "model_type": ("llava_onevision", "llava_next_video, llava_next"),
+    "model_type": ("llava_onevision", "llava_next_video or llava_next"),
 }
 
 

@@ -66,7 +66,7 @@ def test_training_ends_where_the_checkpoints_positions_do():
     settings = ("model.text.rope_scaling={type: linear, factor: 2.5}", "data.seq_length=8192")
     preset = load_preset("video-7b-stage3", settings)
     check_model_settings(preset, settings, SCALED)
-    with pytest.raises(ConfigError, match=r"data\.seq_length is 8192, but .* reach 4096") as fault:
+    with pytest.raises(ConfigError, match=r"data\.seq_length is 8192, but .* has 4096 positions") as fault:
         check_model_settings(preset, settings[1:], PUBLISHED)
     assert "--set data.seq_length=4096" in fault.value.hint
 
