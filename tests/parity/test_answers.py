@@ -1,7 +1,7 @@
-"""Greedy answers to 40 drawn questions equal transformers': alone, and in batches of mixed lengths.
+"""Greedy answers to 40 random questions equal transformers': alone (every third), and in batches of mixed lengths.
 
 Where transformers pads on the left, our batches are padded on the right and each sequence counts its own positions:
-what is written behind a sequence's end is never seen, so an answer must not depend on who shares its batch.
+what is written after the end of a sequence has no effect, so an answer must not depend on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def test_the_questions_are_worth_asking(questions, answers):
     assert any(len(case.images) == 2 and case.videos for case in questions)
     assert any(not case.images and not case.videos for case in questions)
     assert len(set(map(tuple, answers))) > 0.9 * COUNT
+    assert {len(answer) < TOKENS for answer in answers} == {True, False}
 
 
 @pytest.mark.slow
@@ -44,11 +45,11 @@ def test_greedy_answers(model, mindspore_cpu, questions, answers, batch):
     shapes = {"batch_size": batch, "cache_tokens": 512, "bucket": 512, "cache_step": 512}
     session = Session(model.checkpoint, load_preset("tiny-ask", []), mindspore_cpu, **shapes)
     keep_alive(session.network)
-    order = np.random.RandomState(1).permutation(COUNT) if batch > 1 else np.arange(COUNT)
+    order = np.random.RandomState(1).permutation(COUNT) if batch > 1 else np.arange(0, COUNT, 3)
     given = {}
-    for begin in range(0, COUNT, batch):
+    for begin in range(0, len(order), batch):
         group = order[begin : begin + batch]
         samples = [questions[number].encoded for number in group]
         given |= dict(zip(group, session.answer(samples, Sampling(max_new_tokens=TOKENS)), strict=True))
-    different = [questions[n].name for n in range(COUNT) if list(given[n].tokens) != answers[n]]
-    assert different == []
+    assert [questions[n].name for n in order if list(given[n].tokens) != answers[n]] == []
+    assert all((answer.finish == "stop") == (len(answers[n]) < TOKENS) for n, answer in given.items())

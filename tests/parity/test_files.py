@@ -9,9 +9,8 @@ from PIL import Image
 
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.processing.processor import Processor
-from llavanext_cli.processing.tokens import load_tokenizer
 from llavanext_cli.records import Medium, Sample, Turn
-from tests.parity.test_processing import SYSTEM, image_processor, noise
+from tests.parity.test_processing import SYSTEM, image_processor, load_both, noise
 
 transformers = pytest.importorskip("transformers")
 
@@ -21,16 +20,12 @@ STORED = {(150, 401): 6, (90, 260): 8, (333, 120): 3}
 
 
 @pytest.fixture
-def processors(make_tokenizer_folder):
+def processors(tmp_path, sentencepiece_model):
     """(ours, transformers' `LlavaNextProcessor`) for one tokenizer folder."""
-    from transformers import AddedToken, LlamaTokenizer, LlavaNextProcessor
+    from transformers import LlavaNextProcessor
 
-    folder = make_tokenizer_folder()
-    tokenizer = load_tokenizer(folder)
+    tokenizer, theirs = load_both(tmp_path, sentencepiece_model, legacy=False)
     arch = Architecture(image_token_index=tokenizer.added["<image>"], video_token_index=tokenizer.added["<video>"])
-    theirs = LlamaTokenizer(str(folder / "tokenizer.model"), legacy=False, pad_token="<unk>")
-    names = [AddedToken(name, special=True, normalized=False) for name in ("<video>", "<image>")]
-    theirs.add_tokens(names, special_tokens=True)
     whole = LlavaNextProcessor(
         image_processor(arch),
         theirs,

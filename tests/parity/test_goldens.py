@@ -1,6 +1,6 @@
-"""Our model against stored values of transformers', so that parity is tested where torch is absent too.
+"""Our model against stored values of transformers', so that parity is tested where torch is not installed.
 
-And where torch is there: the stored values against a fresh run of the script that made them.
+Where torch is installed, the stored values are also compared with a fresh run of the script that made them.
 """
 
 import json
@@ -8,19 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from tests.parity.cases import QUESTIONS, conversations
-from tests.parity.greedy import answer_without_cache
-from tests.parity.make_goldens import (
-    FILE,
-    GOLDENS,
-    GRADIENT_CASES,
-    GRADIENT_SAMPLES,
-    make_tokenizer,
-    sample_values,
-    summarise,
-    write_goldens,
-)
-from tests.parity.stages import GRADIENT_FLOOR, INTEGER_STAGES, relative_error, tolerance
+from tests.parity.cases import conversations
+from tests.parity.make_goldens import FILE, GOLDENS, make_tokenizer, summarise, write_goldens
+from tests.parity.stages import INTEGER_STAGES, relative_error, tolerance
 
 SPREAD = 4
 """A sample's relative error may be this many times the whole stage's."""
@@ -57,29 +47,6 @@ def test_stages(name, ours, goldens):
         assert relative_error(kept[key], goldens[key]) <= SPREAD * tolerance(stage), f"{stage} differs first"
 
 
-@pytest.mark.parametrize("name", GRADIENT_CASES)
-def test_loss_and_gradients(name, model, learning, goldens):
-    from tests.parity.mindspore_side import hub_gradients
-
-    case = next(case for case in model.cases if case.name == name)
-    loss, gradients = learning([case.encoded])
-    assert loss == pytest.approx(float(goldens[f"{name}/loss"][0]), rel=tolerance("loss"))
-    gradients = hub_gradients(model, gradients)
-    stored = {key.split("/")[2]: goldens[key] for key in goldens if key.startswith(f"{name}/gradients/")}
-    assert set(gradients) <= set(stored)
-    largest = max(np.linalg.norm(value) for value in stored.values())
-    for weight, value in gradients.items():
-        theirs = stored[weight]
-        limit = SPREAD * tolerance("gradients") * max(np.linalg.norm(theirs), GRADIENT_FLOOR * largest)
-        assert np.linalg.norm(sample_values(value, GRADIENT_SAMPLES) - theirs) <= limit, weight
-
-
-def test_greedy_answers(model, forward, goldens):
-    answers = [goldens[f"{name}/answer"].tolist() for name in QUESTIONS]
-    assert max(map(len, answers)) == 32
-    assert answer_without_cache(model, forward) == answers
-
-
 # --- the script ---
 
 
@@ -88,17 +55,11 @@ def test_script_makes_these_goldens(goldens, tmp_path):
     with np.load(write_goldens(tmp_path / "made")) as file:
         made = dict(file)
     assert set(made) == set(goldens)
-    scale = {key.split("/")[0]: 0.0 for key in made}
-    for key, value in made.items():
-        if "/gradients/" in key:
-            scale[key.split("/")[0]] = max(scale[key.split("/")[0]], float(np.abs(value).max()))
     for key, value in made.items():
         if key == "provenance":
             continue
         if value.dtype.kind == "i":
             assert np.array_equal(value, goldens[key]), key
-        elif "/gradients/" in key:
-            assert np.allclose(value, goldens[key], rtol=1e-4, atol=1e-6 * scale[key.split("/")[0]]), key
         else:
             assert relative_error(value, goldens[key]) <= 1e-5, key
 

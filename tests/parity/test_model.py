@@ -78,46 +78,14 @@ def test_loss_of_a_batch_is_the_mean_over_its_tokens(model, reference, learning)
     assert loss == pytest.approx(theirs, rel=tolerance("loss"))
 
 
-# --- greedy answers ---
+# --- greedy answers; those with a cache are in test_answers.py ---
 
 
-@pytest.fixture(scope="module")
-def questions(model):
-    return build_cases(model.processor, QUESTIONS, question=True)
-
-
-@pytest.fixture(scope="module")
-def answers(reference, questions):
-    """What transformers answers, with its cache."""
-    return [reference.generate(case, ANSWER_TOKENS) for case in questions]
-
-
-def test_answers_are_worth_comparing(answers):
-    """Three of 32 tokens, one that the model ends itself, and none that repeats itself."""
-    assert [len(answer) for answer in answers] == [19, ANSWER_TOKENS, ANSWER_TOKENS, ANSWER_TOKENS]
-    assert all(len(set(answer)) > 0.8 * len(answer) for answer in answers)
-    assert len({tuple(answer) for answer in answers}) == len(answers)
-
-
-def test_greedy_tokens_with_the_cache(model, mindspore_cpu, questions, answers, monkeypatch):
-    """Four prompts of different lengths, answered as one batch."""
-    from llavanext_cli.config.presets import load_preset
-    from llavanext_cli.inference.sampling import Sampling
-    from llavanext_cli.inference.session import Session
-    from llavanext_cli.model import runtime
-    from tests.parity.mindspore_side import keep_alive
-
-    monkeypatch.setattr(runtime, "load_libraries", lambda *args, **options: None)  # they are
-    preset = load_preset("tiny-ask", [])
-    session = Session(model.checkpoint, preset, mindspore_cpu, batch_size=len(questions), cache_tokens=model.length)
-    keep_alive(session.network)
-    given = session.answer([case.encoded for case in questions], Sampling(max_new_tokens=ANSWER_TOKENS))
-    assert [answer.finish for answer in given] == ["stop", "length", "length", "length"]
-    assert [list(answer.tokens) for answer in given] == answers
-
-
-def test_greedy_tokens_without_a_cache(model, forward, answers):
+def test_greedy_tokens_without_a_cache(model, reference, forward):
     """The whole sequence again for every token, through the network that training uses."""
+    questions = build_cases(model.processor, QUESTIONS, question=True)
+    answers = [reference.generate(case, ANSWER_TOKENS) for case in questions]
+    assert [len(answer) for answer in answers] == [19, ANSWER_TOKENS, ANSWER_TOKENS, ANSWER_TOKENS]
     assert answer_without_cache(model, forward) == answers
 
 

@@ -102,10 +102,6 @@ def test_tiles_of_sizes(height, width):
     compare_tiles(image, image)
 
 
-def test_there_are_enough_sizes():
-    assert len(set(SIZES)) >= 40
-
-
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (19, 19), (101, 60), (30, 200)])
 def test_tiles_of_other_architectures(height, width):
     from llavanext_cli.config.architecture import VisionArchitecture
@@ -214,19 +210,22 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=[(legacy, kind) for legacy in (True, False) for kind in MODELS], ids=str)
-def tokenizers(request, tmp_path):
+def load_both(folder: Path, model: bytes, legacy: bool):
     """(ours, transformers' `LlamaTokenizer`), both from the folder that transformers writes."""
     from transformers import AddedToken, LlamaTokenizer
 
+    (folder / "source.model").write_bytes(model)
+    theirs = LlamaTokenizer(str(folder / "source.model"), legacy=legacy, pad_token="<unk>")
+    names = [AddedToken(name, special=True, normalized=False) for name in ("<video>", "<image>")]
+    theirs.add_tokens(names, special_tokens=True)
+    theirs.save_pretrained(folder / "saved")
+    return load_tokenizer(folder / "saved"), theirs
+
+
+@pytest.fixture(params=[(legacy, kind) for legacy in (True, False) for kind in MODELS], ids=str)
+def tokenizers(request, tmp_path):
     legacy, kind = request.param
-    (tmp_path / "source.model").write_bytes(train_sentencepiece(vocab_size=450, **MODELS[kind]))
-    theirs = LlamaTokenizer(str(tmp_path / "source.model"), legacy=legacy, pad_token="<unk>")
-    theirs.add_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in ("<video>", "<image>")], special_tokens=True
-    )
-    theirs.save_pretrained(tmp_path / "saved")
-    return load_tokenizer(tmp_path / "saved"), theirs
+    return load_both(tmp_path, train_sentencepiece(vocab_size=450, **MODELS[kind]), legacy)
 
 
 TEXTS = [
@@ -376,7 +375,7 @@ def test_ids_through_the_whole_processor(tokenizers):
 
 
 def labels_of_the_original(tokenizer, conversation: str, ids: list[int], media_tokens: list[int]) -> np.ndarray:
-    """The original's rule, derived anew: mask by lengths of rounds that are tokenised apart from each other.
+    """The original's rule, derived independently: mask by lengths of rounds that are tokenised apart from each other.
 
     Cut at the end token. Of each round everything up to and with "ASSISTANT:" is masked, its length being that of the
     head's own tokens without bos and without the space at the end. A later round loses one more token without `legacy`:
@@ -406,15 +405,7 @@ def labels_of_the_original(tokenizer, conversation: str, ids: list[int], media_t
 
 @pytest.fixture(params=[True, False], ids=["legacy", "new"])
 def llama_tokenizers(request, tmp_path, sentencepiece_model):
-    from transformers import AddedToken, LlamaTokenizer
-
-    (tmp_path / "source.model").write_bytes(sentencepiece_model)
-    theirs = LlamaTokenizer(str(tmp_path / "source.model"), legacy=request.param, pad_token="<unk>")
-    theirs.add_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in ("<video>", "<image>")], special_tokens=True
-    )
-    theirs.save_pretrained(tmp_path / "saved")
-    return load_tokenizer(tmp_path / "saved"), theirs
+    return load_both(tmp_path, sentencepiece_model, request.param)
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)

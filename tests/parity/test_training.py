@@ -78,12 +78,9 @@ class Encoded:
 
 def train_ours(model, names, preset, folder):
     """The lines of metrics.jsonl, the weights before, and those after."""
-    from mindformers import MindFormerConfig, Trainer
-    from mindformers.core.context import build_context
-    from mindformers.core.parallel_config import build_parallel_config
-    from mindformers.models.build_model import build_network
+    from mindformers import Trainer
 
-    from llavanext_cli.config.mindformers import expand
+    from llavanext_cli.model.network import build_preset_network
     from llavanext_cli.training.dataset import EncodedSamples, build_dataset
     from llavanext_cli.training.freeze import freeze
     from llavanext_cli.training.metrics import TrainingMonitor
@@ -91,11 +88,8 @@ def train_ours(model, names, preset, folder):
     from llavanext_cli.weights.checkpoint import load_into
     from tests.parity.mindspore_side import keep_alive
 
-    config = MindFormerConfig(**expand(preset, architecture=model.arch, out=folder, steps=STEPS))
-    build_context(config)
-    build_parallel_config(config)
-    config.model.model_config.parallel_config = config.parallel_config
-    network = keep_alive(build_network(config.model))
+    config, network = build_preset_network(preset, architecture=model.arch, folder=folder, steps=STEPS)
+    keep_alive(network)
     load_into(network, model.checkpoint)
     freeze(network, preset.train)
     weights = lambda: {name: value.asnumpy().copy() for name, value in network.parameters_dict().items()}  # noqa: E731
