@@ -1,7 +1,7 @@
-"""One process of the fuzz round: `python fuzz.py TARGET FILE SEED` damages a sound file again and again and reads it.
+"""`python fuzz.py TARGET FILE SEED` damages a valid file in many rounds and reads it each time.
 
-The damage follows from SEED and the round alone, so a round
-that fails can be repeated: `--only ROUND`. Ends with 0 when every round was read or refused with an error of ours.
+SEED and the round decide the damage, so `--only ROUND` repeats one that failed. The exit code is 0 when every round was
+read, or refused with an error of ours.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TOKENS = [
     b"&a *a",
     b"!!python/x",
 ]
-"""What parsers trip over."""
+"""Inserted into files, as parsers are easily wrong about them."""
 
 
 def damage(data: bytes, generator: random.Random) -> bytes:
@@ -60,14 +60,14 @@ def damage(data: bytes, generator: random.Random) -> bytes:
     return bytes(damaged)
 
 
-def read_picture(path: Path) -> None:
+def read_image_file(path: Path) -> None:
     from llavanext_cli.processing.image import load_image, read_image_size
 
     for read in (read_image_size, load_image):
         refuse(read, path)
 
 
-def read_clip(path: Path) -> None:
+def read_video_file(path: Path) -> None:
     from llavanext_cli.processing.video import BACKENDS, build_frame, read_frames
 
     for backend in BACKENDS[1:]:
@@ -123,7 +123,7 @@ def read_checkpoint(path: Path) -> None:
 
 
 def refuse(read: Callable, *arguments, **options) -> None:
-    """Call a reader; only an error of ours, whose words fit a terminal, may come out."""
+    """Call a reader, which may only raise an error of ours that fits a terminal."""
     try:
         read(*arguments, **options)
     except LlavaNextError as error:
@@ -131,9 +131,9 @@ def refuse(read: Callable, *arguments, **options) -> None:
 
 
 TARGETS: dict[str, tuple[Callable[[Path], None], int]] = {
-    "picture": (read_picture, 400),
-    "clip": (read_clip, 60),
-    "records": (read_records, 60),
+    "image": (read_image_file, 400),
+    "video": (read_video_file, 60),
+    "records": (read_records, 30),
     "mix_file": (read_mix_file, 400),
     "preset": (read_preset, 150),
     "training_file": (read_training_file, 400),
@@ -145,26 +145,26 @@ TARGETS: dict[str, tuple[Callable[[Path], None], int]] = {
 """name → (reader, rounds)"""
 
 MEMORY = 2 << 30
-"""Bytes that a process may come to, whatever a file claims: a clip of two hundred million frames must not fill more."""
+"""Most bytes of a process, whatever a file claims: one may claim a video of two hundred million frames."""
 
 
 def main() -> int:
     faulthandler.enable()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("file", type=Path, help="the sound file")
+    parser.add_argument("file", type=Path, help="the valid file")
     parser.add_argument("seed", type=int)
     parser.add_argument("--only", type=int, help="one round")
     options = parser.parse_args()
     read, rounds = TARGETS[options.target]
-    sound = options.file.read_bytes()
+    valid = options.file.read_bytes()
     read(options.file)
-    kept = options.file.with_name("sound")
+    kept = options.file.with_name("valid")
     shutil.copyfile(options.file, kept)
     failed = 0
     for number in range(rounds) if options.only is None else [options.only]:
         print(number, end=" ", flush=True)  # the last number is the round of a crash
-        options.file.write_bytes(damage(sound, random.Random(f"{options.seed} {number}")))
+        options.file.write_bytes(damage(valid, random.Random(f"{options.seed} {number}")))
         try:
             read(options.file)
         except BaseException:

@@ -1,7 +1,7 @@
-"""A round of damaged files: every kind that a stranger can hand us is read, or refused with one line; never a crash.
+"""Damaged files of every kind that a user can hand us are read, or refused with one line; nothing crashes.
 
-Weights, pickles and archives have rounds of their own beside their unit tests. Rounds and seeds are fixed, so that the
-suite is the same every day; for a longer round: `python tests/integration/fuzz.py TARGET FILE SEED`.
+Weights, pickles and archives are damaged in their own unit tests. Seeds and numbers of rounds are fixed, so that every
+run is the same; other seeds: `python tests/integration/fuzz.py TARGET FILE SEED`.
 """
 
 import io
@@ -32,7 +32,7 @@ SAMPLE = {
 }
 
 
-def picture(form: str) -> bytes:
+def image(form: str) -> bytes:
     data = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(data, form)
@@ -40,15 +40,15 @@ def picture(form: str) -> bytes:
 
 
 def make(target: str, form: str, folder: Path, request: pytest.FixtureRequest) -> Path:
-    """The sound file of a target."""
+    """A valid file of a target."""
     lines = {"records": RECORD, "training_file": SAMPLE, "questions": {"question": "what?", "image": "a.png"}}
     path = folder / form
-    if target == "picture":
-        path.write_bytes(picture(form))
-    elif target == "clip":
+    if target == "image":
+        path.write_bytes(image(form))
+    elif target == "video":
         shutil.copyfile(request.getfixturevalue("media") / "clip.mp4", path)
     elif target in lines:
-        (folder / "a.png").write_bytes(picture("png"))
+        (folder / "a.png").write_bytes(image("png"))
         records = [lines[target]] * 3
         header = [{"llavanext_mix": 1, "roots": {"m": str(folder)}, "seed": 0}] if target == "training_file" else []
         path.write_text(
@@ -65,8 +65,8 @@ def make(target: str, form: str, folder: Path, request: pytest.FixtureRequest) -
 
 
 CASES = [
-    *(("picture", form) for form in ("jpeg", "png", "gif", "webp", "tiff", "bmp")),
-    ("clip", "clip.mp4"),
+    *(("image", form) for form in ("jpeg", "png", "gif", "webp", "tiff", "bmp")),
+    ("video", "video.mp4"),
     ("records", "records.json"),
     ("records", "records.jsonl"),
     ("mix_file", "mix.yaml"),
