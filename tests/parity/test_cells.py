@@ -1,4 +1,4 @@
-"""The CPU cells one by one, with their own gradients, beside torch's functions and its automatic ones."""
+"""Each CPU cell and its gradient against torch's function and automatic gradient."""
 
 import math
 
@@ -12,7 +12,7 @@ CLOSE = 2e-5
 
 
 def run(cell, arrays, sensitivity, constants=()):
-    """The first of what `cell` makes of the arrays and the constants, and the gradients of the arrays."""
+    """The first output of `cell` for the arrays and the constants, and the gradients of the arrays."""
     import mindspore as ms
 
     class First(ms.nn.Cell):
@@ -57,12 +57,15 @@ def random(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("length", [7, 256, 257, 600], ids="{} positions".format)
-@pytest.mark.parametrize("causal, heads, kv_heads", [(True, 4, 4), (True, 4, 2), (False, 4, 4)])
-def test_attention(mindspore_cpu, length, causal, heads, kv_heads):
+@pytest.mark.parametrize(
+    ("length", "causal", "kv_heads"),
+    [(256, True, 4), (600, True, 4), (7, True, 2), (257, True, 2), (257, False, 4)],
+    ids=str,
+)
+def test_attention(mindspore_cpu, length, causal, kv_heads):
     from llavanext_cli.model.backend.attention import Attention
 
-    dim = 16
+    dim, heads = 16, 4
     arrays = [random(2, count, length, dim, seed=n) for n, count in enumerate((heads, kv_heads, kv_heads))]
 
     def attend(query, key, value):
@@ -72,10 +75,10 @@ def test_attention(mindspore_cpu, length, causal, heads, kv_heads):
     check(Attention(dim, causal=640 if causal else None), attend, arrays)
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 32), (1, 700, 48)], ids=str)
-def test_norms(mindspore_cpu, shape):
+def test_norms(mindspore_cpu):
     from llavanext_cli.model.backend.norms import LayerNorm, RMSNorm
 
+    shape = (3, 70, 48)
     width = shape[-1]
     x, weight, bias = random(*shape) + 3, random(width, seed=1), random(width, seed=2)
     functional = torch.nn.functional
@@ -103,7 +106,7 @@ def test_rotary(mindspore_cpu):
     check(ApplyRotary(), turn, [random(2, 3, 9, 16)], tables)
 
 
-@pytest.mark.parametrize("supervised", [0, 1, 13, 40])
+@pytest.mark.parametrize("supervised", [0, 13, 40])
 def test_supervised_loss(mindspore_cpu, supervised):
     import mindspore as ms
 
