@@ -227,7 +227,7 @@ def _chat(request: AskRequest) -> None:
         if on_terminal:
             import readline  # noqa: F401 - gives `input` the terminal's own editing and history
 
-            console.say("Ask a question, or type /help. Ctrl-D leaves.")
+            console.say("Ask, or type /help. Ctrl-D leaves.")
         while (line := _read_line(on_terminal)) is not None:
             if line in ("/quit", "/exit"):
                 break

@@ -71,7 +71,7 @@ def test_a_worker_that_is_killed_ends_all_with_one_line(tmp_path, tiny_checkpoin
         process.stdout.read()
         errors = process.stderr.read()
         assert process.wait(timeout=60) == 3
-    assert "Error: worker 1 was ended by SIGKILL" in errors
+    assert "Error: worker 1 was killed by SIGKILL" in errors
     assert "Traceback" not in errors
     state = Path(f"/proc/{pids[0]}/stat")  # a zombie waits for its parent, and does nothing
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"

@@ -93,7 +93,7 @@ def test_a_chat(screen, run_llavanext, media, tiny_checkpoint, tmp_path):
     there = screen(TERM="screen")
     there.type("clear; " + command(*words) + "; echo code $?")
     there.wait(lambda text: text.endswith("\n>"))
-    assert "Ask a question, or type /help. Ctrl-D leaves." in there.text()
+    assert "Ask, or type /help. Ctrl-D leaves." in there.text()
     there.type("what is it?")
     seen = there.wait(lambda text: "tokens/s" in joined(text) and text.endswith("\n>"))
     shown = re.sub(r"[\x00-\x20\x7f-\x9f]", "", answer)  # control characters are kept from a terminal
