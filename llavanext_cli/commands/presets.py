@@ -1,4 +1,4 @@
-"""`llavanext presets`: which presets there are, what is in them, a copy to change, a check."""
+"""`llavanext presets`: list, show, compare, copy and check presets."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ def list_command(json: Json = False) -> None:
     if json:
         console.out_json({"presets": found})
         return
-    header = ("name", "target", "devices", "tokens", "memory", "what for")
-    console.table(header, [(p.name, p.target, p.devices, p.tokens, p.memory, p.description) for p in found])
+    npus = {p.name: f"{p.devices} NPU{'s' if p.devices > 1 else ''}, {p.memory}" for p in found}
+    rows = [(p.name, npus[p.name] if p.target == "Ascend" else "CPU", p.tokens, p.description) for p in found]
+    console.table(("name", "runs on", "tokens", "what for"), rows)
 
 
 @presets.command("show")
@@ -63,12 +64,12 @@ def show_command(
         bool, typer.Option("--full", help="Every key with its value and meaning, base and defaults included.")
     ] = False,
     resolved: Annotated[
-        bool, typer.Option("--resolved", help="The complete MindFormers configuration that it stands for.")
+        bool, typer.Option("--resolved", help="The complete MindFormers configuration that the preset expands to.")
     ] = False,
     settings: Set = None,
     json: Json = False,
 ) -> None:
-    """Print a preset: as it is written, with every key, or as the MindFormers configuration it stands for.
+    """Print a preset: as it is written, with every key, or expanded to its MindFormers configuration.
 
     Example:
       llavanext presets show video-7b-stage2 --full --set train.epochs=2
@@ -79,7 +80,7 @@ def show_command(
     from llavanext_cli.config.writing import preset_to_dict, preset_to_yaml
 
     if full and resolved:
-        raise typer.BadParameter("--full and --resolved show different things: give one of them")
+        raise typer.BadParameter("--full and --resolved exclude each other")
     loaded = load_preset(preset, settings or ())
     if resolved:
         import yaml
@@ -156,24 +157,24 @@ def check_command(
         list[str] | None,
         typer.Argument(
             metavar="[PRESET]...",
-            help="Names or YAML files; without any, all that come with llavanext.",
+            help="Names or YAML files. Default: all that come with llavanext.",
             autocompletion=complete_preset,
         ),
     ] = None,
     compile_: Annotated[
         bool,
-        typer.Option("--compile", help="Also compile their graphs for their NPUs, which need not be here."),
+        typer.Option("--compile", help="Also compile their graphs for NPUs; this needs no NPU."),
     ] = False,
     layers: Annotated[
         int | None,
-        typer.Option("--layers", min=1, help="With --compile: shorten the model, for an answer within a minute."),
+        typer.Option("--layers", min=1, help="With --compile: shorten the model to N layers; takes a minute."),
     ] = None,
     settings: Set = None,
     json: Json = False,
 ) -> None:
-    """Check presets and report everything that is wrong with them, not only the first fault.
+    """Check presets and report all problems, not only the first.
 
-    With --compile, MindSpore's simulation mode checks a preset for 8 NPUs on a laptop (Linux): everything up to the
+    With --compile, MindSpore's simulation mode compiles a preset for 8 NPUs on a Linux laptop: everything up to the
     kernels, sharding and communication included. Nothing is run.
 
     Example:
@@ -186,7 +187,7 @@ def check_command(
     from llavanext_cli.simulation.simulate import simulate
 
     if layers and not compile_:
-        raise typer.BadParameter("--layers shortens what --compile compiles")
+        raise typer.BadParameter("--layers needs --compile")
     reports = check_presets(names or [], settings or ())
     wrong = [report for report in reports if not report.ok]
     compiled = {}
@@ -199,13 +200,13 @@ def check_command(
         console.out_json({"presets": reports, **summaries})
     else:
         for report in reports:
-            found = compiled[report.name].describe() if report.name in compiled else "ok" if report.ok else "wrong"
+            found = compiled[report.name].describe() if report.name in compiled else "ok" if report.ok else "invalid"
             console.out(f"{report.name}: {found}")
     if wrong:
         hints = {report.hint for report in wrong}
         raise ConfigError(
-            f"{len(wrong)} of {len(reports)} presets {'is' if len(wrong) == 1 else 'are'} wrong",
-            hints.pop() if len(hints) == 1 else "Check them one by one: each then has a hint of its own.",
+            f"{len(wrong)} of {len(reports)} presets {'is' if len(wrong) == 1 else 'are'} invalid",
+            hints.pop() if len(hints) == 1 else "check them one by one for a hint about each",
             [line for report in wrong for line in report.problems],
         )
     for result in compiled.values():

@@ -210,7 +210,7 @@ PRESETS = {
     "a preset file that is not there": ("mine.yaml", lambda f: ["presets", "check", "none/mine.yaml"]),
     "a preset that is an image": ("mine.yaml", preset(JPEG)),
     "a preset with two errors": (
-        "wrong",
+        "1 of 1 presets is invalid",
         preset("extends: base/tiny\ntask: train\ntrain:\n  epoch: 1\n  learning_rate: fast\n"),
     ),
     "a preset that extends itself": ("extends", preset("extends: mine\ntask: train\n")),
@@ -385,8 +385,8 @@ CONVERT = {
     ),
     "into itself": ("writing there would damage the input", lambda f: ["convert", f / "hf", f / "hf" / "new"]),
     "a destination that is there": ("base already holds a checkpoint", lambda f: ["convert", f / "hf", f / "base"]),
-    "config.json is missing": (
-        "changed: no config.json",
+    "no config.json": (
+        "changed: config.json is missing",
         lambda f: convert(f, lambda copy: (copy / "config.json").unlink()),
     ),
     "another architecture": ("LLaVA-NeXT model", lambda f: convert(f, reconfigured(model_type="blip-2"))),

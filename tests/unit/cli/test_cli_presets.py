@@ -21,7 +21,8 @@ def run(monkeypatch, tmp_path):
 def test_list(run):
     result = run("list")
     lines = result.stdout.splitlines()
-    assert lines[0].split() == ["name", "target", "devices", "tokens", "memory", "what", "for"]
+    assert lines[0].split() == ["name", "runs", "on", "tokens", "what", "for"]
+    assert max(map(len, lines)) <= 80
     assert [line.split()[0] for line in lines[1:]] == sorted(preset_files())
     presets = json.loads(run("list", "--json").stdout)["presets"]
     (stage3,) = [preset for preset in presets if preset["name"] == "video-7b-stage3"]
@@ -77,9 +78,9 @@ def test_copy_then_change_then_check(run, tmp_path):
     path.write_text(path.read_text().replace("epochs: 4", "epohcs: 4\n  batch_sise: 2"))
     result = run("check", "mine.yaml", "tiny-ask")
     assert result.exit_code == 1
-    assert result.stdout == "mine.yaml: wrong\ntiny-ask: ok\n"
+    assert result.stdout == "mine.yaml: invalid\ntiny-ask: ok\n"
     assert result.stderr.splitlines()[:3] == [
-        "Error: 1 of 2 presets is wrong",
+        "Error: 1 of 2 presets is invalid",
         "  mine.yaml, line 13: train.epohcs: unknown key; did you mean train.epochs?",
         "  mine.yaml, line 14: train.batch_sise: unknown key; did you mean train.batch_size?",
     ]
@@ -101,14 +102,14 @@ def test_copy_then_change_then_check(run, tmp_path):
 def test_check_of_what_is_no_preset_has_the_hint_that_helps(run, tmp_path, data, what, hint):
     if data is not None:
         (tmp_path / "my.yaml").write_bytes(data)
-    assert run("check", "my.yaml").stderr == f"Error: 1 of 1 presets is wrong\n  {what}\nHint: {hint}\n"
+    assert run("check", "my.yaml").stderr == f"Error: 1 of 1 presets is invalid\n  {what}\nHint: {hint}\n"
 
 
 def test_check_of_presets_with_different_faults_says_where_each_has_its_hint(run, tmp_path):
     (tmp_path / "my.yaml").write_text("")
     lines = run("check", "my.yaml", "no.yaml").stderr.splitlines()
     assert lines[1:3] == ["  my.yaml is empty", "  the preset file no.yaml does not exist"]
-    assert lines[3:] == ["Hint: Check them one by one: each then has a hint of its own."]
+    assert lines[3:] == ["Hint: check them one by one for a hint about each"]
 
 
 def test_compiling_a_preset_in_a_file_says_what_became_of_it(run):
