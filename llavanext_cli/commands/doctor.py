@@ -1,4 +1,4 @@
-"""`llavanext doctor`: does it work here, and if not, what is to be done."""
+"""`llavanext doctor`: whether llavanext works on this machine, and what to fix."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from llavanext_cli.errors import RuntimeMissingError
 
 MARKS = {"ok": "✓", "warning": "!", "fault": "✗"}
 PLAIN_MARKS = {"ok": "ok", "warning": "!", "fault": "x"}
-"""For a terminal that cannot write the others."""
+"""For a terminal that cannot write those."""
 
 
 def doctor(
     preset: options.Preset = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the network.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not use the network.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Look at Python, MindSpore, CANN, the driver, the NPUs, the disk and the network, and say what to mend.
+    """Check Python, MindSpore, CANN, the driver, the NPUs, the disk and the network, and say what to fix.
 
-    A line begins with ✓ (right), ! (look at it) or ✗ (training will not work; the exit code is then 3).
-    Without --preset it judges for the NPUs of this machine, or for its CPU where it has none.
+    A line begins with ✓ (works), ! (check it) or ✗ (training will not work; the exit code is then 3).
+    Without --preset it checks for this machine's NPUs, or for its CPU if there are none.
 
     Example:
 
@@ -45,9 +45,9 @@ def doctor(
                 console.out(f"  {' ' * width}  {arrow} {finding.advice}")
     faults = [finding.name for finding in diagnosis.findings if finding.state == "fault"]
     if faults:
-        where = "the NPUs" if diagnosis.target == "Ascend" else "the CPU"
+        where = "NPUs" if diagnosis.target == "Ascend" else "CPU"
         raise RuntimeMissingError(
-            f"training on {where} of this machine cannot work yet: {', '.join(faults)}",
+            f"training on this machine's {where} will not work yet: {', '.join(faults)}",
             hint=f"the lines marked {marks['fault']} say what to do; then run `llavanext doctor` again",
         )
     console.next_step("llavanext demo" if diagnosis.target == "CPU" else "llavanext presets list")

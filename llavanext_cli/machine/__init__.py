@@ -1,1 +1,1 @@
-"""What the machine has: its NPUs, CANN and driver, the Python packages, and whether they fit each other."""
+"""This machine: its NPUs, CANN, driver and Python packages, and whether their versions go together."""

@@ -1,10 +1,10 @@
-"""What Ascend hardware and software lies on this machine, read from its files and from `npu-smi info`.
+"""Which Ascend hardware and software this machine has, from its files and from `npu-smi info`.
 
     driver, firmware   <root>/driver/version.info, <root>/firmware/version.info; root from /etc/ascend_install.info
     CANN               <ASCEND_HOME_PATH>/<arch>-linux/ascend_toolkit_install.info, or compiler/version.info
-    NPUs               two rows of npu-smi's table each; /dev/davinci0, 1 ... where there is no npu-smi
+    NPUs               two rows of npu-smi's table each; without npu-smi /dev/davinci0, 1 ...
 
-Nothing of Ascend is imported or loaded, so that a broken installation can be looked at too.
+Nothing of Ascend is imported or loaded, so that a broken installation can be checked, too.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NPU_SMI_SECONDS = 20
+UNKNOWN = "unknown"
 DEFAULT_ROOT = "usr/local/Ascend"
 CANN_FOLDERS = ("cann", "ascend-toolkit/latest", "nnae/latest", "nnrt/latest")
-"""Where CANN lies under its root, newest layout first."""
+"""CANN's folder under its root, newest layout first."""
 
 VERSION_LINE = re.compile(r"^\s*version\s*=\s*(\S+)", re.IGNORECASE | re.MULTILINE)
 ROOT_LINE = re.compile(r"^\s*Driver_Install_Path_Param\s*=\s*(\S+)", re.MULTILINE)
@@ -30,7 +31,7 @@ MEMORY = re.compile(r"(\d+)\s*/\s*(\d+)")
 
 @dataclass(frozen=True)
 class Npu:
-    """One chip: its number and name as npu-smi has them, health, and device memory in MB (0 when not told)."""
+    """One chip: its number, name and health as npu-smi prints them, and device memory in MB (0: unknown)."""
 
     number: int
     name: str
@@ -41,15 +42,14 @@ class Npu:
 
 @dataclass(frozen=True)
 class Ascend:
-    """What was found; None or empty where there is nothing.
+    """What was found; None or empty for what was not.
 
     Attributes:
-        npus: one for each chip.
         driver, firmware: versions, such as "26.0.rc1".
         cann: version, such as "9.0.0".
-        cann_home: its folder.
-        is_set_up: whether this shell has sourced CANN's set_env.sh (ASCEND_HOME_PATH is set).
-        fault: why npu-smi did not answer, if it is there and did not.
+        cann_home: folder of CANN.
+        is_set_up: CANN's set_env.sh has been sourced (ASCEND_HOME_PATH is set).
+        fault: why npu-smi failed, if it did.
     """
 
     npus: tuple[Npu, ...]
@@ -65,14 +65,14 @@ def find_ascend(environ: Mapping[str, str] = os.environ, root: Path = Path("/"))
     """Look for NPUs and their software.
 
     Args:
-        environ: PATH leads to npu-smi, ASCEND_HOME_PATH to CANN.
-        root: of the file system, for tests.
+        environ: its PATH finds npu-smi, its ASCEND_HOME_PATH CANN.
+        root: of the file system.
     """
     text, fault = _run_npu_smi(environ, root)
     npus, version = parse_npu_smi(text)
     if not npus and (root / "dev").is_dir():
         devices = sorted(int(path.name[7:]) for path in (root / "dev").glob("davinci[0-9]*") if path.name[7:].isdigit())
-        npus = tuple(Npu(number, "NPU", "not known") for number in devices)
+        npus = tuple(Npu(number, "NPU", UNKNOWN) for number in devices)
     installed = root / _install_root(root)
     home = _find_cann(environ, root, installed)
     return Ascend(
@@ -114,7 +114,7 @@ def parse_npu_smi(text: str) -> tuple[tuple[Npu, ...], str | None]:
 
 
 def _run_npu_smi(environ: Mapping[str, str], root: Path) -> tuple[str, str]:
-    """What npu-smi says, and why it did not."""
+    """The output of npu-smi, and why there is none."""
     tool = shutil.which("npu-smi", path=environ.get("PATH", ""))
     if tool is None and (root / "usr/local/bin/npu-smi").is_file():
         tool = str(root / "usr/local/bin/npu-smi")
@@ -125,7 +125,7 @@ def _run_npu_smi(environ: Mapping[str, str], root: Path) -> tuple[str, str]:
             [tool, "info"], env=dict(environ), capture_output=True, text=True, errors="replace", timeout=NPU_SMI_SECONDS
         )
     except subprocess.TimeoutExpired:
-        return "", f"npu-smi info gave no answer in {NPU_SMI_SECONDS} s"
+        return "", f"npu-smi info did not answer within {NPU_SMI_SECONDS} s"
     except OSError as fault:
         return "", f"{tool}: {fault.strerror}"
     if done.returncode:

@@ -1,10 +1,10 @@
-"""How many cores this process may use."""
+"""Cores of this machine."""
 
 import os
 
 
 def usable_cores() -> int:
-    """Cores this process may use: fewer than there are where a scheduler or `taskset` says so."""
+    """Cores that this process may use; a scheduler or `taskset` may allow fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,7 +1,6 @@
-"""Whether llavanext works on this machine, line by line, each with what to do about it.
+"""Checks of this machine: one finding each, with what to do about it.
 
-The versions that fit each other come from MindFormers' own VERSION_MAP.json:
-MindFormers → MindSpore → CANN → driver.
+Which versions go together is in MindFormers' VERSION_MAP.json: MindFormers → MindSpore → CANN → driver.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from urllib.request import Request, urlopen
 
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import RuntimeMissingError
-from llavanext_cli.machine.ascend import Ascend, find_ascend
+from llavanext_cli.machine.ascend import UNKNOWN, Ascend, find_ascend
 from llavanext_cli.machine.cores import usable_cores
 
 State = Literal["ok", "warning", "fault"]
@@ -38,16 +37,16 @@ DISK_GB = {
     "train": (500, "72 GB of downloads, 28 GB a trained model, 85 GB a checkpoint (train --plan says more)"),
     "ask": (30, "its download and its checkpoint"),
 }
-"""What Video-7B takes, by what is done with it."""
+"""Task → free space that Video-7B needs, in GB, and what for."""
 BUSY_SHARE = 0.1
-"""Device memory in use above which somebody else's job is running."""
+"""Share of device memory in use above which another job is running there."""
 
 LOADS = "import mindspore as m; m.set_device('CPU'); import numpy as n; print(float((m.Tensor(n.ones(3))+1).sum()))"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was found, and what to do where it is not "ok"."""
+    """One line: what was checked, what was found, and what to do unless the state is "ok"."""
 
     name: str
     state: State
@@ -57,11 +56,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All lines, and whether training works here.
+    """All findings.
 
     Attributes:
-        target: "Ascend" or "CPU": what was judged.
-        findings: in the order in which they are best mended.
+        target: "Ascend" or "CPU": what this machine was checked for.
+        findings: in the order in which to fix them.
     """
 
     target: str
@@ -69,7 +68,7 @@ class Diagnosis:
 
     @property
     def works(self) -> bool:
-        """No line is a fault."""
+        """No finding is a fault."""
         return all(finding.state != "fault" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,31 +76,28 @@ class Diagnosis:
 
 
 def run_doctor(preset: Preset | None = None, *, offline: bool = False) -> Diagnosis:
-    """Look at this machine.
+    """Check this machine.
 
     Args:
-        preset: judge for it; without one, for NPUs where there are any or traces of them, else for a CPU.
-        offline: leave the network alone.
-
-    Returns:
-        The diagnosis; nothing is raised for what is missing.
+        preset: check for what it needs; without one, for NPUs where there is an NPU or a driver, else for a CPU.
+        offline: do not use the network.
     """
     ascend = find_ascend(os.environ, Path("/"))
-    has_traces = bool(ascend.npus or ascend.driver or ascend.fault)
-    target = preset.runtime.target if preset else ("Ascend" if has_traces else "CPU")
+    has_npus = bool(ascend.npus or ascend.driver or ascend.fault)
+    target: str = preset.runtime.target if preset else "Ascend" if has_npus else "CPU"
     versions = {name: _installed(name) for name in ("mindspore", "mindformers")}
     findings = [check_python(sys.version_info[:2]), check_platform(platform.system(), platform.machine())]
     findings += check_packages(versions, load_version_map())
     if versions["mindspore"]:
         findings.append(_check_loading(os.environ))
-    findings += [_check_msrun(Path(sys.executable)), _check_clip_reader()]
+    findings += [_check_msrun(Path(sys.executable)), _check_video_reader()]
     if target == "Ascend":
         devices = preset.parallel.devices if preset else 1
         findings += check_ascend(ascend, versions["mindspore"], load_version_map(), devices)
     else:
-        findings.append(Finding("NPUs", "ok", "none; a CPU trains the tiny presets and asks every model"))
+        findings.append(Finding("NPUs", "ok", "none; a CPU trains the tiny presets, and every model answers on it"))
     task = preset.task if preset else "train" if target == "Ascend" else "ask"
-    here = Path()  # where results would go
+    here = Path()  # results are usually written below it
     findings += [_check_memory(), check_disk(shutil.disk_usage(here).free, here, task)]
     if not offline:
         findings.append(_check_hub(os.environ))
@@ -111,15 +107,15 @@ def run_doctor(preset: Preset | None = None, *, offline: bool = False) -> Diagno
 def require_versions(
     target: str, *, environ: Mapping[str, str] = os.environ, root: Path = Path("/"), advice: str = ""
 ) -> None:
-    """Refuse what doctor calls a fault of versions, before a worker is started: packages, and on Ascend CANN.
+    """Require packages, and CANN on Ascend, whose versions go together.
 
     Args:
         target: "Ascend" or "CPU".
-        environ, root: of the machine; tests give others.
-        advice: what else may be done, behind doctor's own.
+        environ, root: for tests.
+        advice: added to the hint.
 
     Raises:
-        RuntimeMissingError: doctor's line, and its advice.
+        RuntimeMissingError: with doctor's findings and advice.
     """
     versions = {name: _installed(name) for name in WANTED}
     version_map = load_version_map()
@@ -133,10 +129,9 @@ def require_versions(
 
 
 def require_cann(*, environ: Mapping[str, str] = os.environ, root: Path = Path("/"), advice: str = "") -> None:
-    """Refuse to use NPUs where CANN is not there or not set up; MindSpore would say so in seventy lines.
+    """Require CANN, of whatever version. Arguments and errors as of `require_versions`.
 
-    Raises:
-        RuntimeMissingError: doctor's line, and its advice.
+    Without it, MindSpore fails with seventy lines.
     """
     ascend = find_ascend(environ, root)
     if not ascend.is_set_up:
@@ -148,25 +143,25 @@ def require_cann(*, environ: Mapping[str, str] = os.environ, root: Path = Path("
 
 
 def check_python(version: tuple[int, ...]) -> Finding:
-    """MindSpore 2.9.0 has wheels for CPython 3.10 to 3.12."""
     found = ".".join(map(str, version))
     if PYTHONS[0] <= tuple(version) <= PYTHONS[1]:
         return Finding("Python", "ok", found)
-    return Finding("Python", "fault", found, "install Python 3.10, 3.11 or 3.12: MindSpore 2.9.0 has wheels for these")
+    return Finding(
+        "Python", "fault", found, "install Python 3.10, 3.11 or 3.12: MindSpore 2.9.0 has wheels for these only"
+    )
 
 
 def check_platform(system: str, machine: str) -> Finding:
-    """Linux on x86-64 or aarch64."""
     found = f"{system} {machine}"
     if system != "Linux":
-        return Finding("platform", "warning", found, "only Linux is tested")
+        return Finding("platform", "warning", found, "llavanext is tested on Linux only")
     if machine not in ARCHITECTURES:
-        return Finding("platform", "fault", found, f"MindSpore has wheels for {' and '.join(ARCHITECTURES)}")
+        return Finding("platform", "fault", found, f"MindSpore has wheels for {' and '.join(ARCHITECTURES)} only")
     return Finding("platform", "ok", found)
 
 
 def load_version_map() -> dict[str, Any]:
-    """MindFormers' VERSION_MAP.json; empty where MindFormers is not installed."""
+    """MindFormers' VERSION_MAP.json; empty when MindFormers is not installed."""
     spec = find_spec("mindformers")
     for folder in spec.submodule_search_locations or () if spec else ():
         try:
@@ -177,12 +172,12 @@ def load_version_map() -> dict[str, Any]:
 
 
 def supported(version_map: Mapping[str, Any], of: str, version: str | None) -> list[str]:
-    """Which versions of the next one down go with `version`: `supported(map, "mf", "1.9.0")` is ["2.9.0"]."""
+    """Versions of the next package that go with this one: `supported(map, "mf", "1.9.0")` is ["2.9.0"] of MindSpore."""
     return list(version_map.get(of, {}).get(version or "", {}).get("support", ()))
 
 
 def check_packages(versions: Mapping[str, str | None], version_map: Mapping[str, Any]) -> list[Finding]:
-    """MindSpore and MindFormers are installed and fit each other."""
+    """MindSpore and MindFormers are installed, and their versions go together."""
     findings = []
     for name, version in versions.items():
         if version is None:
@@ -210,7 +205,7 @@ def _installed(package: str) -> str | None:
 
 
 def _check_loading(environ: Mapping[str, str]) -> Finding:
-    """Import MindSpore and add two numbers, in a process of its own: a broken library may crash it."""
+    """Import MindSpore and add two numbers, in another process, as a broken library may crash it."""
     name = "mindspore loads"
     try:
         done = subprocess.run(
@@ -222,7 +217,7 @@ def _check_loading(environ: Mapping[str, str]) -> Finding:
             timeout=LOAD_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        return Finding(name, "fault", f"not within {LOAD_SECONDS} s", "look at the machine's load and disk")
+        return Finding(name, "fault", f"not within {LOAD_SECONDS} s", "check the load and the disk of this machine")
     if done.returncode == 0 and done.stdout.split()[-1:] == ["6.0"]:
         return Finding(name, "ok", "yes")
     said = done.stderr.strip().splitlines()
@@ -235,11 +230,11 @@ def _check_msrun(python: Path) -> Finding:
     return Finding("msrun", "fault", "not beside Python", "install llavanext in a virtual environment of its own")
 
 
-def _check_clip_reader() -> Finding:
+def _check_video_reader() -> Finding:
     found = [f"{name} {version}" for name in ("decord", "av") if (version := _installed(name))]
     if found:
-        return Finding("clip reader", "ok", ", ".join(found))
-    return Finding("clip reader", "fault", "none", "pip install av")
+        return Finding("video reader", "ok", ", ".join(found))
+    return Finding("video reader", "fault", "none", "pip install av")
 
 
 # ------------------------------------------------------------------------------------------------------------- Ascend
@@ -248,21 +243,15 @@ def _check_clip_reader() -> Finding:
 def check_ascend(
     ascend: Ascend, mindspore: str | None, version_map: Mapping[str, Any], devices: int = 1
 ) -> list[Finding]:
-    """NPUs, driver, firmware and CANN: there, healthy, enough, and fitting each other.
+    """NPUs are enough and healthy, and CANN, driver and firmware are of versions that go together.
 
     Args:
-        ascend: what was found.
         mindspore: its installed version.
         version_map: MindFormers' table.
         devices: NPUs that are needed.
     """
-    return [*_check_npus(ascend, devices), *check_ascend_versions(ascend, mindspore, version_map)]
-
-
-def check_ascend_versions(ascend: Ascend, mindspore: str | None, version_map: Mapping[str, Any]) -> list[Finding]:
-    """Driver, firmware and CANN against what MindSpore and each other ask for."""
     wanted_cann = supported(version_map, "ms", mindspore)
-    findings = [_check_cann(ascend, wanted_cann)]
+    findings = [*_check_npus(ascend, devices), _check_cann(ascend, wanted_cann)]
     wanted_driver = [driver for cann in wanted_cann for driver in supported(version_map, "cann", cann)]
     for name, found in (("driver", ascend.driver), ("firmware", ascend.firmware)):
         if found is None:
@@ -279,19 +268,23 @@ def check_ascend_versions(ascend: Ascend, mindspore: str | None, version_map: Ma
 
 def _check_npus(ascend: Ascend, devices: int) -> list[Finding]:
     if ascend.fault:
-        return [Finding("NPUs", "fault", ascend.fault, "is the driver loaded, and are you in its group?")]
+        return [
+            Finding("NPUs", "fault", ascend.fault, "check that the driver is loaded, and that you are in its group")
+        ]
     if not ascend.npus:
-        return [Finding("NPUs", "fault", "none seen", "install the driver; in a container, pass /dev/davinci* through")]
+        return [
+            Finding("NPUs", "fault", "none found", "install the driver; in a container, pass /dev/davinci* through")
+        ]
     count, names = len(ascend.npus), sorted({npu.name for npu in ascend.npus})
     sizes = sorted({npu.total for npu in ascend.npus if npu.total})
     found = f"{count} x {' and '.join(names)}" + (f", {' and '.join(map(str, sizes))} MB each" if sizes else "")
     if count < devices:
-        advice = f"{devices} are needed: take another machine, or --devices {count} with a preset that allows it"
+        advice = f"{devices} are needed: use another machine, or --devices {count} with a preset that allows it"
         findings = [Finding("NPUs", "fault", found, advice)]
     else:
         findings = [Finding("NPUs", "ok", found)]
     for npu in ascend.npus:
-        if npu.health not in ("OK", "not known"):
+        if npu.health not in ("OK", UNKNOWN):
             advice = f"see `npu-smi info -t health -i {npu.number}`; hide it with ASCEND_RT_VISIBLE_DEVICES"
             findings.append(Finding(f"NPU {npu.number}", "fault", f"health {npu.health}", advice))
         elif npu.total and npu.used > BUSY_SHARE * npu.total:
@@ -304,7 +297,7 @@ def _check_cann(ascend: Ascend, wanted: list[str]) -> Finding:
     asked = f"CANN {' or '.join(wanted)}" if wanted else "CANN"
     if ascend.cann_home is None:
         return Finding("CANN", "fault", "not found", f"install {asked} and source its set_env.sh")
-    found = f"{ascend.cann or 'version not known'} in {ascend.cann_home}"
+    found = f"{ascend.cann or 'unknown version'} in {ascend.cann_home}"
     if not ascend.is_set_up:
         return Finding("CANN", "fault", f"{found}, not set up", f"source {ascend.cann_home}/set_env.sh")
     if wanted and ascend.cann and not _is_among(ascend.cann, wanted):
@@ -313,7 +306,7 @@ def _check_cann(ascend: Ascend, wanted: list[str]) -> Finding:
 
 
 def _is_among(version: str, wanted: list[str]) -> bool:
-    """Whether it is one of them, or a build of one: 9.0.0.B010 is a 9.0.0, and case does not count."""
+    """Whether a version is one of these, or a build of one: 9.0.0.B010 is a build of 9.0.0. Case does not matter."""
     return any(version.lower() == one.lower() or version.lower().startswith(f"{one.lower()}.") for one in wanted)
 
 
@@ -326,18 +319,18 @@ def _check_memory() -> Finding:
 
 
 def check_disk(free: int, folder: Path, task: str) -> Finding:
-    """Free bytes against what training Video-7B takes, or asking it."""
+    """Free bytes against what Video-7B needs for a task."""
     found = f"{free / 1e9:.0f} GB free in {folder.resolve()}"
     gigabytes, what = DISK_GB[task]
     if free >= gigabytes * 1e9:
         return Finding("disk", "ok", found)
-    return Finding("disk", "warning", found, f"Video-7B takes {gigabytes} GB: {what}")
+    return Finding("disk", "warning", found, f"Video-7B needs {gigabytes} GB: {what}")
 
 
 def _check_hub(environ: Mapping[str, str]) -> Finding:
-    """Whether the Hub, or the mirror in HF_ENDPOINT, answers anything at all; proxies are honoured."""
+    """Whether the Hub, or the mirror in HF_ENDPOINT, answers; proxies are used."""
     endpoint = environ.get("HF_ENDPOINT") or HUB
-    shown = endpoint.rsplit("@", 1)[-1]  # a password in the address stays out of the output
+    shown = endpoint.rsplit("@", 1)[-1]  # without the password that an address may hold
     try:
         with urlopen(Request(endpoint, method="HEAD"), timeout=HUB_SECONDS):
             pass
@@ -345,6 +338,6 @@ def _check_hub(environ: Mapping[str, str]) -> Finding:
         pass  # an answer
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "reason", fault)
-        advice = "set HF_ENDPOINT to a mirror or HTTPS_PROXY to a proxy, or fetch with --source modelscope"
+        advice = "set HF_ENDPOINT to a mirror or HTTPS_PROXY to a proxy, or use fetch --source modelscope"
         return Finding("Hugging Face", "warning", f"{shown} cannot be reached: {reason}", advice)
     return Finding("Hugging Face", "ok", f"{shown} answers")

@@ -109,7 +109,7 @@ def test_a_container_without_npu_smi_still_has_device_files(tmp_path):
         write(tmp_path, f"dev/davinci{number}", "")
     write(tmp_path, "dev/davinci_manager", "")
     found = find_ascend({"PATH": ""}, tmp_path)
-    assert [npu.number for npu in found.npus] == [0, 1, 10] and {npu.health for npu in found.npus} == {"not known"}
+    assert [npu.number for npu in found.npus] == [0, 1, 10] and {npu.health for npu in found.npus} == {"unknown"}
 
 
 def test_a_machine_with_nothing(tmp_path):
@@ -127,4 +127,4 @@ def test_why_npu_smi_failed(tmp_path):
 def test_an_npu_smi_that_hangs(tmp_path, monkeypatch):
     monkeypatch.setattr("llavanext_cli.machine.ascend.NPU_SMI_SECONDS", 0.2)
     found = find_ascend(fake_npu_smi(tmp_path, "exec sleep 30"), tmp_path)
-    assert found.fault == "npu-smi info gave no answer in 0.2 s"
+    assert found.fault == "npu-smi info did not answer within 0.2 s"

@@ -41,7 +41,7 @@ def changed(**values) -> Ascend:
     return Ascend(**{**WHOLE.__dict__, **values})
 
 
-def test_a_whole_machine_has_no_fault():
+def test_a_complete_machine_has_no_fault():
     lines = judge(WHOLE)
     assert {finding.state for finding in lines.values()} == {"ok"}
     assert lines["NPUs"].found == "8 x 910B2, 65536 MB each"
@@ -51,20 +51,20 @@ def test_a_whole_machine_has_no_fault():
     ("values", "name", "state", "found", "advice"),
     [
         ({"npus": NPUS[:4]}, "NPUs", "fault", "4 x 910B2", "8 are needed"),
-        ({"npus": ()}, "NPUs", "fault", "none seen", "/dev/davinci"),
-        ({"npus": (), "fault": "npu-smi info: ret is -8005"}, "NPUs", "fault", "-8005", "driver loaded"),
+        ({"npus": ()}, "NPUs", "fault", "none found", "/dev/davinci"),
+        ({"npus": (), "fault": "npu-smi info: ret is -8005"}, "NPUs", "fault", "-8005", "driver is loaded"),
         ({"npus": (*NPUS[:7], Npu(7, "910B2", "Alarm"))}, "NPU 7", "fault", "health Alarm", "-i 7"),
         ({"npus": (*NPUS[:7], Npu(7, "910B2", "OK", 40000, 65536))}, "NPU 7", "warning", "40000 of", "another job"),
         ({"driver": "25.5.0"}, "driver", "warning", "25.5.0", "26.0.RC1"),
         ({"driver": None}, "driver", "fault", "not found", "driver 26.0.RC1"),
         ({"firmware": None}, "firmware", "warning", "not found", "firmware"),
         ({"cann": "8.5.0"}, "CANN", "fault", "8.5.0", "needs CANN 9.0.0"),
-        ({"cann": None}, "CANN", "warning", "version not known", "CANN 9.0.0"),
+        ({"cann": None}, "CANN", "warning", "unknown version", "CANN 9.0.0"),
         ({"cann_home": None, "cann": None}, "CANN", "fault", "not found", "set_env.sh"),
         ({"is_set_up": False}, "CANN", "fault", "not set up", "source /usr/local/Ascend/cann/set_env.sh"),
     ],
 )
-def test_what_is_wrong_with_it(values, name, state, found, advice):
+def test_a_fault_of_ascend(values, name, state, found, advice):
     line = judge(changed(**values))[name]
     assert line.state == state and found in line.found and advice in line.advice
 
@@ -135,8 +135,8 @@ def bare(tmp_path, monkeypatch):
 def test_the_command_on_a_cpu(bare):
     done = CliRunner().invoke(app, ["doctor", "--offline", "--json"])
     assert done.exit_code == 0
-    told = json.loads(done.stdout)
-    assert told["target"] == "CPU" and told["works"] and len(told["findings"]) >= 9
+    result = json.loads(done.stdout)
+    assert result["target"] == "CPU" and result["works"] and len(result["findings"]) >= 9
     lines = CliRunner().invoke(app, ["doctor", "--offline"])
     assert "✓ mindspore " in lines.stdout and lines.stderr == "Next: llavanext demo\n"
 
@@ -145,7 +145,7 @@ def test_the_command_for_a_preset_that_needs_eight_npus(bare):
     done = CliRunner().invoke(app, ["doctor", "--offline", "--preset", "video-7b-stage2"])
     assert done.exit_code == 3
     assert "✗ NPUs" in done.stdout and "✗ CANN" in done.stdout and "→ install" in done.stdout
-    assert done.stderr.startswith("Error: training on the NPUs of this machine cannot work yet: NPUs, CANN, driver\n")
+    assert done.stderr.startswith("Error: training on this machine's NPUs will not work yet: NPUs, CANN, driver\n")
 
 
 def test_a_preset_is_judged_by_its_target_and_devices(bare):
