@@ -125,15 +125,10 @@ class Folder:
         self, file: RemoteFile, state: State, found: dict[str, Digests], rehash: bool, result: Comparison
     ) -> None:
         """Put a file into one of the lists of `result`."""
-        members = self._members(file)
-        reasons = ((member.path, _fault(member, found.get(member.path))) for member in members if rehash)
-        faults = [f"{path}: {reason}" for path, reason in reasons if reason]
-        digests = found.get(file.path)
-        kept = not members or (self.root / file.path).is_file()
-        if rehash and kept and (digests is None or file.mismatch(digests)):
-            faults.append(f"{file.path}: {file.mismatch(digests) if digests else 'missing'}")
+        faults = self._faults(file, found) if rehash else []
         result.broken += faults
-        if state is State.VERIFIED and not faults and not (rehash and not members):
+        digests = found.get(file.path)
+        if state is State.VERIFIED and not faults and (not rehash or self._members(file)):
             result.ready.append(file)
         elif digests is not None and file.digest and not file.mismatch(digests):
             result.adopted.append((file, digests))
@@ -141,6 +136,15 @@ class Folder:
             result.missing.append(file)
         else:
             result.changed.append(file.path)
+
+    def _faults(self, file: RemoteFile, found: dict[str, Digests]) -> list[str]:
+        """What is wrong with a file, or with the members of an archive; the archive itself may have been deleted."""
+        members = self._members(file)
+        expected = [RemoteFile(member.path, file.origin, member.size, member.sha256) for member in members]
+        if not members or file.path in found:
+            expected.append(file)
+        reasons = ((item, item.mismatch(found[item.path]) if item.path in found else "missing") for item in expected)
+        return [f"{item.path}: {reason}" for item, reason in reasons if reason]
 
     def _is_ours(self, file: RemoteFile) -> bool:
         """Whether the file that is there is another version of the wanted one, as `fetch` wrote it."""
@@ -254,15 +258,6 @@ class Folder:
                 f"{file.path} would replace {len(foreign)} of your files, such as {foreign[0]}",
                 "Move them away, or replace them with --force.",
             )
-
-
-def _fault(member: Member, digests: Digests | None) -> str:
-    """How an unpacked file differs from what it was; "" when it does not."""
-    if digests is None:
-        return "missing"
-    if digests.size != member.size:
-        return f"{digests.size} bytes instead of {member.size}"
-    return "" if digests.sha256 == member.sha256 else f"sha256 {digests.sha256[:12]}… instead of {member.sha256[:12]}…"
 
 
 def _short(text: str) -> str:

@@ -29,6 +29,7 @@ from llavanext_cli.fetching.network import (
     explain_status,
     explain_stranger,
     explain_unreachable,
+    redact,
 )
 from llavanext_cli.fetching.registry import DATASET, HUB, Place, near_names
 from llavanext_cli.fetching.remote import Listing, Origin, RemoteFile
@@ -166,7 +167,7 @@ class Hub:
             return explain_status(answer.status_code, what, host, answer.headers.get("Retry-After", ""))
         if isinstance(fault, requests.RequestException):
             return explain_unreachable(fault, self.endpoint)
-        reason = (str(fault).splitlines() or [""])[0][:200]
+        reason = redact((str(fault).splitlines() or [""])[0])[:200]
         return FetchError(
             f"{self.host} does not deliver {what}: {reason}",
             f"{RESUME} If that does not help, HF_HUB_DISABLE_XET=1 avoids the Hub's xet storage.",

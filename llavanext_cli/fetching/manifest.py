@@ -15,16 +15,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from llavanext_cli.errors import DataError
-from llavanext_cli.fetching.registry import Unpacking
-from llavanext_cli.fetching.remote import STATE, Digests, Origin, RemoteFile, check_name, public_address
+from llavanext_cli.fetching.registry import Unpacking, public_address
+from llavanext_cli.fetching.remote import STATE, Digests, Origin, RemoteFile, check_name
 from llavanext_cli.files import write_whole
 
-VERSION = 2
 SAVE_SECONDS = 2.0
 
 
@@ -76,7 +75,7 @@ class ArtifactRecord:
 
 @dataclass
 class _Content:
-    llavanext_fetch: int = VERSION
+    llavanext_fetch: Literal[2]
     artifacts: dict[str, ArtifactRecord] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
 
@@ -91,20 +90,19 @@ class Manifest:
             DataError: it cannot be read, or names a path outside the folder.
         """
         self.root, self.path = root, root / STATE / "manifest.json"
-        content = self._read() if self.path.exists() else _Content()
+        content = self._read() if self.path.exists() else _Content(2)
         self.artifacts, self.files = content.artifacts, content.files
         self._lock = threading.Lock()
         self._saved = 0.0
 
     def _read(self) -> _Content:
-        hint = f"Delete {self.path} and fetch again: files that are whole are recognised."
         try:
-            data = self.path.read_bytes()
-            if msgspec.json.decode(data, type=dict).get("llavanext_fetch") != VERSION:
-                raise DataError(f"{self.path} is from another version of llavanext", hint)
-            content = msgspec.json.decode(data, type=_Content)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as fault:
-            raise DataError(f"{self.path} is not a manifest of fetch: {fault}", hint) from fault
+            content = msgspec.json.decode(self.path.read_bytes(), type=_Content)
+        except (msgspec.MsgspecError, RecursionError) as fault:
+            raise DataError(
+                f"{self.path} was not written by this version of fetch: {fault}",
+                f"Delete {self.path} and fetch again: files that are whole are recognised.",
+            ) from fault
         for path, record in content.files.items():
             into = (record.unpacking.into,) if record.unpacking and record.unpacking.into else ()
             for name in (path, *into, *(member.path for member in record.members)):
@@ -116,7 +114,7 @@ class Manifest:
             self._save()
 
     def _save(self) -> None:
-        data = msgspec.json.encode(_Content(VERSION, self.artifacts, self.files))
+        data = msgspec.json.encode(_Content(2, self.artifacts, self.files))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, msgspec.json.format(data, indent=1) + b"\n")
         self._saved = time.monotonic()

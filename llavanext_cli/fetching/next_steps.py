@@ -11,9 +11,9 @@ COMPLETE_MODELS = ("video-7b", "v1.6-vicuna-7b")
 TOKENIZER = "video-7b-tokenizer"
 PARTS = {"vicuna-7b": "language", "clip-vit-l-336": "vision"}
 MEDIA = {"mix665k": "coco-train2017"}
-"""Annotations → the pictures that they talk about."""
+"""Annotations → their images."""
 ANNOTATIONS = {"mix665k": "llava_v1_5_mix665k.json", "video178k-academic": "_oe_v0_1_qa_processed.json"}
-"""Artifact → how the file ends that a mix names."""
+"""Artifact → the end of the name of the file that a mix reads."""
 
 
 def next_commands(
@@ -22,9 +22,8 @@ def next_commands(
     """What to run next.
 
     Args:
-        fetched: artifacts of which all that was wanted is in the folder → the paths of their files.
-        folder: where they are.
-        narrowed: those of them of which a part was wanted; half a model cannot be converted.
+        fetched: artifacts that are complete in the folder → the paths of their files.
+        narrowed: those of which only a part was wanted: half a model cannot be converted.
 
     Returns:
         Shell commands, in order; empty when there is nothing to suggest.

@@ -231,17 +231,21 @@ def is_repository(text: str) -> bool:
 
 def near_names(name: str, source: str = HUB) -> str:
     """A hint with the artifacts whose name or repository at `source` resembles `name`; empty when none does."""
-    known = {key.lower(): key for key in ARTIFACTS}
+    known = {}
     for artifact in ARTIFACTS.values():
-        if (place := artifact.place(source)) is not None:
-            spelled = place.repo if place.kind == MODEL else f"{DATASET}:{place.repo}"
-            known.setdefault(spelled.lower(), spelled)
-            known.setdefault(place.repo.partition("/")[2].lower(), spelled)
-    typed = name.lower()
-    found = get_close_matches(typed, known, n=3, cutoff=0.6)
-    found = found or [key for key in known if len(typed) >= 3 and typed in key][:3]
+        place = artifact.place(source)
+        spellings = (artifact.name, place.repo, place.repo.partition("/")[2]) if place else (artifact.name,)
+        for spelling in spellings:
+            known.setdefault(spelling.lower(), artifact.name)
+    found = get_close_matches(name.lower(), known, n=3) or [key for key in known if name.lower() in key][:3]
     names = [other for other in dict.fromkeys(known[key] for key in found) if other != name]
     return f"Did you mean {' or '.join(names)}?" if names else ""
+
+
+def public_address(url: str) -> str:
+    """An address as it may be shown and written down: without its password and query."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _web_artifact(address: str) -> Artifact:
@@ -251,19 +255,9 @@ def _web_artifact(address: str) -> Artifact:
         raise ConfigError(
             "what follows # in an address must be sha256= and 64 hexadecimal digits", "sha256sum prints them."
         )
-    try:
-        parts = urlsplit(url)
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        host, parts = None, urlsplit("")
-    file_name = unquote(parts.path.rpartition("/")[2])
-    if not host or not file_name or file_name in (".", "..") or "/" in file_name:
+    web = WebFile(url, sha256=digest.lower())
+    if not urlsplit(url).hostname or web.name in ("", ".", "..") or "/" in web.name:
         raise ConfigError(
             "an address needs a host and must end in a file's name", "Example: https://host/path/file.zip"
         )
-    return Artifact(
-        name=parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl(),  # no secrets
-        purpose="named by its address",
-        licence="see its page",
-        web=WebFile(url, sha256=digest.lower()),
-    )
+    return Artifact(public_address(url), "named by its address", "see its page", web=web)

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.fetching.registry import Unpacking
@@ -140,9 +139,3 @@ def check_name(name: str, where: str) -> str:
             "Is this what you meant to fetch, from where you meant? Nothing was written to your folder for it.",
         )
     return str(path)
-
-
-def public_address(url: str) -> str:
-    """An address as it may be shown and written down: without its password and query."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -99,7 +99,7 @@ def run_fetch(request: FetchRequest, progress: Progress = silent) -> FetchReport
         comparison = folder.compare(wanted)
         if comparison.changed and not request.force:
             raise DataError(
-                f"{root} has {_files(len(comparison.changed))} that differ from what would be fetched",
+                f"{root}: files that differ from what would be fetched: {len(comparison.changed)}",
                 f"Replace them with --force, repair what was fetched with llavanext fetch --check {root}, "
                 "or choose another folder.",
                 details=_shortened(comparison.changed),
@@ -147,7 +147,7 @@ def run_check(request: FetchRequest, progress: Progress = silent) -> CheckReport
         comparison = folder.compare(manifest.wanted(manifest.files), rehash=True)
         if comparison.broken and request.dry_run:
             raise DataError(
-                f"{len(comparison.broken)} of {_files(comparison.read)} in {root} are broken",
+                f"{root}: broken or missing files: {len(comparison.broken)}",
                 f"Repair them: llavanext fetch --check {root}",
                 details=_shortened(comparison.broken),
             )
@@ -221,10 +221,6 @@ def _report(selection: Selection, manifest: Manifest) -> ArtifactReport:
     return ArtifactReport(
         selection.name, listing.source, listing.where, listing.requested, listing.revision, len(sizes), sum(sizes)
     )
-
-
-def _files(count: int) -> str:
-    return f"{count} file{'' if count == 1 else 's'}"
 
 
 def _shortened(lines: Sequence[str]) -> list[str]:

@@ -12,8 +12,8 @@ from llavanext_cli.fetching.download import Download, probe_size
 from llavanext_cli.fetching.hub import Hub
 from llavanext_cli.fetching.modelscope import ModelScope
 from llavanext_cli.fetching.network import choose_endpoint, label, open_session
-from llavanext_cli.fetching.registry import ARTIFACTS, HUB, MODELSCOPE, URL, Artifact, WebFile
-from llavanext_cli.fetching.remote import Digests, Listing, Origin, RemoteFile, hash_file, public_address
+from llavanext_cli.fetching.registry import ARTIFACTS, HUB, MODELSCOPE, URL, Artifact, WebFile, public_address
+from llavanext_cli.fetching.remote import Digests, Listing, Origin, RemoteFile, hash_file
 from llavanext_cli.fetching.request import FetchRequest
 
 

@@ -86,7 +86,7 @@ def test_files_that_somebody_changed_are_not_overwritten(hub, tmp_path):
     fetch(hub, tmp_path)
     (tmp_path / "config.json").write_text("my own")
     error = failure(hub, tmp_path)
-    assert "has 1 file that differ from what would be fetched" in error.what and error.details == ("config.json",)
+    assert "files that differ from what would be fetched: 1" in error.what and error.details == ("config.json",)
     assert "--force" in error.hint and (tmp_path / "config.json").read_text() == "my own"
     fetch(hub, tmp_path, force=True)
     assert files(tmp_path) == FILES
@@ -98,7 +98,7 @@ def test_two_repositories_need_two_folders(hub, tmp_path):
     assert error.what == "org/model and org/other both have a config.json: they need a folder each"
     assert error.hint == f"llavanext fetch org/other --to {tmp_path}/to/other" and not (tmp_path / "to").exists()
     fetch(hub, tmp_path)
-    assert "differ from what would be fetched" in failure(hub, tmp_path, "org/other").what
+    assert "files that differ from what would be fetched: 1" in failure(hub, tmp_path, "org/other").what
 
 
 def test_only_and_revision(hub, tmp_path):
@@ -191,7 +191,7 @@ def test_private_and_missing(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     fetch(hub, tmp_path, "org/private")
     assert "has no dataset none/like-it" in failure(hub, tmp_path, "dataset:none/like-it").what
-    assert "llava-hf/LLaVA-NeXT-Video-7B-hf" in failure(hub, tmp_path, "org/LLaVA-NeXT-Video-7B-hf").hint
+    assert "Did you mean video-7b" in failure(hub, tmp_path, "org/LLaVA-NeXT-Video-7B-hf").hint
     error = failure(hub, tmp_path, "org/model", revision="v9")
     assert error.what == "127.0.0.1 does not have org/model at revision v9 (HTTP 404)" and "--revision" in error.hint
 
