@@ -10,47 +10,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# A script that starts the tests in the background lets them, and all that they start, ignore Ctrl-C; nohup, SIGHUP.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 ROOT = Path(__file__).parent
-WORKERS, WORKER = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)), os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-if WORKERS > 1 and hasattr(os, "sched_setaffinity"):
-    # Each worker of pytest-xdist, and what it starts, has its share of the cores. MindSpore takes as many threads.
-    cores = sorted(os.sched_getaffinity(0))
-    number = int(WORKER.removeprefix("gw"))
-    os.sched_setaffinity(0, cores[number::WORKERS] or [cores[number % len(cores)]])
-
 SLOWEST_FIRST = ("demo", "mindspore", "simulation", "integration", "parity")
 
+# A script that starts the tests in the background makes them, and all that they start, ignore Ctrl-C; nohup, SIGHUP.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
-def pytest_configure(config):
-    if not config.pluginmanager.hasplugin("xdist"):
-        config.addinivalue_line("markers", "xdist_group: tests of one worker")
+# Each worker of pytest-xdist, and what it starts, gets its share of the cores; MindSpore takes as many threads.
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if workers > 1 and hasattr(os, "sched_setaffinity"):
+    cores, worker = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    os.sched_setaffinity(0, cores[worker::workers] or [cores[worker % len(cores)]])
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Give tests that share something costly to one worker, and begin with the groups that take longest."""
+    """Give tests that share something costly to one worker, and start the groups that take longest first."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
     items.sort(key=lambda item: next((i for i, name in enumerate(SLOWEST_FIRST) if _group(item).startswith(name)), 9))
 
 
 def _group(item: pytest.Item) -> str:
-    """`demo` for tests of the installed wheel and its demo, `mindspore` for those that compute in this process."""
-    file = item.path.relative_to(ROOT).with_suffix("")
-    if "built_wheel" in item.fixturenames:
-        return "demo"
-    if "compiled" in item.fixturenames:
-        return "simulation"
-    if "mindspore_cpu" in item.fixturenames:
-        return "mindspore"
-    return str(file)
+    """`demo` for tests of the installed wheel, `simulation` and `mindspore` for shared graphs; else the test's file."""
+    for fixture, group in (("built_wheel", "demo"), ("compiled", "simulation"), ("mindspore_cpu", "mindspore")):
+        if fixture in item.fixturenames:
+            return group
+    return str(item.path.relative_to(ROOT).with_suffix(""))
 
 
 def _corpus() -> list[str]:
