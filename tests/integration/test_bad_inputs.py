@@ -202,18 +202,27 @@ def mix_of(records: object, strategy: str = "all", *more: object, **entry: objec
 
 PRESETS = {
     "no such preset": ("no preset named 'tiny-stag2'", lambda f: ["presets", "show", "tiny-stag2"]),
-    "an unknown key": ("train.learning_rat", setting("train.learning_rat=1")),
-    "a value of another type": ("train.epochs", setting("train.epochs=many")),
-    "a negative rate": ("train.learning_rate", setting("train.learning_rate=-1")),
-    "not a number": ("train.learning_rate", setting("train.learning_rate=nan")),
+    "an unknown key": (
+        "train.learning_rat: unknown key; did you mean train.learning_rate?",
+        setting("train.learning_rat=1"),
+    ),
+    "a value of another type": ("train.epochs: expected a whole number, not 'many'", setting("train.epochs=many")),
+    "a negative rate": ("train.learning_rate: must be more than 0", setting("train.learning_rate=-1")),
+    "not a number": ("train.learning_rate: expected a number, not 'nan'", setting("train.learning_rate=nan")),
     "no equals sign": ("--set train.epochs: expected KEY=VALUE", setting("train.epochs")),
-    "a preset file that is not there": ("mine.yaml", lambda f: ["presets", "check", "none/mine.yaml"]),
-    "a preset that is an image": ("mine.yaml", preset(JPEG)),
+    "a preset file that is not there": (
+        "none/mine.yaml does not exist",
+        lambda f: ["presets", "check", "none/mine.yaml"],
+    ),
+    "a preset that is an image": ("mine.yaml cannot be read: it is not UTF-8 text", preset(JPEG)),
     "a preset with two errors": (
-        "1 of 1 presets is invalid",
+        "mine.yaml, line 4: train.epoch: unknown key",
         preset("extends: base/tiny\ntask: train\ntrain:\n  epoch: 1\n  learning_rate: fast\n"),
     ),
-    "a preset that extends itself": ("extends", preset("extends: mine\ntask: train\n")),
+    "a preset that extends itself": (
+        "mine.yaml, line 1: extends: there is no mine",
+        preset("extends: mine\ntask: train\n"),
+    ),
     "a copy of a preset that is an image": (
         "not UTF-8 text",
         lambda f: ["presets", "copy", put(f / "mine.yaml", JPEG), f / "copy.yaml"],
@@ -249,12 +258,12 @@ ASK = {
     "an empty video": ("empty.mp4: the clip is empty", lambda f: ask(f, "--video", put(f / "empty.mp4", b""))),
     "no such checkpoint": ("none: no such folder", lambda f: ask_of(f, "none")),
     "a Hugging Face folder for a checkpoint": (
-        "hf: a Hugging Face folder, not yet converted",
+        "a Hugging Face folder that is not yet converted",
         lambda f: ask_of(f, "hf"),
     ),
     "no such preset": ("no preset named 'tiny-aks'", lambda f: ask_of(f, "base", "tiny-aks")),
     "a train preset": ("tiny-stage2 is a preset for training", lambda f: ask_of(f, "base", "tiny-stage2")),
-    "no question": ("no question", lambda f: ["ask", "--checkpoint", f / "base", "--preset", "tiny-ask"]),
+    "no question": ("Error: no question", lambda f: ["ask", "--checkpoint", f / "base", "--preset", "tiny-ask"]),
     "more placeholders than images": (
         "2 placeholders (<image>, <video>) for 1 media",
         lambda f: ["ask", "<image> <image> Which?", *ask_of(f, "base")[2:]],
@@ -273,7 +282,7 @@ ASK = {
     "--show without a suffix": ("sheet has no suffix, so its format is unknown", lambda f: show(f, f / "sheet")),
     "--show without an image": ("--show has nothing to show", lambda f: ask(f, "--show", f / "saw.png")),
     "a hundred million frames, set": (
-        "data.frames",
+        "data.frames: must be at most 10000",
         lambda f: ask(f, "--image", f / "a.png", "--set", "data.frames=99999999"),
     ),
     "a batch that is an image": (
@@ -304,7 +313,10 @@ TRAIN = {
         "sample 7: 2 placeholders (<image>, <video>) for 1 media",
         train_on(sample("<image> <image> What?")),
     ),
-    "an image that is gone": ("gone.png", train_on(sample(path="gone.png"))),
+    "an image that is gone": (
+        "1 of 1 samples name an image or video that does not exist",
+        train_on(sample(path="gone.png")),
+    ),
     "a source without a root": ("line 2: source 'elsewhere' is missing in", train_on(sample(source="elsewhere"))),
     "longer than seq_length": ("1 of 1 samples have too many tokens", train_on(sample(answer="It is a sign. " * 200))),
     "a checkpoint of another shape": (
@@ -316,7 +328,7 @@ TRAIN = {
         train_on(sample(), more=("--set", "model.text.num_attention_heads=3")),
     ),
     "devices that the preset does not divide into": (
-        "devices",
+        "parallel.devices: 3 devices, but data 2 x tensor 1",
         train_on(sample(), more=("--set", "parallel.devices=3", "--set", "parallel.data=2")),
     ),
     "no such preset": (
@@ -331,17 +343,20 @@ TRAIN = {
         "none: no such folder",
         lambda f: ["train", "tiny-stage2", "--data", data_file(f, sample()), "-c", f / "none", "-o", f / "run"],
     ),
-    "a checkpoint without one weight": ("image_newline", lambda f: train_without(f, "image_newline")),
+    "a checkpoint without one weight": (
+        "the weights do not fit config.json",
+        lambda f: train_without(f, "image_newline"),
+    ),
     "an out folder that holds something": ("exists and is not a training run", lambda f: train_over(f)),
 }
 MIX = {
     "no such mix file": ("none.yaml: no such mix file", lambda f: ["mix", f / "none.yaml", "--out", f / "out.jsonl"]),
     "no data sets": ("must hold a list", lambda f: ["mix", put(f / "mix.yaml", "{}"), "--out", f / "out.jsonl"]),
-    "a data set that is not there": ("a.json", mix_of(None)),
-    "an unknown strategy": ("middle:10", mix_of([record()], "middle:10")),
-    "more than 100 %": ("120%", mix_of([record()], "first:120%")),
-    "a negative count": ("-3", mix_of([record()], "end:-3")),
-    "an unknown key": ("json_pat", mix_of([record()], json_pat="x")),
+    "a data set that is not there": ("json_path: set/a.json does not exist", mix_of(None)),
+    "an unknown strategy": ("unknown strategy 'middle:10'", mix_of([record()], "middle:10")),
+    "more than 100 %": ("'first:120%' is more than 100 %", mix_of([record()], "first:120%")),
+    "a negative count": ("'end:-3': the amount is a count", mix_of([record()], "end:-3")),
+    "an unknown key": ("unknown key 'json_pat'; did you mean 'json_path'?", mix_of([record()], json_pat="x")),
     "truncated JSON": ("not valid JSON", mix_of(json.dumps([record()] * 3, indent=1)[:-40])),
     "JSON that is a number": ("a data set is a list of records", mix_of("42")),
     "over one of its images": (
@@ -385,14 +400,17 @@ CONVERT = {
     ),
     "into itself": ("writing there would damage the input", lambda f: ["convert", f / "hf", f / "hf" / "new"]),
     "a destination that is there": ("base already holds a checkpoint", lambda f: ["convert", f / "hf", f / "base"]),
-    "no config.json": (
+    "config.json is missing": (
         "changed: config.json is missing",
         lambda f: convert(f, lambda copy: (copy / "config.json").unlink()),
     ),
-    "another architecture": ("LLaVA-NeXT model", lambda f: convert(f, reconfigured(model_type="blip-2"))),
-    "an unknown activation": ("projector_hidden_act", lambda f: convert(f, reconfigured(projector_hidden_act="mish9"))),
+    "another architecture": ("this is not a LLaVA-NeXT model", lambda f: convert(f, reconfigured(model_type="blip-2"))),
+    "an unknown activation": (
+        "projector_hidden_act: expected quick_gelu or gelu, not 'mish9'",
+        lambda f: convert(f, reconfigured(projector_hidden_act="mish9")),
+    ),
     "heads that do not fit": (
-        "num_key_value_heads",
+        "num_key_value_heads: 3 does not divide the 4 attention heads",
         lambda f: convert(f, reconfigured(text_config__num_key_value_heads=3)),
     ),
     "a truncated file of weights": (
@@ -401,7 +419,7 @@ CONVERT = {
     ),
     "a header of 2^60 bytes": ("header too large", lambda f: convert(f, lie_about_length)),
     "weights that are HTML": (
-        "model.safetensors",
+        "damaged or truncated safetensors file",
         lambda f: convert(f, lambda copy: put(only_weights(copy), "<html>404</html>")),
     ),
     "a pickle that would run code": ("holds 'posix.system'", lambda f: convert(f, poison)),
