@@ -42,7 +42,7 @@ def _group(item: pytest.Item) -> str:
 
 
 def _corpus() -> list[str]:
-    """Words of the prompt. USER never follows a space: as in Llama's vocabulary, "USER" is one piece, " USER" two."""
+    """Words of the prompt. USER never follows a space, so that, as in Llama's vocabulary, " USER" is two pieces."""
     prompt = (
         "A chat between a curious user and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the user's questions. ASSISTANT: "
@@ -101,7 +101,7 @@ def make_tokenizer_folder(tmp_path, sentencepiece_model):
 
 @pytest.fixture
 def write_clip(tmp_path):
-    """Write a clip whose frames can be told apart: `write("a.mp4", frames=30, size=(96, 128))`; gives its path."""
+    """Write a video whose frames all differ: `write("a.mp4", frames=30, size=(96, 128))` returns its path."""
     av = pytest.importorskip("av")
 
     def write(

@@ -1,4 +1,4 @@
-"""A tiny model with random weights, a few pictures, a clip and a data file: what train and ask need."""
+"""A tiny model with random weights, a few images, a video and a data file, for train and ask; and a finished demo."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def tiny_checkpoint(tmp_path_factory, tiny_architecture, tokenizer_files) -> Pat
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory) -> Path:
-    """A folder of pictures 0.png … and one clip, clip.mp4."""
+    """A folder of images, 0.png to 5.png, and one video, clip.mp4."""
     import av
 
     folder = tmp_path_factory.mktemp("media")
@@ -124,7 +124,7 @@ def sample(name: str, kind: str | None, file: str, question: str, answer: str) -
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory, media) -> Path:
-    """48 samples: pictures, clips and text, with answers of very different lengths."""
+    """48 samples: images, videos and text, with answers of very different lengths."""
     words = ["a cat", "yes", "a red ball on the grey mat, and three birds", "two"]
     lines = []
     for number in range(48):
