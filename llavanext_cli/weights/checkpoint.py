@@ -58,8 +58,8 @@ class Checkpoint:
         folder: where it is.
         architecture: from its config.json.
         manifest: content of `llavanext_manifest.json`.
-        parameters: our name → where its bytes lie.
-        carried: hub name → where its bytes lie, for `--to hf`.
+        parameters: our name → where its bytes are.
+        carried: hub name → where its bytes are, for `--to hf`.
     """
 
     folder: Path

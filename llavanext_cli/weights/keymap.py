@@ -103,9 +103,9 @@ TEXT_LAYER_RULES = tuple(
 )
 
 DROPPED = (
-    (f"{TOWER}embeddings.position_ids", "the numbers 0, 1, 2 …, which every reader makes for itself"),
-    (f"{LLAMA}layers.{{}}.self_attn.rotary_emb.inv_freq", "made from rope_theta by every reader"),
-    (f"{LLAMA}rotary_emb.inv_freq", "made from rope_theta by every reader"),
+    (f"{TOWER}embeddings.position_ids", "the numbers 0, 1, 2 …, which every reader generates for itself"),
+    (f"{LLAMA}layers.{{}}.self_attn.rotary_emb.inv_freq", "computed from rope_theta by every reader"),
+    (f"{LLAMA}rotary_emb.inv_freq", "computed from rope_theta by every reader"),
 )
 CACHE_SUFFIXES = ("key_cache", "value_cache")
 """Ends of the names of MindFormers' paged KV cache: parameters of a network, but no weights."""

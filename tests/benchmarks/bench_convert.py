@@ -31,8 +31,8 @@ from llavanext_cli.weights import keymap
 from llavanext_cli.weights.stream import Stream, plan_shards, write_safetensors
 from llavanext_cli.weights.tensors import GeneratedBytes, PlannedTensor
 
-MEMORY_LIMIT = 600_000_000
-CP_LIMIT = 1.5
+MEMORY_LIMIT = 200_000_000
+CP_LIMIT = 1.2
 TRANSFORMERS_LIMIT = 8.0
 SMALL_LAYERS = 5
 BLOCK = 1 << 22

@@ -70,8 +70,7 @@ def bytes_of(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     return found
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("shard", ["5GB", "60KB"])
+@pytest.mark.parametrize(("dtype", "shard"), [("float32", "60KB"), ("float16", "5GB"), ("bfloat16", "60KB")])
 def test_there_and_back_through_transformers(dtype: str, shard: str, tiny_model, tmp_path: Path) -> None:
     import copy
 
@@ -220,41 +219,6 @@ def test_another_network_is_refused_before_it_is_changed(converted: Path, networ
         "projector.linear_1.bias: shape [48], needed [47]",
     }
     assert not any(parameter.asnumpy().any() for parameter in network.get_parameters())
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("pooling", ["average", "conv"])
-def test_the_real_network_takes_every_weight(tied: bool, pooling: str, tmp_path: Path) -> None:
-    """Names and shapes of `keymap` are those of the model that train and ask build."""
-    from dataclasses import replace
-
-    from llavanext_cli.config.hf_config import architecture_to_hf
-    from llavanext_cli.model.config import LlavaNextConfig
-    from llavanext_cli.model.registry import LlavaNext
-    from tests.unit.weights.tiny import TINY, random_tensors, write_hf
-
-    architecture = replace(TINY, text=replace(TINY.text, tie_word_embeddings=tied), spatial_pool_mode=pooling)
-    tensors = random_tensors(keymap.hub_tensors(architecture))
-    write_hf(tmp_path / "hf", tensors, architecture_to_hf(architecture))
-    convert(tmp_path / "hf", tmp_path / "ours")
-    checkpoint = open_checkpoint(tmp_path / "ours")
-    network = LlavaNext(
-        LlavaNextConfig(
-            architecture=checkpoint.architecture,
-            target="CPU",
-            seq_length=64,
-            tiles=3,
-            frames=2,
-            compute_dtype="float32",
-            use_flash_attention=False,
-        )
-    )
-    load_into(network, checkpoint)
-    filled = {n: p.asnumpy() for n, p in network.parameters_dict().items()}
-    reference = load_parameters(checkpoint)
-    assert filled.keys() == reference.keys()
-    for name, array in reference.items():
-        np.testing.assert_array_equal(filled[name], array)
 
 
 @pytest.mark.parametrize("weight_format", ["safetensors", "ckpt"])

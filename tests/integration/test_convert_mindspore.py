@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llavanext_cli.weights import keymap
 from llavanext_cli.weights.checkpoint import open_checkpoint
 from llavanext_cli.weights.ranks import read_strategy
 from tests.integration.test_convert import bytes_of
@@ -129,17 +128,6 @@ def test_sliced_for_eight_ranks_and_merged_again(
         np.testing.assert_array_equal(merged[name], array, err_msg=name)
     convert(tmp_path / "run", tmp_path / "back", base_checkpoint=converted, to="hf", verify=True)
     assert bytes_of(tmp_path / "back") == bytes_of(hf_folder)
-
-
-def test_the_strategies_are_of_this_model(converted: Path) -> None:
-    expected = keymap.expected_parameters(open_checkpoint(converted).architecture)
-    paths = sorted(STRATEGIES.glob("*.ckpt"))
-    assert paths
-    for path in paths:
-        layouts = read_strategy(path)
-        assert expected.keys() <= layouts.keys()
-        for name, shape in expected.items():
-            layouts[name].box(shape, 7)  # raises when the cut does not come out
 
 
 def test_a_large_tensor_in_ckpt_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llavanext_cli.config.architecture import Architecture, TextArchitecture
+from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.config.hf_config import architecture_to_hf
 from llavanext_cli.errors import CheckpointError, LlavaNextError
+from llavanext_cli.weights import convert as convert_module
 from llavanext_cli.weights import keymap, stream
 from llavanext_cli.weights.checkpoint import open_checkpoint
 from tests.loading import convert
@@ -105,12 +106,6 @@ def test_the_manifest_describes_every_tensor(hf_folder: Path, tmp_path: Path) ->
     assert str(tmp_path) not in json.dumps(manifest)
 
 
-def test_dry_run_says_everything_and_writes_nothing(hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
-    report = convert(hf_folder, tmp_path / "out", dry_run=True)
-    assert "image_newline  F32[12]  <- image_newline" in report.plan and len(report.carried) == 18
-    assert report.dry_run and not report.verified and no_leftovers() == []
-
-
 def test_force_replaces_what_was_there(hf_folder: Path, tmp_path: Path) -> None:
     convert(hf_folder, tmp_path / "out")
     with pytest.raises(LlavaNextError, match="out already holds a checkpoint"):
@@ -152,15 +147,6 @@ def test_types_change_when_asked(make_hf: MakeHf, tiny: Architecture, hub_tensor
         "largest finite value",
     )
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float16"
-
-
-def test_bfloat16_and_back_to_float32(hf_folder: Path, hub_tensors: dict, tmp_path: Path) -> None:
-    convert(hf_folder, tmp_path / "b", dtype="bfloat16", verify=True)
-    assert {s.dtype for s in open_checkpoint(tmp_path / "b").parameters.values()} == {"BF16"}
-    convert(tmp_path / "b", tmp_path / "back", to="hf", dtype="float32", verify=True)
-    for name, array in read_all(tmp_path / "back").items():
-        assert array.dtype == np.float32
-        np.testing.assert_allclose(array, hub_tensors[name], rtol=2**-8)
 
 
 # ------------------------------------------------------------------------------------------------------ what is refused
@@ -205,15 +191,6 @@ def test_missing_unknown_and_wrong_tensors_are_all_listed(
     }
 
 
-def test_more_layers_than_config_says(
-    hf_folder: Path, tiny: Architecture, tmp_path: Path, no_leftovers: Leftovers
-) -> None:
-    fewer = replace(tiny, text=replace(tiny.text, num_hidden_layers=1))
-    (hf_folder / "config.json").write_text(json.dumps(architecture_to_hf(fewer)))
-    fault = fails(hf_folder, tmp_path, "9 unknown", no_leftovers)
-    assert f"unknown: {LLAMA}layers.1.mlp.up_proj.weight" in fault.details
-
-
 @pytest.mark.parametrize("missing", ["intermediate_size", None])
 def test_sizes_that_config_does_not_give_come_first(
     missing: str | None, hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers
@@ -230,7 +207,7 @@ def test_sizes_that_config_does_not_give_come_first(
     assert fault.details[0].startswith(line)
 
 
-def test_pictures_prepared_in_another_way(hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
+def test_images_prepared_in_another_way(hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
     (hf_folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
     fault = fails(hf_folder, tmp_path, "prepares images in a way that is not supported", no_leftovers)
     assert fault.details[0].startswith("preprocessor_config.json: image_mean: [0.5, 0.5, 0.5] is not supported")
@@ -245,7 +222,7 @@ def test_parts_of_a_stack_must_have_one_type(
     assert "its sources have different types (F16, F32)" in fault.details[0]
 
 
-def test_a_name_in_two_layouts_at_once(
+def test_a_name_in_two_schemes_at_once(
     make_hf: MakeHf, tiny: Architecture, tmp_path: Path, no_leftovers: Leftovers
 ) -> None:
     conv = replace(tiny, spatial_pool_mode="conv")
@@ -337,29 +314,23 @@ def test_an_interrupt_leaves_nothing(hf_folder: Path, tmp_path: Path, no_leftove
     assert no_leftovers() == []
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_format": "ckpt"}, {"dtype": "float16"}])
-def test_verify_finds_a_byte_that_changed(
+@pytest.mark.parametrize("options", [{}, {"weight_format": "ckpt"}, {"to": "hf"}])
+def test_verify_finds_a_byte_that_changed_on_the_disk(
     options: dict, hf_folder: Path, tmp_path: Path, no_leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[memoryview] = []
-    real = stream.write_to
+    convert(hf_folder, tmp_path / "ours")
+    export = options.get("to") == "hf"
+    source, writer = (tmp_path / "ours", "_write_hf") if export else (hf_folder, "_write_checkpoint")
+    write = getattr(convert_module, writer)
 
-    def faulty(descriptor: int) -> Callable[[memoryview], None]:
-        write = real(descriptor)
+    def write_and_damage(folder: Path, *arguments: object) -> object:
+        written = write(folder, *arguments)
+        (path,) = folder.glob("model*")
+        path.write_bytes(path.read_bytes()[:-3] + b"!!!")
+        return written
 
-        def spoil(data: memoryview) -> None:
-            written.append(data)
-            spoilt = bytearray(data)
-            if len(written) == 30:
-                spoilt[0] ^= 1
-            write(memoryview(spoilt))
-
-        return spoil
-
-    monkeypatch.setattr("llavanext_cli.weights.stream.write_to", faulty)
-    monkeypatch.setattr("llavanext_cli.weights.ckpt_format.write_to", faulty)
-    fails(hf_folder, tmp_path, "differs from what was written|damaged", no_leftovers, verify=True, **options)
-    convert(hf_folder, tmp_path / "unverified", **options)
+    monkeypatch.setattr(convert_module, writer, write_and_damage)
+    fails(source, tmp_path, "differs from what was written", no_leftovers, verify=True, **options)
 
 
 def test_verify_compares_a_checkpoint_with_its_manifest(
@@ -378,12 +349,3 @@ def test_verify_compares_a_checkpoint_with_its_manifest(
     with pytest.raises(CheckpointError, match="differs from its manifest"):
         convert(ours, tmp_path / "again", to="hf", verify=True)
     assert not (tmp_path / "again").exists() and not list(tmp_path.glob(".again*"))
-
-
-def test_grouped_heads_that_do_not_fit(make_hf: MakeHf, hub_tensors: dict, tmp_path: Path, tiny: Architecture) -> None:
-    text = TextArchitecture(
-        **{**vars(tiny.text), "num_attention_heads": 4, "num_key_value_heads": 3, "hidden_size": 12}
-    )
-    with pytest.raises(CheckpointError) as caught:
-        convert(make_hf(hub_tensors, text=text), tmp_path / "out")
-    assert any("num_key_value_heads: 3 does not divide the 4" in line for line in caught.value.details)

@@ -121,30 +121,30 @@ RENAMES = {
 }
 
 
-def rename(name: str, layout: str) -> str:
-    for pattern, replacement in RENAMES[layout]:
+def rename(name: str, scheme: str) -> str:
+    for pattern, replacement in RENAMES[scheme]:
         changed = re.sub(pattern, replacement, name)
         if changed != name:
             return changed
     return name
 
 
-@pytest.mark.parametrize("layout", RENAMES)
+@pytest.mark.parametrize("scheme", RENAMES)
 @pytest.mark.parametrize("pooling", ["average", "conv"])
-def test_each_layout_is_recognised_and_planned_alike(layout: str, pooling: str) -> None:
+def test_each_naming_scheme_is_recognised_and_planned_alike(scheme: str, pooling: str) -> None:
     architecture = replace(Architecture(), spatial_pool_mode=pooling)
     hub = keymap.hub_tensors(architecture)
-    renamed = {rename(name, layout): shape for name, shape in hub.items()}
-    assert len(renamed) == len(hub) and (layout == "hub" or renamed != hub)
-    plan = plan_import(specs_of(renamed), architecture, layout)
-    assert plan.naming == layout and not plan.dropped
+    renamed = {rename(name, scheme): shape for name, shape in hub.items()}
+    assert len(renamed) == len(hub) and (scheme == "hub" or renamed != hub)
+    plan = plan_import(specs_of(renamed), architecture, scheme)
+    assert plan.naming == scheme and not plan.dropped
     shift = {old: new for old, new in zip(hub, renamed, strict=True)}
     for target in keymap.build_targets(architecture):
         planned = next(t for t in plan.tensors if t.name == target.name)
         assert planned.origin == " + ".join(shift[source] for source in target.sources)
 
 
-def test_names_of_another_model_are_refused_with_the_known_layouts() -> None:
+def test_names_of_another_model_are_refused_with_the_known_schemes() -> None:
     with pytest.raises(CheckpointError, match="not the names of a LLaVA-NeXT model") as caught:
         plan_import(specs_of({f"transformer.h.{i}.attn.weight": (2, 2) for i in range(4)}), Architecture(), "gpt2")
     assert "hub (" in caught.value.hint and "original (" in caught.value.hint
@@ -184,14 +184,11 @@ def test_tied_embeddings_have_no_head() -> None:
         (["a.0.w", "a.1.w", "a.2.w", "b"], ["a.{0..2}.w (3)", "b"]),
         (["a.0.w", "a.2.w"], ["a.{0,2}.w (2)"]),
         (["a.7.w"], ["a.7.w"]),
+        ([f"n{i:03d}" for i in range(50)], [*(f"n{i:03d}" for i in range(20)), "… and 30 more"]),
     ],
 )
 def test_names_are_folded(names: list[str], lines: list[str]) -> None:
     assert keymap.fold_names(names) == lines
-
-
-def test_long_lists_say_how_much_more_there_is() -> None:
-    assert keymap.fold_names([f"n{i:03d}" for i in range(50)])[-1] == "… and 30 more"
 
 
 def test_only_plain_numbers_are_layers_and_names_are_cut() -> None:

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from llavanext_cli.errors import CheckpointError
@@ -108,32 +106,6 @@ def test_a_pipe_or_a_folder_is_not_a_file(tmp_path: Path) -> None:
             read_safetensors_header(path)
         with pytest.raises(CheckpointError, match=r"cannot be read \(not a regular file\)"):
             read_json(path)
-
-
-ENTRY = st.fixed_dictionaries(
-    {},
-    optional={
-        "dtype": st.sampled_from(["F32", "BF16", "F16", "BOOL", "F4", "X"]),
-        "shape": st.lists(st.integers(-1, 4) | st.just(2**63), max_size=3),
-        "data_offsets": st.lists(st.integers(-4, 64), max_size=3),
-    },
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.dictionaries(st.text(max_size=3) | st.just("__metadata__"), ENTRY, max_size=4), st.integers(0, 70))
-def test_any_header_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, header: dict, data: int) -> None:
-    path = write_raw(tmp_path_factory.mktemp("fuzz") / "x.safetensors", header, b"\0" * data)
-    try:
-        specs = read_safetensors_header(path)
-    except CheckpointError:
-        return
-    size = path.stat().st_size
-    end = size - sum(s.nbytes for s in specs.values())
-    for spec in specs.values():  # what is accepted tiles the data exactly
-        assert spec.offset == end and spec.offset + spec.nbytes <= size
-        end += spec.nbytes
-    assert end == size
 
 
 # -------------------------------------------------------------------------------------------------------------- folders
