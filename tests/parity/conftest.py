@@ -7,7 +7,7 @@ from tests.parity.stages import TABLE
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """`pytest tests/parity -s` prints how far every stage of every case was off."""
+    """`pytest tests/parity -n 0 -s` prints how far every stage of every case was off."""
     if config.option.capture == "no" and TABLE.errors:
         terminalreporter.section("relative error: case x stage")
         for line in TABLE.lines():

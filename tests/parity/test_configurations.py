@@ -10,8 +10,7 @@ pytest.importorskip("transformers")
 
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights.checkpoint import open_checkpoint
-from llavanext_cli.weights.convert import run_convert
-from llavanext_cli.weights.request import ConvertRequest
+from tests import loading
 from tests.parity.cases import ANSWER_TOKENS, QUESTIONS, build_cases
 from tests.parity.models import tiny_config, write_hf_folder
 from tests.parity.stages import TABLE, check_stages, gradient_errors, tolerance
@@ -153,41 +152,10 @@ def test_original_numerics(names, both_sides):
         check_stages(f"original: {' + '.join(names)}", stages, theirs)
 
 
-# --- what is refused ---
-
-REFUSED = {
-    "text_config.model_type": ("qwen2", "llama or mistral"),
-    "text_config.attention_bias": (True, "false"),
-    "text_config.mlp_bias": (True, "false"),
-    "text_config.hidden_act": ("gelu", "silu"),
-    "text_config.rope_scaling": ({"type": "dynamic", "factor": 2.0}, "expected linear"),
-    "text_config.num_key_value_heads": (3, "4 attention heads"),
-    "vision_config.model_type": ("siglip_vision_model", "clip_vision_model"),
-    "vision_config.hidden_act": ("gelu_pytorch_tanh", "quick_gelu or gelu"),
-    "projector_hidden_act": ("relu", "quick_gelu or gelu"),
-    "spatial_pool_mode": ("median", "average, max, conv, interpolate"),
-    "vision_feature_select_strategy": ("cls", "default or full"),
-    "vision_feature_layer": ([-2, -1], "a whole number"),
-    "use_image_newline_parameter": (False, "true"),
-    "image_grid_pinpoints": ([[28, 50]], "28 pixels"),
-    "model_type": ("llava_onevision", "llava_next_video or llava_next"),
-}
-
-
-@pytest.mark.parametrize("key", list(REFUSED))
-def test_refused_by_name(key, tmp_path):
-    """When it is converted, and when the config.json of a converted checkpoint was changed by hand."""
-    value, supported = REFUSED[key]
-    hub = write_hf_folder(tmp_path / "hub", tiny_config())
-    run_convert(ConvertRequest(hub, tmp_path / "converted"))
-    for folder in (hub, tmp_path / "converted"):
-        (folder / "config.json").write_text(json.dumps(tiny_config({key: value})))
-    name = "rope_scaling.type" if key == "text_config.rope_scaling" else key
-    for act in (
-        lambda: run_convert(ConvertRequest(hub, tmp_path / "again")),
-        lambda: open_checkpoint(tmp_path / "converted"),
-    ):
-        with pytest.raises(CheckpointError) as caught:
-            act()
-        assert [line for line in caught.value.details if name in line and supported in line], caught.value.details
-    assert not (tmp_path / "again").exists()
+def test_what_cannot_be_computed_is_refused_when_a_checkpoint_is_opened(tmp_path):
+    """After its config.json was edited; tests/unit/config/test_config_hf.py has the list of what is refused."""
+    loading.convert(write_hf_folder(tmp_path / "hub", tiny_config()), tmp_path / "converted")
+    (tmp_path / "converted" / "config.json").write_text(json.dumps(tiny_config({"projector_hidden_act": "relu"})))
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path / "converted")
+    assert [line for line in caught.value.details if "projector_hidden_act" in line and "quick_gelu" in line]

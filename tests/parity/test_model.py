@@ -1,6 +1,6 @@
 """The model against transformers', live: the same tiny weights through the shipped converter, stage by stage.
 
-`pytest tests/parity -s` prints the table of errors. A failure names the first stage that differs.
+`pytest tests/parity -n 0 -s` prints the table of errors. A failure names the first stage that differs.
 """
 
 import numpy as np
