@@ -43,7 +43,10 @@ def fault(name, overrides=(), **options) -> ConfigError:
     return caught.value
 
 
-def test_a_file_over_its_base(write):
+# --- the file and its base
+
+
+def test_a_file_on_top_of_its_base(write):
     preset = load_preset(write(GOOD))
     assert (preset.name, preset.task, preset.description) == ("mine", "train", "mine")
     assert preset.train.learning_rate == 1e-3
@@ -53,87 +56,84 @@ def test_a_file_over_its_base(write):
 
 
 def test_a_mapping_is_merged_key_by_key_and_a_list_replaced(write):
-    path = write(GOOD + "    model: {text: {num_hidden_layers: 2}, image_grid_pinpoints: [[48, 96]]}\n")
+    path = write(GOOD + "    model: {text: {num_hidden_layers: 3}, image_grid_pinpoints: [[48, 96]]}\n")
     model = load_preset(path).model
-    assert model.text.num_hidden_layers == 2
-    assert model.text.hidden_size == 128
+    assert (model.text.num_hidden_layers, model.text.hidden_size) == (3, 128)
     assert model.image_grid_pinpoints == ((48, 96),)
 
 
-def test_a_base_of_ones_own_is_found_beside_the_file(write):
+def test_a_base_beside_the_file(write):
     base = (presets_folder() / "base/tiny.yaml").read_text()
     write(base.replace("vocab_size: 512", "vocab_size: 600"), "my-base.yaml")
     assert load_preset(write(GOOD.replace("base/tiny", "my-base"))).model.text.vocab_size == 600
 
 
-def test_one_level_of_extends(write):
-    middle = write("extends: base/tiny\n", "middle.yaml")
-    error = fault(write(GOOD.replace("base/tiny", "middle")))
-    assert "mine.yaml, line 1: extends: middle is not a base: it extends base/tiny itself" in error.what
-    assert error.hint == (
-        f"Extend base/tiny or base/video-7b, or change a copy: `llavanext presets copy {middle} FILE`."
-    )
-    assert "`llavanext presets copy tiny-ask FILE`" in fault(write(GOOD.replace("base/tiny", "tiny-ask"))).hint
+@pytest.mark.parametrize(
+    ("name", "base", "what", "hint"),
+    [
+        (
+            "mine",
+            "middle",
+            "middle is not a base: it extends base/tiny itself",
+            "copy {folder}/middle.yaml FILE`",
+        ),
+        ("mine", "tiny-ask", "tiny-ask is not a base: it extends base/tiny itself", "presets copy tiny-ask FILE"),
+        ("tiny-ask", "tiny-ask", "tiny-ask is not a base: it extends base/tiny itself", "presets copy tiny-ask FILE"),
+        ("mine", "mine", "there is no mine", "The bases are base/tiny, base/video-7b; a file is looked up beside"),
+        ("mine", "base/tinny", "there is no base/tinny; did you mean base/tiny?", "The bases are base/tiny, base/vid"),
+        ("mine", "7", "expected the name of a base", "The bases are base/tiny, base/video-7b."),
+    ],
+)
+def test_a_base_extends_nothing(write, tmp_path, name, base, what, hint):
+    write("extends: base/tiny\n", "middle.yaml")
+    path = write(GOOD.replace("base/tiny", base), f"{name}.yaml")
+    error = fault(path)
+    assert error.what == f"{path}, line 1: extends: {what}"
+    assert hint.format(folder=tmp_path) in error.hint
 
 
-def test_a_circle_of_bases_is_told_to_extend_something_else(write):
-    write("extends: mine.yaml\n", "other.yaml")
-    error = fault(write("extends: other.yaml\n"))
-    assert "extends: other.yaml is not a base: it extends mine.yaml itself" in error.what
-    assert error.hint.startswith("Extend base/tiny or base/video-7b, or")
+# --- names
 
 
-def test_a_file_named_as_the_base_it_extends_is_not_its_own_base(write):
-    error = fault(write(GOOD.replace("base/tiny", "tiny-stage2"), "tiny-stage2.yaml"))
-    assert "tiny-stage2 is not a base: it extends base/tiny itself" in error.what
-    error = fault(write(GOOD.replace("base/tiny", "mine"), "mine.yaml"))
-    assert error.what.endswith("mine.yaml, line 1: extends: there is no mine")
-    assert error.hint.startswith("The bases are base/tiny, base/video-7b; ")
+def test_find_by_name_and_by_path(write):
+    path = write(GOOD, "other.yml")
+    assert find_preset(path) == ("other", path)
+    name, path = find_preset("tiny-ask")
+    assert (name, path.name) == ("tiny-ask", "tiny-ask.yaml")
 
 
-@pytest.mark.parametrize("name", ["odd", "odd.yaml"])
-def test_what_is_no_file_is_no_preset(tmp_path, name):
-    path = tmp_path / name
-    path.mkdir()
-    assert fault(path).what == f"{path} is a folder, and a preset is a YAML file or a name"
-    path.rmdir()
-    os.mkfifo(path)
-    assert fault(path).what == f"{path} is a device or a pipe, and a preset is a YAML file or a name"
-    path.unlink()
-    path.symlink_to(path)
-    assert fault(path).what == f"{path} is a broken link, and a preset is a YAML file or a name"
+@pytest.mark.parametrize(
+    ("name", "what", "hint"),
+    [
+        ("video-7b-stge2", "there is no preset named 'video-7b-stge2'", "Did you mean video-7b-stage2"),
+        ("base/tiny", "there is no preset named 'base/tiny'", "Did you mean tiny-ask or "),
+        ("no.yaml", "the preset file no.yaml does not exist", "`llavanext presets list` shows the presets."),
+        ("folder.yaml", "folder.yaml is a folder, and a preset is a YAML file or a name", "`llavanext presets list`"),
+        ("pipe", "pipe is a device or a pipe, and a preset is a YAML file or a name", "`llavanext presets list`"),
+        ("link", "link is a broken link, and a preset is a YAML file or a name", "`llavanext presets list`"),
+    ],
+)
+def test_there_is_no_such_preset(tmp_path, monkeypatch, name, what, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").mkdir()
+    os.mkfifo("pipe")
+    os.symlink("nowhere", "link")
+    error = fault(name)
+    assert error.what == what and error.hint.startswith(hint)
 
 
-def test_a_seq_length_of_the_wrong_type_is_not_missing_too(write):
-    error = fault(write(GOOD), ["data.seq_length=1e3"])
-    assert len(error.details) == 1
-    assert "expected a whole number" in error.details[0]
+def test_list_says_what_each_is_for():
+    infos = {info.name: info for info in list_presets()}
+    assert infos.keys() == preset_files().keys()
+    assert infos["video-7b-stage2"].devices == 8
+    assert infos["video-7b-ask-image"].task == "ask"
+    assert infos["tiny-stage3"].target == "CPU"
 
 
-def test_a_base_that_does_not_exist(write):
-    error = fault(write(GOOD.replace("base/tiny", "base/tinny")))
-    assert "line 1: extends: there is no base/tinny; did you mean base/tiny?" in error.what
-    assert "base/video-7b" in error.hint
+# --- problems and --set
 
 
-def test_no_such_preset_names_the_nearest():
-    error = fault("video-7b-stge2")
-    assert error.what == "there is no preset named 'video-7b-stge2'"
-    assert "video-7b-stage2" in error.hint
-    assert "presets list" in error.hint
-
-
-def test_no_such_file(tmp_path):
-    error = fault(tmp_path / "no.yaml")
-    assert error.what == f"the preset file {tmp_path / 'no.yaml'} does not exist"
-
-
-def test_a_base_alone_is_not_offered():
-    assert "base/tiny" not in preset_files()
-    assert fault("base/tiny").what == "there is no preset named 'base/tiny'"
-
-
-def test_every_fault_of_a_file_is_reported_with_its_line(write):
+def test_every_problem_of_a_file_is_reported_with_its_line(write):
     path = write(
         """\
         extends: base/tiny
@@ -180,43 +180,43 @@ def test_set_reaches_into_a_mapping_and_replaces_null():
     assert load_preset("tiny-stage2", ["train.clip_norm="]).train.clip_norm is None
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        (
-            "train.learning_rte=1",
-            "--set train.learning_rte=1: train.learning_rte: unknown key; did you mean train.learning_rate?",
-        ),
-        ("learning_rate=1", "--set learning_rate=1: learning_rate: unknown key; did you mean train.learning_rate?"),
-        ("tran.epochs=1", "--set tran.epochs=1: tran: unknown key; did you mean train?"),
-        ("train.lr=1", "--set train.lr=1: train.lr: unknown key; did you mean train.learning_rate?"),
-        ("lr=1", "--set lr=1: lr: unknown key; did you mean train.learning_rate?"),
-        ("train.rate=1", "unknown key; did you mean train.learning_rate?"),
-        ("train.wd=0", "unknown key; did you mean train.weight_decay?"),
-        ("train.bs=2", "unknown key; did you mean train.batch_size?"),
-        ("train.acc=2", "unknown key; did you mean train.accumulate?"),
-        ("ask.temp=1", "--set ask.temp=1: ask: is not used by the task train: leave it out"),
-        ("data.len=1", "unknown key; did you mean data.seq_length?"),
-        ("data.clips=2", "unknown key: it is called data.videos now"),  # its name in 0.1.0
-        ("seq_len=1", "unknown key; did you mean data.seq_length?"),
-        ("train.lora_rank=8", "unknown key; did you mean train.lora?"),
-        ("train.learning_rates.tower=1", "unknown key; known here: vision, projector, language"),
-        ("model.hidden_size=1", "unknown key; did you mean model.text.hidden_size?"),
-        ("parallel.tp=2", "unknown key; known here: devices, data, tensor, pipeline, optimizer_sharding"),
-        ("xyz=2", "unknown key; known here: task, description, model, data, train, ask, parallel, runtime"),
-        ("extends=base/tiny", "--set extends=base/tiny: extends: unknown key"),
-        ("train.epochs=two", "--set train.epochs=two: train.epochs: expected a whole number, not 'two'"),
-        ("train.epochs.x=1", "train.epochs: expected a whole number, not {'x': 1}"),
-        ("train=5", "--set train=5: train: expected a mapping of keys to values, not 5"),
-        ("train.learning_rate=nan", "expected a number, not 'nan'"),
-        ("train.learning_rate=1e999", "expected a number, not inf"),
-        ("model.text.rope_scaling.factor=1e400", "model.text.rope_scaling.factor: expected a number, not inf"),
-        ("train.learning_rate=0", "must be more than 0, not 0"),
-    ],
-)
-def test_a_wrong_set(setting, message):
-    details = fault("tiny-stage2", [setting]).details
-    assert any(message in line for line in details), details
+KNOWN = "known here: task, description, model, data, train, ask, parallel, runtime"
+WRONG = {
+    "train.learning_rte=1": "train.learning_rte: unknown key; did you mean train.learning_rate?",
+    "learning_rate=1": "learning_rate: unknown key; did you mean train.learning_rate?",
+    "tran.epochs=1": "tran: unknown key; did you mean train?",
+    "train.lr=1": "train.lr: unknown key; did you mean train.learning_rate?",
+    "lr=1": "lr: unknown key; did you mean train.learning_rate?",
+    "train.wd=0": "train.wd: unknown key; did you mean train.weight_decay?",
+    "train.acc=2": "train.acc: unknown key; did you mean train.accumulate?",
+    "data.len=1": "data.len: unknown key; did you mean data.seq_length?",
+    "data.clips=2": "data.clips: unknown key: it is called data.videos now",  # its name in 0.1.0
+    "seq_len=1": "seq_len: unknown key; did you mean data.seq_length?",
+    "train.lora.rnk=8": "train.lora.rnk: unknown key; did you mean train.lora.rank?",
+    "train.learning_rates.tower=1": "train.learning_rates.tower: unknown key; known here: vision, projector, language",
+    "model.hidden_size=1": "model.hidden_size: unknown key; did you mean model.text.hidden_size?",
+    "parallel.tp=2": "parallel.tp: unknown key; known here: devices, data, tensor, pipeline, optimizer_sharding",
+    "xyz=2": f"xyz: unknown key; {KNOWN}",
+    "extends=base/tiny": f"extends: unknown key; {KNOWN}",
+    "task=sing": "task: expected train or ask, not 'sing'",
+    "ask.temp=1": "ask: is not used by the task train: leave it out",
+    "train.epochs=two": "train.epochs: expected a whole number, not 'two'",
+    "train.epochs.x=1": "train.epochs: expected a whole number, not {'x': 1}",
+    "train=5": "train: expected a mapping of keys to values, not 5",
+    "train.learning_rate=nan": "train.learning_rate: expected a number, not 'nan'",
+    "train.learning_rate=1e999": "train.learning_rate: expected a number, not inf",
+    "train.learning_rate=0": "train.learning_rate: must be more than 0, not 0 (peak learning rate)",
+    "ask.cache_tokens=1": "ask: is not used by the task train: leave it out",
+    "train.lora.targets=[q_proj]": "train.lora.targets: expected one of wq, wk, wv, wo, w1, w2, w3, not 'q_proj'",
+    "train.betas=[0.9, 1]": "train.betas: must be less than 1, not 1 (AdamW's decay rates of the two moments)",
+    "data.seq_length=1e3": "data.seq_length: expected a whole number or null, not 1000.0",
+    "data.seq_length=null": "data.seq_length: missing: tokens per sample, media included",
+}
+
+
+@pytest.mark.parametrize("setting", WRONG)
+def test_an_invalid_setting(setting):
+    assert fault("tiny-stage2", [setting]).details == (f"--set {setting}: {WRONG[setting]}",)
 
 
 @pytest.mark.parametrize("setting", ["train.epochs", "=3", ""])
@@ -270,7 +270,7 @@ def test_devices_beside_tensor_parallelism():
     assert "multiple of 2" in error.hint
 
 
-def test_check_goes_on_after_a_wrong_one(write):
+def test_an_invalid_preset_does_not_stop_the_check(write):
     bad = write(GOOD.replace("1e-3", "fast"))
     reports = check_presets([str(bad), "tiny-ask", "nothing"])
     assert [report.ok for report in reports] == [False, True, False]
@@ -284,20 +284,6 @@ def test_check_reports_a_file_with_a_key_given_twice(write):
     (report,) = check_presets([str(write(GOOD + "    task: ask\n"))])
     assert len(report.problems) == 1
     assert "task is given twice" in report.problems[0]
-
-
-def test_find_by_name_and_by_path(write):
-    path = write(GOOD, "other.yml")
-    assert find_preset(path) == ("other", path)
-    name, path = find_preset("tiny-ask")
-    assert (name, path.name) == ("tiny-ask", "tiny-ask.yaml")
-
-
-def test_list_says_what_each_is_for():
-    infos = {info.name: info for info in list_presets()}
-    assert infos["video-7b-stage2"].devices == 8
-    assert infos["video-7b-ask-image"].task == "ask"
-    assert infos["tiny-stage3"].target == "CPU"
 
 
 YAML_VALUES = st.one_of(
@@ -314,10 +300,10 @@ YAML_VALUES = st.one_of(
     name=st.sampled_from(["tiny-stage2", "tiny-ask", "video-7b-stage3"]),
     changes=st.dictionaries(st.sampled_from(list(schema_keys())), YAML_VALUES, max_size=4),
 )
-def test_any_setting_is_taken_or_is_our_error(name, changes):
+def test_any_setting_is_valid_or_a_config_error(name, changes):
     try:
         preset = load_preset(name, [f"{key}={value}" for key, value in changes.items()])
     except ConfigError as error:
-        assert "--set" in str(error)  # whatever is wrong was wrong in a setting
+        assert "--set" in str(error)  # only the settings can be invalid
     else:
         assert preset.parallel.data * preset.parallel.tensor * preset.parallel.pipeline == preset.parallel.devices
