@@ -130,14 +130,6 @@ def _token_rule(key: str, token: int, vocabulary_key: str, vocabulary: int) -> F
 # ------------------------------------------------------------------------------------------- devices and the runtime
 
 
-def uneven_shares(text: TextArchitecture, tensor: int) -> Iterator[tuple[str, str]]:
-    """(field, what is wrong) of a language model whose layers `tensor` devices cannot share."""
-    for name in ("num_attention_heads", "num_key_value_heads", "vocab_size", "intermediate_size"):
-        size = getattr(text, name)
-        if size % tensor:
-            yield name, f"{tensor} devices cannot share {name} {size} evenly"
-
-
 def parallel_rules(preset: Settings) -> Findings:
     parallel = preset.parallel
     product = parallel.data * parallel.tensor * parallel.pipeline
@@ -149,8 +141,11 @@ def parallel_rules(preset: Settings) -> Findings:
         )
     if preset.ask and parallel.data > 1:
         yield ("parallel.data",), "data parallelism is for training: set it to 1 and use parallel.tensor"
-    for name, problem in uneven_shares(preset.model.text, parallel.tensor):
-        yield ("parallel.tensor", f"model.text.{name}"), problem
+    for name in ("num_attention_heads", "num_key_value_heads", "vocab_size", "intermediate_size"):
+        size = getattr(preset.model.text, name)
+        if size % parallel.tensor:
+            keys = ("parallel.tensor", f"model.text.{name}")
+            yield keys, f"{parallel.tensor} devices cannot share {name} {size} evenly"
     if parallel.pipeline > 1:
         # Compiled in simulation: "Can not find border of the pipeline", with the tower on stage 0 and without.
         yield (

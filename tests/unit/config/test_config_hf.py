@@ -100,7 +100,7 @@ def test_defaults_agree_with_transformers() -> None:
             assert value == mistral[name], name
 
 
-def test_a_picture_model_has_no_token_for_clips() -> None:
+def test_an_image_model_has_no_token_for_videos() -> None:
     config = published(model_type="llava_next", image_token_index=32000)
     del config["video_token_index"]
     architecture = parse_architecture(config, "x")

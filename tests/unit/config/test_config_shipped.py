@@ -82,7 +82,7 @@ def test_the_published_training_settings(name):
     assert (preset.data.tiles, preset.data.frame_budget) == ((5, 0) if name.endswith("2") else (0, 16))
 
 
-def test_the_clip_preset_reaches_its_32_frames():
+def test_the_video_preset_reaches_its_32_frames():
     preset = load_preset("video-7b-ask-video")
     assert preset.data.frames * preset.model.frame_features == 4608
     assert preset.ask.cache_tokens == 8192
