@@ -50,6 +50,11 @@ def read_config(folder: str | Path, name: str = "config.json") -> dict[str, Any]
     return config
 
 
+def read_optional(folder: str | Path, name: str) -> dict[str, Any]:
+    """`read_config`, or an empty object when the file is missing."""
+    return read_config(folder, name) if (Path(folder) / name).exists() else {}
+
+
 def load_architecture(folder: str | Path) -> Architecture:
     """Read the architecture from a folder's `config.json`, and check how it prepares images.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llavanext_cli.config.model_folder import REFETCH
+from llavanext_cli.config.model_folder import REFETCH, read_optional
 from llavanext_cli.config.validation import is_int
 from llavanext_cli.errors import CheckpointError, DataError
 from llavanext_cli.inference.engines import build_engine
@@ -25,7 +25,7 @@ from llavanext_cli.inference.step import BUCKET, CACHE_STEP
 from llavanext_cli.inference.streaming import TextStreamer
 from llavanext_cli.processing.tokens import Tokenizer, load_tokenizer
 from llavanext_cli.records import EncodedSample
-from llavanext_cli.weights.untrusted import read_object, short
+from llavanext_cli.weights.untrusted import short
 
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Preset
@@ -225,7 +225,7 @@ def load_eos_token_ids(folder: Path, eos_id: int) -> frozenset[int]:
         CheckpointError: the file cannot be read, or has something else than ids there.
     """
     path = folder / "generation_config.json"
-    named = read_object(path).get("eos_token_id")
+    named = read_optional(folder, path.name).get("eos_token_id")
     ids = named if isinstance(named, list) else [] if named is None else [named]
     if not all(map(is_int, ids)):
         raise CheckpointError(f"{path}: eos_token_id must be one id or a list of ids, not {short(named)}", REFETCH)

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llavanext_cli.config.model_folder import read_config
+from llavanext_cli.config.model_folder import read_optional
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
@@ -217,8 +217,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     except Exception as error:  # sentencepiece raises RuntimeError, OSError or ValueError by version
         raise CheckpointError(f"{path}: is not a SentencePiece model", "fetch the checkpoint again") from error
 
-    config = _read_json(folder, "tokenizer_config.json")
-    names = SPECIAL_DEFAULTS | _special_names(_read_json(folder, "special_tokens_map.json")) | _special_names(config)
+    config = read_optional(folder, "tokenizer_config.json")
+    names = SPECIAL_DEFAULTS | _special_names(read_optional(folder, "special_tokens_map.json")) | _special_names(config)
     added, added_special = _added_tokens(folder, config)
     for name in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):  # a model may hold them as pieces of its own
         if (number := _special_id(name, added, processor)) is not None:
@@ -262,10 +262,6 @@ def _well_formed(text: str) -> str:
     return text
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    return read_config(folder, name) if (folder / name).exists() else {}
-
-
 def _special_names(data: dict[str, Any]) -> dict[str, str]:
     """The four special tokens of a JSON file, each a text or {"content": text}."""
     values = {key: data.get(key) for key in SPECIAL_DEFAULTS}
@@ -280,7 +276,7 @@ def _added_tokens(folder: Path, config: dict[str, Any]) -> tuple[dict[str, int],
         CheckpointError: an id is no number or a negative one, or an entry has no content.
     """
     try:
-        added = {str(name): int(number) for name, number in _read_json(folder, "added_tokens.json").items()}
+        added = {str(name): int(number) for name, number in read_optional(folder, "added_tokens.json").items()}
         special = set()
         for number, entry in (config.get("added_tokens_decoder") or {}).items():
             added[entry["content"]] = int(number)

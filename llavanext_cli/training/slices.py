@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from llavanext_cli.config.model_folder import read_config
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.files import write_whole
 from llavanext_cli.weights.dtypes import dtype_of, source_piece, to_bytes
@@ -22,7 +23,6 @@ from llavanext_cli.weights.readers import read_safetensors_header
 from llavanext_cli.weights.slices import Box, SlicedTensor, SliceLayout, check_tiling
 from llavanext_cli.weights.stream import Stream, write_safetensors
 from llavanext_cli.weights.tensors import GeneratedBytes, PlannedTensor
-from llavanext_cli.weights.untrusted import read_json
 
 WAIT_SECONDS = 1800.0
 """How long the first worker waits for the slices of the others."""
@@ -109,7 +109,7 @@ def join_slices(parts: Path) -> dict[str, PlannedTensor]:
     boxes: dict[str, dict[Box, Any]] = {}
     for note in sorted(parts.glob("rank_*.json")):
         specs = read_safetensors_header(note.with_suffix(".safetensors"))
-        for name, entry in read_json(note).items():
+        for name, entry in read_config(parts, note.name).items():
             shapes[name] = tuple(entry["shape"])
             box = tuple((low, high) for low, high in entry["box"])
             boxes.setdefault(name, {}).setdefault(box, specs[name])

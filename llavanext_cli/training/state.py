@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llavanext_cli.config.model_folder import read_config
 from llavanext_cli.errors import CheckpointError, TrainingError
 from llavanext_cli.weights.checkpoint import Checkpoint, open_checkpoint, read_array, save_checkpoint_folder
 from llavanext_cli.weights.dtypes import source_piece
@@ -25,7 +26,6 @@ from llavanext_cli.weights.folder import write_json
 from llavanext_cli.weights.readers import read_safetensors_header
 from llavanext_cli.weights.stream import Stream, digest_pieces, write_safetensors
 from llavanext_cli.weights.tensors import PlannedTensor, TensorSpec
-from llavanext_cli.weights.untrusted import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,8 +114,8 @@ def open_run_state(folder: Path, compare: bool = True) -> RunState:
     """
     if not (folder / NOTE).is_file():
         raise CheckpointError(f"{folder}: {NOTE} is missing, so no run can be resumed from it", SKIPPED)
-    note = read_json(folder / NOTE)
-    if not isinstance(note, dict) or note.get("llavanext_state") != VERSION:
+    note = read_config(folder, NOTE)
+    if note.get("llavanext_state") != VERSION:
         raise CheckpointError(f"{folder / NOTE}: not a version that this llavanext reads", SKIPPED)
     model = open_checkpoint(folder)
     tensors = read_safetensors_header(folder / TENSORS)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from llavanext_cli import __version__
 from llavanext_cli.config.architecture import Architecture
-from llavanext_cli.config.model_folder import load_architecture
+from llavanext_cli.config.model_folder import load_architecture, read_config
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights import keymap
 from llavanext_cli.weights.adapter import is_adapter
@@ -38,7 +38,7 @@ from llavanext_cli.weights.plan import check_parameters, compare_shapes
 from llavanext_cli.weights.readers import join_headers, read_safetensors_header
 from llavanext_cli.weights.stream import Stream, plan_shards, read_chunks, write_safetensors
 from llavanext_cli.weights.tensors import FileRange, PlannedTensor, TensorSpec
-from llavanext_cli.weights.untrusted import is_shape, read_json, short
+from llavanext_cli.weights.untrusted import is_shape, short
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -90,8 +90,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise _not_ours(folder)
-    manifest = read_json(folder / MANIFEST)
-    version = manifest.get("llavanext_manifest") if isinstance(manifest, dict) else None
+    manifest = read_config(folder, MANIFEST)
+    version = manifest.get("llavanext_manifest")
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder / MANIFEST}: version {short(version)}; this program reads version {FORMAT_VERSION}",

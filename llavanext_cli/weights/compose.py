@@ -17,7 +17,13 @@ from typing import Any
 
 from llavanext_cli.config.architecture import PART_PREFIXES, Architecture, VisionArchitecture
 from llavanext_cli.config.hf_config import architecture_to_hf, parse_text, parse_vision
-from llavanext_cli.config.model_folder import REFETCH, check_preprocessor, preprocessor_config, read_config
+from llavanext_cli.config.model_folder import (
+    REFETCH,
+    check_preprocessor,
+    preprocessor_config,
+    read_config,
+    read_optional,
+)
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from llavanext_cli.weights import keymap
@@ -26,7 +32,7 @@ from llavanext_cli.weights.dtypes import NUMPY_NAMES, copy_tensor, generate_rand
 from llavanext_cli.weights.folder import MANIFEST
 from llavanext_cli.weights.plan import Plan, compare_shapes, plan_folder
 from llavanext_cli.weights.tensors import PlannedTensor
-from llavanext_cli.weights.untrusted import read_object, short
+from llavanext_cli.weights.untrusted import short
 
 VOCABULARY_STEP = 64
 """Rows are added up to a multiple of this: 32000 → 32064 as in the published models, and every device gets the same."""
@@ -75,7 +81,7 @@ def _parse_clip(config: dict[str, Any], where: str) -> VisionArchitecture:
 
 
 def _plan_converted_part(source: Path, part: str, architecture: Architecture) -> Plan:
-    manifest = read_object(source / MANIFEST)
+    manifest = read_config(source, MANIFEST)
     if manifest.get("part") != part or manifest.get("format") != "safetensors":
         raise CheckpointError(
             f"{source}: a checkpoint, but not one of {PART_NAMES[part]} alone",
@@ -163,18 +169,17 @@ def companion_files(source: Path, architecture: Architecture, dtype: str) -> dic
 
 def _tokenizer_files(source: Path, ids: dict[str, int]) -> dict[str, Any]:
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    files: dict[str, Any] = {"added_tokens.json": read_object(source / "added_tokens.json") | ids}
-    path = source / "tokenizer_config.json"
-    config = read_object(path)
+    files: dict[str, Any] = {"added_tokens.json": read_optional(source, "added_tokens.json") | ids}
+    name = "tokenizer_config.json"
+    config = read_optional(source, name)
     if isinstance(config.get("added_tokens_decoder"), dict):
-        tokens = {str(number): {"content": name, **flags} for name, number in ids.items()}
-        files[path.name] = config | {"added_tokens_decoder": config["added_tokens_decoder"] | tokens}
-    path = source / "tokenizer.json"
-    if path.is_file():
-        fast = read_object(path)
+        tokens = {str(number): {"content": token, **flags} for token, number in ids.items()}
+        files[name] = config | {"added_tokens_decoder": config["added_tokens_decoder"] | tokens}
+    name = "tokenizer.json"
+    if fast := read_optional(source, name):
         added = fast.get("added_tokens") or []
         if not isinstance(added, list):
-            raise CheckpointError(f"{path}: added_tokens must be a list, not {short(added)}", REFETCH)
-        entries = [{"id": number, "content": name, **flags} for name, number in ids.items()]
-        files[path.name] = fast | {"added_tokens": [*added, *entries]}
+            raise CheckpointError(f"{source / name}: added_tokens must be a list, not {short(added)}", REFETCH)
+        entries = [{"id": number, "content": token, **flags} for token, number in ids.items()]
+        files[name] = fast | {"added_tokens": [*added, *entries]}
     return files

@@ -25,7 +25,7 @@ from llavanext_cli.weights.readers import read_safetensors_header
 from llavanext_cli.weights.request import ConvertRequest
 from llavanext_cli.weights.sources import build_plan, check_vocabulary
 from llavanext_cli.weights.stream import Progress, Stream, digest_pieces, plan_shards, write_safetensors
-from llavanext_cli.weights.untrusted import read_object, short
+from llavanext_cli.weights.untrusted import short
 
 Entries = Mapping[str, Mapping[str, Any]]
 """Name of a tensor → its file and the SHA-256 of its bytes, among others."""
@@ -141,7 +141,7 @@ def _write(request: ConvertRequest, plan: Plan, companions: Path, progress: Prog
     """Write the folder, with `verify` after a look at what is read; returns the names of the files of weights."""
     stored: Entries = {}
     if request.verify and request.to == "hf" and request.base_checkpoint is None:
-        manifest = read_object(request.sources[0] / MANIFEST)
+        manifest = read_config(request.sources[0], MANIFEST)
         stored = manifest["tensors"] | manifest["carried"]
     passes = bool(stored) + 1 + request.verify
     with Stream(passes * plan.nbytes, progress) as stream:

@@ -11,11 +11,11 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from llavanext_cli.config.model_folder import REFETCH
+from llavanext_cli.config.model_folder import REFETCH, read_config
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights.tensors import DTYPE_BYTES, LISTED, TensorSpec
 from llavanext_cli.weights.torch_reader import read_torch_header
-from llavanext_cli.weights.untrusted import cannot_read, open_regular, read_json, short
+from llavanext_cli.weights.untrusted import cannot_read, open_regular, short
 
 
 def read_safetensors_header(path: str | Path) -> dict[str, TensorSpec]:
@@ -132,8 +132,7 @@ def _is_file(path: Path) -> bool:
 
 def _read_weight_map(index: Path) -> dict[str, str]:
     """Name → file, from an index. Files must be plain names inside the index's own folder."""
-    data = read_json(index)
-    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    weight_map = read_config(index.parent, index.name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: no weight_map", REFETCH)
     for name, file in weight_map.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.config.hf_config import name_defaults
-from llavanext_cli.config.model_folder import load_architecture, read_config
+from llavanext_cli.config.model_folder import load_architecture, read_config, read_optional
 from llavanext_cli.config.validation import is_int
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.processing.tokens import load_tokenizer
@@ -20,7 +20,6 @@ from llavanext_cli.weights.ranks import find_ranks, read_distributed
 from llavanext_cli.weights.request import ConvertRequest
 from llavanext_cli.weights.slices import SlicedTensor
 from llavanext_cli.weights.tensors import PlannedTensor
-from llavanext_cli.weights.untrusted import read_object
 
 
 def build_plan(request: ConvertRequest) -> tuple[Plan, Architecture, Path]:
@@ -55,7 +54,7 @@ def build_plan(request: ConvertRequest) -> tuple[Plan, Architecture, Path]:
         return plan, checkpoint.architecture, source
     if ours:
         hint = "`llavanext convert --to hf` turns it back into a Hugging Face folder."
-        if read_object(source / MANIFEST).get("part"):
+        if read_config(source, MANIFEST).get("part"):
             hint = "`llavanext convert --vision DIR --language DIR DST` builds a base model of two parts."
         raise CheckpointError(f"{source}: already converted", hint)
     if request.part is not None:
@@ -100,7 +99,7 @@ def check_vocabulary(folder: Path, rows: int) -> None:
     Raises:
         CheckpointError: an id has no row.
     """
-    added = read_object(folder / "added_tokens.json").values()
+    added = read_optional(folder, "added_tokens.json").values()
     ids = {"added_tokens.json": max((number for number in added if is_int(number)), default=-1)}
     if (folder / "tokenizer.model").is_file():
         ids["tokenizer.model"] = load_tokenizer(folder).size - 1

@@ -1,14 +1,12 @@
-"""Reading files that come from elsewhere: JSON of a limited size, and text that is safe to print."""
+"""Reading files that come from elsewhere: regular files only, and text that is safe to print."""
 
 from __future__ import annotations
 
 import errno
-import json
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-from llavanext_cli.config.model_folder import JSON_LIMIT, REFETCH
 from llavanext_cli.errors import CheckpointError
 
 
@@ -25,36 +23,6 @@ def cannot_read(path: Path, error: OSError) -> CheckpointError:
     if error.errno == errno.EMFILE:
         hint = "Allow more open files: ulimit -n 65536."
     return CheckpointError(f"{path}: cannot be read ({error.strerror or error})", hint)
-
-
-def read_json(path: Path) -> Any:
-    """Read a small JSON file.
-
-    Raises:
-        CheckpointError: it cannot be read, or is not JSON.
-    """
-    try:
-        with open_regular(path) as file:
-            data = file.read(JSON_LIMIT + 1)
-        if len(data) > JSON_LIMIT:
-            raise CheckpointError(f"{path}: larger than {JSON_LIMIT} bytes", REFETCH)
-        return json.loads(data.decode())
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a JSON file ({error})", REFETCH) from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file; empty when the file is missing.
-
-    Raises:
-        CheckpointError: it cannot be read, or holds something else.
-    """
-    value = read_json(path) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object, not {short(value)}", REFETCH)
-    return value
 
 
 def is_shape(value: Any) -> TypeGuard[list[int]]:

@@ -63,7 +63,7 @@ def test_a_checkpoint_that_was_changed_is_not_opened(hf_folder: Path, tmp_path: 
         (good.replace('"shape": [\n    12\n   ]', '"shape": 5', 1), "has no shape"),
         (good.replace('"shape": [\n    12\n   ]', '"shape": true', 1), "has no shape"),
         (good.replace('"format": "safetensors"', '"format": "x\\u001b[31m"'), r"holds weights as x\\x1b\[31m,"),
-        ("[]", "version None"),
+        ("{}", "version None"),
         ("{", "not a JSON file"),
         ('{"llavanext_manifest": 1, "format": "safetensors"}', "no object 'tensors'"),
     ):

@@ -155,7 +155,7 @@ def test_tokenizer_files_of_another_kind(
     if content.startswith("{") and name != "tokenizer.json":
         convert(None, tmp_path / "base", vision=clip_folder, language=llama_folder)
         return
-    with pytest.raises(CheckpointError, match=rf"{name}: (must hold a JSON object|added_tokens must be a list)"):
+    with pytest.raises(CheckpointError, match=rf"{name}: (expected a JSON object|added_tokens must be a list)"):
         convert(None, tmp_path / "out", vision=clip_folder, language=llama_folder)
     assert no_leftovers() == []
 

@@ -14,7 +14,6 @@ from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights.readers import read_folder, read_safetensors_header
 from llavanext_cli.weights.stream import Stream, write_safetensors
 from llavanext_cli.weights.tensors import GeneratedBytes, PlannedTensor
-from llavanext_cli.weights.untrusted import read_json
 
 
 def write_raw(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
@@ -104,8 +103,6 @@ def test_a_pipe_or_a_folder_is_not_a_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(CheckpointError, match=r"cannot be read \(not a regular file\)"):
             read_safetensors_header(path)
-        with pytest.raises(CheckpointError, match=r"cannot be read \(not a regular file\)"):
-            read_json(path)
 
 
 # -------------------------------------------------------------------------------------------------------------- folders
@@ -176,7 +173,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "{" * 9000])
 def test_a_broken_index_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    refused(tmp_path, r"index\.json: (not a JSON file|no weight_map)")
+    refused(tmp_path, r"index\.json: (not a JSON file|no weight_map|expected a JSON object)")
 
 
 def test_a_folder_without_weights_says_what_is_missing(tmp_path: Path) -> None:
