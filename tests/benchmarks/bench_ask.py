@@ -4,7 +4,7 @@
     python tests/benchmarks/bench_ask.py --dir FOLDER --side cold     the whole command in a new process
 
 The model: a CLIP tower of 12 layers, 512 wide, and a Llama of 12 layers, 1024 wide, with a vocabulary of 32064. The
-question: one picture of 480 x 640 (2340 tokens) and a few words, 64 new tokens, greedy; both sides get pixels that are
+question: one image of 480 x 640 (2340 tokens) and a few words, 64 new tokens, greedy; both sides get pixels that are
 already cut and normalised. The end-of-sequence row of the output matrix is zero, so no answer ends early. Each side is
 a process of its own that answers once to warm up; then they answer in turns, so that a machine that is faster for a
 while is so for both, and the median counts. `batch` is eight questions of text, 64 new tokens each, one by one and at
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from turns import Side, tell
+from turns import Side, send
 
 TOKENS = 64
 SIZE = (480, 640)
@@ -78,7 +78,7 @@ def make_model(folder: Path) -> None:
     run_convert(ConvertRequest(hf, folder / "model"))
 
 
-def encode(folder: Path, questions: list[str], picture: bool) -> list[Any]:
+def encode(folder: Path, questions: list[str], image: bool) -> list[Any]:
     from PIL import Image
 
     from llavanext_cli.processing.processor import Processor
@@ -88,10 +88,10 @@ def encode(folder: Path, questions: list[str], picture: bool) -> list[Any]:
 
     opened = open_checkpoint(folder / "model")
     processor = Processor(opened.architecture, load_tokenizer(opened.folder))
-    path = folder / "picture.png"
+    path = folder / "image.png"
     if not path.exists():
         Image.fromarray(np.random.RandomState(0).randint(0, 256, (*SIZE, 3)).astype(np.uint8)).save(path)
-    media = (Medium("image", str(path)),) if picture else ()
+    media = (Medium("image", str(path)),) if image else ()
     return [processor.encode_question(Sample("", "", media, (Turn("user", text),))) for text in questions]
 
 
@@ -142,12 +142,12 @@ def run_transformers(folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
         tokens = answer(samples, clock)
         return time.perf_counter() - started, clock.times[1] - started, tokens
 
-    picture, batch = encode(folder, [QUESTION], picture=True), encode(folder, batch_questions(), picture=False)
-    timed(picture)
+    image, batch = encode(folder, [QUESTION], image=True), encode(folder, batch_questions(), image=False)
+    timed(image)
     answer(batch)
     yield {}
     for _ in range(repeats):
-        yield run_of(*timed(picture))
+        yield run_of(*timed(image))
     started = time.perf_counter()
     tokens = answer(batch)
     yield {"batch_seconds": time.perf_counter() - started, "batch_tokens": tokens}
@@ -173,13 +173,13 @@ def run_ours(folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
         return time.perf_counter() - started, answer.seconds_to_first, [list(answer.tokens)]
 
     one, many = session(1), session(BATCH)
-    picture, questions = encode(folder, [QUESTION], picture=True), encode(folder, batch_questions(), picture=False)
-    timed(picture)
+    image, questions = encode(folder, [QUESTION], image=True), encode(folder, batch_questions(), image=False)
+    timed(image)
     timed([max(questions, key=lambda question: question.length)])
     many.answer(questions, sampling)
-    yield {"prompt_tokens": picture[0].length}
+    yield {"prompt_tokens": image[0].length}
     for _ in range(repeats):
-        yield run_of(*timed(picture))
+        yield run_of(*timed(image))
     begun = time.perf_counter()
     answers = many.answer(questions, sampling)
     at_once = time.perf_counter() - begun
@@ -203,8 +203,8 @@ def run_cold(folder: Path) -> dict[str, Any]:
 
     cache = folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
-    encode(folder, [QUESTION], picture=True)  # writes the picture
-    command = [sys.executable, "-m", "llavanext_cli", "ask", QUESTION, "--image", str(folder / "picture.png")]
+    encode(folder, [QUESTION], image=True)  # writes the image
+    command = [sys.executable, "-m", "llavanext_cli", "ask", QUESTION, "--image", str(folder / "image.png")]
     command += ["--checkpoint", str(folder / "model"), "--preset", "tiny-ask", "--max-new-tokens", str(TOKENS)]
     command += [word for setting in SETTINGS for word in ("--set", setting)]
     made = {}
@@ -221,7 +221,7 @@ def run_cold(folder: Path) -> dict[str, Any]:
 
 def run_side(folder: Path, side: str, repeats: int) -> None:
     for step in (run_ours if side == "ours" else run_transformers)(folder, repeats):
-        tell(step)
+        send(step)
 
 
 def compare(folder: Path, repeats: int) -> dict[str, Any]:
@@ -230,9 +230,9 @@ def compare(folder: Path, repeats: int) -> dict[str, Any]:
     for name in names:  # one after the other: compiling would disturb
         command = [sys.executable, __file__, "--dir", str(folder), "--side", name, "--repeats", str(repeats)]
         sides.append(Side(command))
-        tokens = sides[-1].said().get("prompt_tokens", tokens)
-    runs = [[side.go() for side in sides] for _ in range(repeats)]
-    batches = [side.go() for side in sides]
+        tokens = sides[-1].receive().get("prompt_tokens", tokens)
+    runs = [[side.step() for side in sides] for _ in range(repeats)]
+    batches = [side.step() for side in sides]
     for side in sides:
         side.process.kill()
     for ours, theirs in (*runs, batches):

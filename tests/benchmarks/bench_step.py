@@ -7,8 +7,8 @@ tiny    the demo's model and its presets' batch: 16 samples of 176 positions
 small   a CLIP tower of 12 layers, 512 wide, and a Llama of 8 layers, 512 wide, with a vocabulary of 32064; one sample
         of 1000 positions
 
-Every sample has a picture that fills the grid of 2 x 2 tiles (tiny) or 1 x 2 (small) and text that fills what is left,
-so that neither side has anything to leave out: both get the same ids, pixels and labels, padded alike. All parameters
+Every sample has an image that fills the grid of 2 x 2 tiles (tiny) or 1 x 2 (small) and text that fills what is left,
+so that nothing is padding: both get the same ids, pixels and labels, padded alike. All parameters
 learn, with AdamW, a cosine, and gradients clipped to norm 1. Ours is what a worker of `llavanext train` runs:
 MindFormers' trainer with the preset's configuration, the data set and the callback that writes metrics.jsonl. torch has
 scaled_dot_product_attention, its fused AdamW, and tensors that are ready before the clock starts.
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from turns import Side, tell
+from turns import Side, send
 
 BOUND = 1.0
 THREADS = 2
@@ -66,9 +66,9 @@ SMALL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained: pictures are (height, width); `steps` are timed in each of `rounds` rounds."""
+    """What is trained: images are (height, width); `steps` are timed in each of `rounds` rounds."""
 
-    picture: tuple[int, int]
+    image: tuple[int, int]
     settings: tuple[str, ...]
     steps: int
     rounds: int
@@ -134,8 +134,8 @@ def build_samples(folder: Path, size: str, preset: Any) -> list[Any]:
     words = ("red", "blue", "green", "top", "left", "bottom", "right", "circle", "square", "one", "two", "three")
     made = []
     for number in range(BATCHES * preset.train.batch_size):
-        path = folder / f"picture{number}.png"
-        Image.fromarray(rng.randint(0, 256, (*SIZES[size].picture, 3)).astype(np.uint8)).save(path)
+        path = folder / f"image{number}.png"
+        Image.fromarray(rng.randint(0, 256, (*SIZES[size].image, 3)).astype(np.uint8)).save(path)
         question = Turn("user", "<image>\nwhat is it?")
         answer: list[str] = []
         encoded = None
@@ -152,7 +152,7 @@ def build_samples(folder: Path, size: str, preset: Any) -> list[Any]:
 
 
 def run_torch(folder: Path, size: str) -> Iterator[float]:
-    """Train; gives the loss of each step."""
+    """Train; yields the loss of each step."""
     import torch
     import transformers
     from transformers import LlavaNextVideoForConditionalGeneration
@@ -175,7 +175,7 @@ def run_torch(folder: Path, size: str) -> Iterator[float]:
             "attention_mask": torch.arange(labels.shape[1])[None] < torch.tensor(packed.lengths)[:, None],
             "labels": labels,
             "pixel_values": torch.tensor(packed.tiles),
-            "image_sizes": torch.tensor([SIZES[size].picture] * len(part)),
+            "image_sizes": torch.tensor([SIZES[size].image] * len(part)),
         }
         batches.append(batch)
     model = LlavaNextVideoForConditionalGeneration.from_pretrained(folder / "hf", dtype=torch.float32).train()
@@ -215,7 +215,7 @@ def run_ours(folder: Path, size: str, report: Callable[[float], None]) -> None:
     from llavanext_cli.weights.checkpoint import load_into, open_checkpoint
 
     class Encoded:
-        """Stands for the data file and the processor: the samples are encoded already."""
+        """Replaces data file and processor: the samples are already encoded."""
 
         def __init__(self, samples: list[Any], arch: Any):
             self.samples, self.arch, self.roots = samples, arch, None
@@ -248,7 +248,7 @@ def run_ours(folder: Path, size: str, report: Callable[[float], None]) -> None:
 
 
 class Rounds:
-    """Takes the time of every step, and waits for its turn before every round."""
+    """Times every step, and waits for this side's turn before every round."""
 
     def __init__(self, size: Size):
         self.size = size
@@ -264,9 +264,9 @@ class Rounds:
             self.times.append(now - self.begun)
         self.done += 1
         if self.done == self.size.total:
-            tell({"times": self.times, "losses": self.losses}, wait=False)
+            send({"times": self.times, "losses": self.losses}, wait=False)
         elif self.done >= WARM and (self.done - WARM) % (self.size.steps + 1) == 0:
-            tell({"ready": True})
+            send({"ready": True})
         self.begun = time.perf_counter()
 
 
@@ -287,8 +287,8 @@ def compare(folder: Path, size: str) -> dict[str, Any]:
     sides = []
     for name in names:  # one after the other: compiling would disturb
         sides.append(Side([sys.executable, __file__, "--dir", str(folder), "--size", size, "--side", name]))
-        sides[-1].said()
-    results = [[side.go() for side in sides] for _ in range(SIZES[size].rounds)][-1]
+        sides[-1].receive()
+    results = [[side.step() for side in sides] for _ in range(SIZES[size].rounds)][-1]
     for side in sides:
         side.process.wait()
     ours, theirs = results

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/soak_ask.py --dir FOLDER [--count 2000]
 
-The questions: pictures of many sizes, clips, text, and some that cannot be asked. Prints the resident memory of the
-command each 100 answers. The first quarter compiles what there is to compile and does not count; exit code 1 when the
-memory at the end is more than 5 % above what it was then, or an answer is missing.
+The questions have images of many sizes, videos, text alone, or an image that cannot be read. Prints the resident memory
+of the command after every 100 answers. The first quarter, in which graphs are compiled, does not count; exit code 1
+when memory grows by more than 5 % after it, or an answer is missing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def write_inputs(folder: Path, count: int) -> tuple[Path, Path]:
     for number in range(20):
         pixels = rng.integers(0, 255, (*rng.integers(20, 200, 2), 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    with av.open(str(folder / "clip.mp4"), "w") as container:
+    with av.open(str(folder / "video.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=10)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
         for number in range(30):
@@ -51,7 +51,7 @@ def write_inputs(folder: Path, count: int) -> tuple[Path, Path]:
     draw = random.Random(0)
     lines = []
     for number in range(count):
-        medium = draw.choices([{"image": f"{number % 20}.png"}, {"video": "clip.mp4"}, {}], (7, 2, 3))[0]
+        medium = draw.choices([{"image": f"{number % 20}.png"}, {"video": "video.mp4"}, {}], (7, 2, 3))[0]
         if number % 97 == 5:
             medium = {"image": "broken.png"}
         lines.append({"id": str(number), "question": "what is it? " * draw.randint(1, 6)} | medium)

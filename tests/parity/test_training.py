@@ -62,7 +62,7 @@ def cases_of(model, names):
 
 
 class Encoded:
-    """Stands for the data file and the processor: the samples are encoded already."""
+    """Replaces data file and processor: the samples are already encoded."""
 
     roots: dict = {}  # noqa: RUF012
 
