@@ -82,7 +82,7 @@ class Hub:
 
         try:
             commit, entries = self._patiently(ask, place, f"{place.repo} at revision {requested}")
-        except (KeyError, TypeError, AttributeError, ValueError) as fault:  # of its reader of the answer's JSON
+        except (KeyError, TypeError, AttributeError) as fault:  # of its reader of the answer's JSON
             raise explain_stranger(self.host, HUB) from cause_of(fault)
         files = []
         for entry in entries:
@@ -128,7 +128,7 @@ class Hub:
                 return call()
             except LlavaNextError:
                 raise
-            except (OSError, RuntimeError) as raised:  # requests' errors are OSErrors; hf_xet raises RuntimeError
+            except (OSError, RuntimeError, ValueError) as raised:  # OSError: requests' errors; RuntimeError: hf_xet's
                 if isinstance(raised, OSError) and raised.errno is not None:  # of the disk
                     raise
                 # "Not in the cache either" is said of every failure before a download; its cause is the failure.

@@ -235,6 +235,14 @@ def test_something_that_is_not_a_hub(tmp_path, answer):
     assert not (tmp_path / "to").exists()
 
 
+def test_what_huggingface_hub_refuses_itself(hub, tmp_path, monkeypatch):
+    assert "org/a--b at revision main: Cannot have -- or .. in repo_id" in failure(hub, tmp_path, "org/a--b").what
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_ENABLE_HF_TRANSFER", True)
+    assert "Fast download using 'hf_transfer' is enabled" in failure(hub, tmp_path).what
+
+
 def test_offline(hub, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
