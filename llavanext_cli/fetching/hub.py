@@ -18,19 +18,7 @@ from urllib.parse import urlsplit
 import requests
 
 from llavanext_cli.errors import FetchError, LlavaNextError
-from llavanext_cli.fetching.network import (
-    BUSY,
-    LONGEST_WAIT,
-    RESUME,
-    UnreachableError,
-    cause_of,
-    check_redirect,
-    check_token,
-    explain_status,
-    explain_stranger,
-    explain_unreachable,
-    redact,
-)
+from llavanext_cli.fetching import network
 from llavanext_cli.fetching.registry import DATASET, HUB, Place, near_names
 from llavanext_cli.fetching.remote import Listing, Origin, RemoteFile
 
@@ -59,7 +47,7 @@ class Hub:
         constants.HF_HUB_DOWNLOAD_TIMEOUT = constants.HF_HUB_ETAG_TIMEOUT = timeout
         self.endpoint, self.timeout, self.retries = endpoint, timeout, retries
         self.host = urlsplit(endpoint).hostname or ""
-        self.has_token = bool(check_token(get_token() or "", "HF_TOKEN"))
+        self.has_token = bool(network.check_token(get_token() or "", "HF_TOKEN"))
         self.api = HfApi(endpoint=endpoint, library_name="llavanext")
 
     def list_files(self, place: Place, revision: str | None) -> Listing:
@@ -67,7 +55,7 @@ class Hub:
 
         Raises:
             FetchError: the repository, the revision or the folder is missing, or not for us.
-            UnreachableError: no answer.
+            network.UnreachableError: no answer.
         """
         from huggingface_hub.hf_api import RepoFile
 
@@ -83,7 +71,7 @@ class Hub:
         try:
             commit, entries = self._patiently(ask, place, f"{place.repo} at revision {requested}")
         except (KeyError, TypeError, AttributeError) as fault:  # of its reader of the answer's JSON
-            raise explain_stranger(self.host, HUB) from cause_of(fault)
+            raise network.explain_stranger(self.host, HUB) from network.cause_of(fault)
         files = []
         for entry in entries:
             digest = entry.lfs.sha256 if entry.lfs else ""
@@ -111,7 +99,7 @@ class Hub:
             where = {"repo_type": origin.kind, "revision": origin.revision, "endpoint": self.endpoint}
             if self.endpoint.startswith("https:"):  # huggingface_hub would follow any redirect
                 url = hf_hub_url(origin.repo, origin.path, **where)
-                check_redirect(url, get_hf_file_metadata(url, timeout=self.timeout).location)
+                network.check_redirect(url, get_hf_file_metadata(url, timeout=self.timeout).location)
             return hf_hub_download(
                 origin.repo, origin.path, local_dir=stage, library_name="llavanext", etag_timeout=self.timeout, **where
             )
@@ -136,7 +124,7 @@ class Hub:
                 failures = 0 if arrived() > before else failures + 1
                 pause = _pause(fault, failures)
                 if pause is None or failures > self.retries:
-                    raise self._explain(fault, place, what) from cause_of(fault)
+                    raise self._explain(fault, place, what) from network.cause_of(fault)
                 time.sleep(pause)
 
     def _explain(self, fault: BaseException, place: Place, what: str) -> LlavaNextError:
@@ -156,21 +144,21 @@ class Hub:
                 f"{near_names(place.repo) or 'Check the name.'}{private}{other}",
             )
         if isinstance(fault, errors.OfflineModeIsEnabled):
-            return UnreachableError("HF_HUB_OFFLINE is set, so nothing can be fetched", "Unset HF_HUB_OFFLINE.")
+            return network.UnreachableError("HF_HUB_OFFLINE is set, so nothing can be fetched", "Unset HF_HUB_OFFLINE.")
         if isinstance(fault, FileNotFoundError | errors.FileMetadataError | requests.JSONDecodeError):
-            return explain_stranger(self.host, HUB)
+            return network.explain_stranger(self.host, HUB)
         if isinstance(fault, requests.HTTPError) and fault.response is not None:
             answer = fault.response
             if answer.status_code == 401:
                 return FetchError(f"{self.host} rejects the token (HTTP 401)", "Make a new one and set HF_TOKEN.")
             host = urlsplit(answer.url).hostname
-            return explain_status(answer.status_code, what, host, answer.headers.get("Retry-After", ""))
+            return network.explain_status(answer.status_code, what, host, answer.headers.get("Retry-After", ""))
         if isinstance(fault, requests.RequestException):
-            return explain_unreachable(fault, self.endpoint)
-        reason = redact((str(fault).splitlines() or [""])[0])[:200]
+            return network.explain_unreachable(fault, self.endpoint)
+        reason = network.redact((str(fault).splitlines() or [""])[0])[:200]
         return FetchError(
             f"{self.host} does not deliver {what}: {reason}",
-            f"{RESUME} If that does not help, HF_HUB_DISABLE_XET=1 avoids the Hub's xet storage.",
+            f"{network.RESUME} If that does not help, HF_HUB_DISABLE_XET=1 avoids the Hub's xet storage.",
         )
 
     def _page(self, place: Place) -> str:
@@ -190,9 +178,9 @@ def _pause(fault: BaseException, failures: int) -> float | None:
     """Seconds until the next attempt; None when another one would not help."""
     pause = float(min(2 ** (failures - 1), 30)) if failures else 0.0
     response = getattr(fault, "response", None)
-    if response is not None and response.status_code in BUSY:
+    if response is not None and response.status_code in network.BUSY:
         asked = response.headers.get("Retry-After", "")
         pause = float(asked) if asked.isdecimal() else pause
-        return pause if pause <= LONGEST_WAIT else None
+        return pause if pause <= network.LONGEST_WAIT else None
     # huggingface_hub has tried again itself after other errors, where that makes sense.
     return pause if isinstance(fault, requests.exceptions.ChunkedEncodingError) else None

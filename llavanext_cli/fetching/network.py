@@ -148,8 +148,6 @@ def explain_unreachable(fault: requests.RequestException, url: str) -> Unreachab
         return UnreachableError(
             f"the proxy between here and {host} does not work", "Check HTTP_PROXY, HTTPS_PROXY and NO_PROXY."
         )
-    if isinstance(fault, requests.exceptions.InvalidSchema) and "SOCKS" in text:
-        return UnreachableError("a SOCKS proxy is set, and its Python package is missing", "Run `pip install pysocks`.")
     if isinstance(fault, requests.exceptions.ChunkedEncodingError):
         return UnreachableError(f"{host} does not finish its answer: the connection breaks", f"{RESUME} {ELSEWHERE}")
     if isinstance(fault, requests.exceptions.SSLError):

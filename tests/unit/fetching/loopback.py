@@ -214,7 +214,7 @@ class Repository:
 
 
 class HubSite(Site):
-    """What huggingface_hub asks of a Hub: info, tree with pages, resolve with LFS redirects to a CDN."""
+    """What huggingface_hub asks of a Hub: info, tree with pages, files; large ones from a CDN if it has one."""
 
     LFS_FROM = 10_000
     PAGE = 3
@@ -246,9 +246,6 @@ class HubSite(Site):
             return
         parts = urlsplit(handler.path)
         path, query = unquote(parts.path), parse_qs(parts.query)
-        if path.startswith("/cdn/"):
-            self._reply_cdn(handler, path)
-            return
         if match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(revision|tree)(?:/(.*))?)?", path):
             kind, name, what, rest = match[1], match[2], match[3], match[4] or ""
             if (repository := self._open(handler, kind, name)) is None:
@@ -318,32 +315,18 @@ class HubSite(Site):
             self.answer_json(handler, {"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
             return
         headers = {"X-Repo-Commit": commit}
+        etag = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         if len(content) >= self.LFS_FROM:
-            sha256 = hashlib.sha256(content).hexdigest()
-            base = self.cdn.endpoint if self.cdn is not None else self.endpoint
+            etag = hashlib.sha256(content).hexdigest()
+            headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{etag}"'}
             if self.cdn is not None:
-                self.cdn.files[f"/cdn/{sha256}"] = content
-            headers |= {
-                "X-Linked-Size": str(len(content)),
-                "X-Linked-ETag": f'"{sha256}"',
-                "Location": f"{base}/cdn/{sha256}?{self.signature}",
-            }
-            self.answer(handler, 302, b"", headers)
-            return
-        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+                self.cdn.files[f"/cdn/{etag}"] = content
+                location = f"{self.cdn.endpoint}/cdn/{etag}?{self.signature}"
+                self.answer(handler, 302, b"", headers | {"Location": location})
+                return
         manners = self.manners.get(path) or Manners()
-        manners.etag = f'"{blob}"'
+        manners.etag = f'"{etag}"'
         self.serve(handler, content, manners, headers)
-
-    def _reply_cdn(self, handler, path: str) -> None:
-        sha256 = path.removeprefix("/cdn/")
-        for repository in self.repositories.values():
-            for files in repository.commits.values():
-                for name, content in files.items():
-                    if hashlib.sha256(content).hexdigest() == sha256:
-                        self.serve(handler, content, self.manners.get(name) or Manners())
-                        return
-        self.answer(handler, 404, b"gone")
 
     def content_sent(self) -> int:
         """Bytes of file contents that left this server."""
