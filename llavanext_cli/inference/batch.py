@@ -29,7 +29,6 @@ from llavanext_cli.inference.request import AskRequest
 from llavanext_cli.inference.session import check_room, load_eos_token_ids
 from llavanext_cli.inference.step import BATCH_BUCKET
 from llavanext_cli.records import EncodedSample
-from llavanext_cli.units import format_seconds
 
 WINDOW = 4
 """Batches whose questions are sorted by length together. A kill loses less than this."""
@@ -49,12 +48,12 @@ class BatchReport:
     out: Path
 
 
-def run_batch(request: AskRequest, progress: Callable[[int, int, str], None] | None = None) -> BatchReport:
+def run_batch(request: AskRequest, progress: Callable[[int, int], None] | None = None) -> BatchReport:
     """Answer every question. A run that was interrupted resumes where it stopped.
 
     Args:
         request: with `batch` and `out`.
-        progress: called with (inputs done, all inputs, rate and time left).
+        progress: called with (inputs done, all inputs).
 
     Raises:
         LlavaNextError: input, checkpoint or preset cannot be used, or the output is that of another run.
@@ -79,13 +78,12 @@ def run_batch(request: AskRequest, progress: Callable[[int, int, str], None] | N
             with open_session(prepared, cache, verbose=request.verbose, **shapes) as session:
                 if request.force:
                     out.write_bytes(b"")
-                begun, done = time.monotonic(), 0
+                left = len(todo)
                 for lines in batch.answer(session, todo, out, written):
                     failed += sum("error" in line for line in lines.values())
-                    done += len(lines)
+                    left -= len(lines)
                     if progress:
-                        left = len(todo) - done
-                        progress(total - left, total, _pace(done, left, time.monotonic() - begun))
+                        progress(total - left, total)
     return BatchReport(total, total - kept - failed, failed, kept, inputs.skipped, time.monotonic() - started, out)
 
 
@@ -201,12 +199,3 @@ def describe_run(prepared: Prepared) -> str:
         ends,
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def _pace(done: int, left: int, seconds: float) -> str:
-    """ "0.8 a second, 2 min 05 s left"."""
-    if not done or not seconds:
-        return ""
-    rate = done / seconds
-    number, unit = (rate, "second") if rate >= 0.1 else (60 * rate, "minute")
-    return f"{f'{number:.0f}' if number >= 100 else f'{number:.2g}'} a {unit}, {format_seconds(left / rate)} left"

@@ -21,6 +21,7 @@ from llavanext_cli.inference.prepare import open_session, prepare
 from llavanext_cli.inference.questions import check_media, media_order
 from llavanext_cli.inference.request import AskRequest
 from llavanext_cli.inference.sampling import Sampling
+from llavanext_cli.inference.session import check_room
 from llavanext_cli.inference.step import CHAT_STEP
 from llavanext_cli.processing.processor import Media, Processor
 from llavanext_cli.processing.prompt import check_placeholders
@@ -87,22 +88,17 @@ class Chat:
         kinds = [one.medium.kind for one in self.staged]
         loaded = (*self.loaded, *[self.staged[at] for at in media_order(question, kinds)])
         names = [IMAGE_PLACEHOLDER if kind == "image" else VIDEO_PLACEHOLDER for kind in kinds]
-        as_typed, with_placeholders = (
-            (*self.turns, Turn("user", text)) for text in (question, "\n".join([*names, question]))
-        )
         media = tuple(one.medium for one in loaded)
-        fits = [
-            turns for turns in (as_typed, with_placeholders) if not check_placeholders(Sample("", "", media, turns))
-        ]
-        turns = fits[0] if fits else as_typed  # if neither fits, encoding says why
+
+        def fits(turns: tuple[Turn, ...]) -> bool:
+            return check_placeholders(Sample("", "", media, turns)) is None
+
+        turns = (*self.turns, Turn("user", question))
+        named = (*self.turns, Turn("user", "\n".join([*names, question])))
+        turns = named if fits(named) and not fits(turns) else turns  # if neither fits, encoding says why
         encoded = self.encode(turns, loaded)
-        try:
-            self.session.check_room(encoded)
-        except DataError as fault:
-            hint = (
-                "/clear starts a new conversation, /undo removes the last turn; --frames takes fewer frames of videos"
-            )
-            raise DataError(fault.what, hint) from fault
+        hint = "/clear starts a new conversation, /undo removes the last turn; --frames takes fewer frames of videos"
+        check_room(encoded, self.session.cache_tokens, hint)
         answer = self.session.answer([encoded], self.sampling, (lambda row, text: on_text(text)) if on_text else None)
         self.before += (len(self.loaded),)
         self.turns, self.loaded, self.staged = (*turns, Turn("assistant", answer[0].text)), loaded, ()

@@ -108,10 +108,6 @@ class RemoteSession:
         self.cache_tokens = cache_tokens
         self.is_answering = False
 
-    def check_room(self, sample: EncodedSample) -> None:
-        """As in `Session`."""
-        check_room(sample, self.cache_tokens)
-
     def answer(
         self, samples: Sequence[EncodedSample], sampling: Sampling, on_text: TextCallback | None = None
     ) -> list[Answer]:
@@ -120,7 +116,7 @@ class RemoteSession:
         if self.is_answering:
             self.collect("answers")
         for sample in samples:
-            self.check_room(sample)
+            check_room(sample, self.cache_tokens)
         self.is_answering = True
         try:
             for connection in self.connections:

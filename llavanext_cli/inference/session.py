@@ -126,7 +126,7 @@ class Session:
         """
         started = time.monotonic()
         for sample in samples:
-            self.check_room(sample)
+            check_room(sample, self.cache_tokens)
         rows = [
             _Row(sample, sampling, self.tokenizer, _to_row(on_text, number)) for number, sample in enumerate(samples)
         ]
@@ -168,10 +168,6 @@ class Session:
             )
             for row in rows
         ]
-
-    def check_room(self, sample: EncodedSample) -> None:
-        """Raise a `DataError` when the prompt fills the cache."""
-        check_room(sample, self.cache_tokens)
 
     def _count_cached(self, sample: EncodedSample, room: int) -> int:
         """How many tokens of a prompt the cache holds from the conversation so far; at least one is left to compute."""

@@ -11,14 +11,14 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "moment", "code", "told"),
+    ("number", "moment", "code", "message"),
     [
         (signal.SIGINT, "loading", 130, "Interrupted.\n"),
         (signal.SIGINT, "answering", 130, "Interrupted.\n"),
         (signal.SIGTERM, "answering", 143, ""),
     ],
 )
-def test_a_question_is_interrupted(tmp_path, tmp_path_factory, tiny_checkpoint, number, moment, code, told):
+def test_a_question_is_interrupted(tmp_path, tmp_path_factory, tiny_checkpoint, number, moment, code, message):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     kept = {"XDG_CACHE_HOME": str(tmp_path_factory.getbasetemp() / "cache"), "TMPDIR": str(scratch)}
@@ -35,5 +35,5 @@ def test_a_question_is_interrupted(tmp_path, tmp_path_factory, tiny_checkpoint, 
             time.sleep(1)  # in the midst of MindSpore's modules
         process.send_signal(number)
         _, fault = process.communicate(timeout=60)
-    assert (process.returncode, fault.decode()) == (code, told)
+    assert (process.returncode, fault.decode()) == (code, message)
     assert list(scratch.iterdir()) == []
