@@ -95,17 +95,17 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder / MANIFEST}: version {short(version)}; this program reads version {FORMAT_VERSION}",
-            "Convert the model again with this version of llavanext.",
+            "convert the model again with this version of llavanext",
         )
     if manifest.get("format") != "safetensors":
         raise CheckpointError(
             f"{folder}: holds weights as {short(manifest.get('format'))}, which MindSpore's own loaders read",
-            "Convert the model with --format safetensors for train, ask and --to hf.",
+            "convert the model with --format safetensors for train, ask and --to hf",
         )
     if manifest.get("part"):
         raise CheckpointError(
             f"{folder}: holds the {short(manifest['part'])} model alone",
-            "`llavanext convert --vision DIR --language DIR DST` builds a base model of two parts.",
+            "`llavanext convert --vision DIR --language DIR DST` builds a base model of two parts",
         )
     architecture = load_architecture(folder)
     parameters = read_listed(folder, manifest, "tensors")
@@ -114,20 +114,20 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _not_ours(folder: Path) -> CheckpointError:
-    hint = "Name a folder that `llavanext convert` or `llavanext train` wrote."
+    hint = "name a folder that `llavanext convert` or `llavanext train` wrote"
     if not folder.is_dir():
         return CheckpointError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}", hint)
     if (folder / "config.json").is_file():
         hint = f"llavanext convert {folder} {folder.name}-ms"
         return CheckpointError(f"{folder}: a Hugging Face folder that is not yet converted", hint)
     if (folder / "model" / MANIFEST).is_file():
-        hint = f"The trained model is in {folder / 'model'}."
+        hint = f"the trained model is in {folder / 'model'}"
     return CheckpointError(f"{folder}: not a checkpoint folder ({MANIFEST} is missing)", hint)
 
 
 def read_listed(folder: Path, manifest: dict[str, Any], section: str) -> dict[str, TensorSpec]:
     """The headers of the files that a section of the manifest lists, compared with the manifest's own entries."""
-    again = "Copy the folder again, or convert the model again."
+    again = "copy the folder again, or convert the model again"
     entries = manifest.get(section)
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise CheckpointError(f"{folder / MANIFEST}: no object {section!r}", again)
@@ -144,7 +144,7 @@ def read_listed(folder: Path, manifest: dict[str, Any], section: str) -> dict[st
         {name: spec.shape for name, spec in specs.items()},
         {name: tuple(entry["shape"]) for name, entry in entries.items()},
         str(folder / MANIFEST),
-        "The folder was changed after it was written. " + again,
+        "the folder was changed after it was written; " + again,
     )
     return specs
 
@@ -195,7 +195,7 @@ def load_into(
         {name: spec.shape for name, spec in checkpoint.parameters.items()},
         {name: tuple(parameter.shape) for name, parameter in wanted.items()},
         f"{checkpoint.folder} and the network built for it",
-        "The checkpoint is of another model.",
+        "name a checkpoint of the same model",
     )
     for name, spec in checkpoint.parameters.items():
         if only is None or name in only:
@@ -230,7 +230,7 @@ def save_checkpoint_folder(
     """
     folder = Path(folder)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    check_parameters(shapes, base.architecture, str(folder), "This is a fault of the training run, not of its data.")
+    check_parameters(shapes, base.architecture, str(folder), "this is a fault of the training run, not of its data")
     check_folder(folder, (base.folder,), force=False)
     plan = [tensors[name] for name in keymap.expected_parameters(base.architecture)]
     carried = [copy_tensor(spec, name, "carried") for name, spec in base.carried.items()]

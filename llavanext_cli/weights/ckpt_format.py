@@ -101,5 +101,5 @@ def read_ckpt_header(path: Path) -> dict[str, tuple[FileRange, ...]]:
                 content = as_range(dict(read_fields(data, entry[2]))[3])
                 found[name] = (*found.get(name, ()), FileRange(path, content.start, len(content)))
     except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: damaged .ckpt file ({error})", "Convert the model again.") from error
+        raise CheckpointError(f"{path}: damaged .ckpt file ({error})", "convert the model again") from error
     return found

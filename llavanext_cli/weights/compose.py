@@ -66,7 +66,7 @@ def _parse_clip(config: dict[str, Any], where: str) -> VisionArchitecture:
     if kind not in ("clip", "clip_vision_model"):
         raise CheckpointError(
             f"{where}: not a CLIP model",
-            "Name a folder such as openai/clip-vit-large-patch14-336.",
+            "name a folder such as openai/clip-vit-large-patch14-336",
             [f"model_type: {kind!r} is not supported; supported: clip, clip_vision_model"],
         )
     section = config
@@ -85,12 +85,12 @@ def _plan_converted_part(source: Path, part: str, architecture: Architecture) ->
     if manifest.get("part") != part or manifest.get("format") != "safetensors":
         raise CheckpointError(
             f"{source}: a checkpoint, but not one of {PART_NAMES[part]} alone",
-            f"`llavanext convert SRC DST --from-{part}` writes one; a Hugging Face folder can be named directly.",
+            f"`llavanext convert SRC DST --from-{part}` writes one; a Hugging Face folder can be named directly",
         )
     specs, carried = read_listed(source, manifest, "tensors"), read_listed(source, manifest, "carried")
     prefix = PART_PREFIXES[part]
     wanted = {n: s for n, s in keymap.expected_parameters(architecture).items() if n.startswith(prefix)}
-    compare_shapes({n: s.shape for n, s in specs.items()}, wanted, str(source), "Convert the part again.")
+    compare_shapes({n: s.shape for n, s in specs.items()}, wanted, str(source), "convert the part again")
     return Plan(
         tensors=tuple(copy_tensor(specs[name], name, name) for name in wanted),
         carried=tuple(copy_tensor(spec, name, name) for name, spec in carried.items()),

@@ -81,7 +81,7 @@ def run_convert(request: ConvertRequest, progress: Progress | None = None) -> Co
     for path in request.inputs:
         if not path.is_dir():
             what = "is a file; name the folder that contains it" if path.exists() else "no such folder"
-            raise CheckpointError(f"{path}: {what}", "`llavanext fetch --list` shows what can be fetched.")
+            raise CheckpointError(f"{path}: {what}", "`llavanext fetch --list` shows what can be fetched")
     check_folder(request.destination, request.inputs, force=request.force)
     with contextlib.nullcontext() if request.dry_run else claim(request.destination):
         plan, architecture, companions = build_plan(request)
@@ -145,14 +145,14 @@ def _write(request: ConvertRequest, plan: Plan, companions: Path, progress: Prog
         stored = manifest["tensors"] | manifest["carried"]
     passes = bool(stored) + 1 + request.verify
     with Stream(passes * plan.nbytes, progress) as stream:
-        _verify(request.sources[0], stored, stream, "its manifest", "Convert or train it again.")
+        _verify(request.sources[0], stored, stream, "its manifest", "convert or train it again")
         with new_folder(request.destination) as partial:
             copy_companions(companions, partial)
             for file, content in plan.files.items():
                 write_json(partial / file, content)
             written = (_write_hf if request.to == "hf" else _write_checkpoint)(partial, plan, request, stream)
             if request.verify:
-                _verify(partial, written, stream, "what was written", "Check the disk; the result was removed.")
+                _verify(partial, written, stream, "what was written", "check the disk; the result was removed")
     return tuple(sorted({entry["file"] for entry in written.values()}))
 
 

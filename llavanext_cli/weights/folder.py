@@ -52,7 +52,7 @@ def _is_checkpoint(folder: Path) -> bool:
         return False
     if foreign := next((entry.name for entry in entries if not _is_part(entry)), None):
         raise CheckpointError(
-            f"{folder}: holds {foreign!r:.100} beside a checkpoint", "Move it away, or choose another destination."
+            f"{folder}: holds {foreign!r:.100} beside a checkpoint", "move it away, or choose another destination"
         )
     return True
 
@@ -87,7 +87,7 @@ def check_space(destination: Path, nbytes: int) -> None:
     if free < nbytes + SPARE_BYTES:
         raise CheckpointError(
             f"{destination}: needs {format_size(nbytes + SPARE_BYTES)}, and {format_size(free)} are free on this disk",
-            "Free some space, or name a folder on another disk.",
+            "free some space, or name a folder on another disk",
         )
 
 

@@ -143,7 +143,7 @@ def detect_scheme(
     if fitting(best) * 2 < len(names) or not names:
         raise CheckpointError(
             f"{where}: these are not the names of {best.holds}",
-            "Known are " + "; ".join(f"{scheme.name} ({scheme.about})" for scheme in schemes) + ".",
+            "known schemes: " + "; ".join(f"{scheme.name} ({scheme.about})" for scheme in schemes),
             [f"for example: {short(name)}" for name in sorted(names)[:5]],
         )
     return best, {name: hub for name in names if (hub := best.to_hub(name))}

@@ -22,7 +22,7 @@ from llavanext_cli.weights.tensors import LISTED, WEIGHT_DTYPES, PlannedTensor, 
 from llavanext_cli.weights.untrusted import short
 
 PART_SCHEMES = {"vision": CLIP_SCHEMES, "language": LLAMA_SCHEMES}
-FIT_HINT = "Check that config.json and the weights come from the same model and revision."
+FIT_HINT = "check that config.json and the weights come from the same model and revision"
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,6 @@ def plan_export(
         elif faults.check(carried[hub], hub, shape):
             planned[hub] = copy_tensor(carried[hub], hub, "carried")
     faults.raise_if_any(
-        where, "transformers needs these too; convert from a complete Hugging Face folder to carry them along."
+        where, "transformers needs these too; convert from a complete Hugging Face folder to carry them along"
     )
     return Plan(tuple(planned[hub] for hub in keymap.hub_tensors(architecture)), naming=HUB.name)

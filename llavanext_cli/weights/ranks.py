@@ -57,7 +57,7 @@ def read_distributed(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> D
     ranks = find_ranks(folder)
     if not ranks:
         raise CheckpointError(
-            f"{folder}: no rank_*/ folders that hold *.safetensors", "Name the folder that the ranks saved into."
+            f"{folder}: no rank_*/ folders that hold *.safetensors", "name the folder that the ranks saved into"
         )
     files, step = _pick_files(ranks)
     strategies = {rank: read_strategy(path) for rank, path in _find_strategies(ranks).items()}
@@ -71,7 +71,7 @@ def read_distributed(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> D
     if missing or unknown:
         raise CheckpointError(
             f"{folder}: {len(missing)} weights are missing and {len(unknown)} unknown",
-            "Name with --like the checkpoint that this run began with.",
+            "name with --like the checkpoint that this run began with",
             [
                 *(f"missing: {name}" for name in keymap.fold_names(missing)),
                 *(f"unknown: {name}" for name in keymap.fold_names(unknown)),
@@ -108,7 +108,7 @@ def _pick_files(ranks: Mapping[int, Path]) -> tuple[dict[int, Path], str]:
     place = next(iter(ranks.values())).parent
     if len(ranks) <= max(ranks):
         absent = next(rank for rank in range(len(ranks)) if rank not in ranks)
-        raise CheckpointError(f"{place}: no folder for rank {absent}", "Copy all ranks' folders here.")
+        raise CheckpointError(f"{place}: no folder for rank {absent}", "copy all ranks' folders here")
     steps: dict[int, dict[tuple[int, int], Path]] = {}
     for rank, folder in ranks.items():
         files = sorted(folder.glob("*.safetensors"))
@@ -118,7 +118,8 @@ def _pick_files(ranks: Mapping[int, Path]) -> tuple[dict[int, Path], str]:
     common = set.intersection(*(set(found) for found in steps.values()))
     if not common:
         raise CheckpointError(
-            f"{place}: no step was saved by all {len(ranks)} ranks", "The run was stopped while it saved."
+            f"{place}: no step was saved by all {len(ranks)} ranks",
+            "the run was stopped while it saved; copy what each rank saved last from a complete step",
         )
     last = max(common)
     return {rank: found[last] for rank, found in steps.items()}, f"epoch {last[0]}, step {last[1]}"
@@ -154,7 +155,7 @@ def read_strategy(path: Path) -> dict[str, SliceLayout]:
         raise cannot_read(path, error) from error
     except (ValueError, KeyError, IndexError) as error:
         raise CheckpointError(
-            f"{path}: not a strategy file of MindSpore, or damaged ({error})", "Copy the run's folder again."
+            f"{path}: not a strategy file of MindSpore, or damaged ({error})", "copy the run's folder again"
         ) from error
     return layouts
 

@@ -48,7 +48,7 @@ def read_safetensors_header(path: str | Path) -> dict[str, TensorSpec]:
             raise CheckpointError(
                 f"{path}: {short(name)}: type {short(entry['dtype'])} is not supported; "
                 f"supported: {', '.join(DTYPE_BYTES)}",
-                "Use a model in float32, float16 or bfloat16; quantised weights cannot be converted.",
+                "use a model in float32, float16 or bfloat16; quantised weights cannot be converted",
             )
         begin, end = entry["data_offsets"]
         specs[name] = TensorSpec(name, entry["dtype"], tuple(entry["shape"]), path, 8 + length + begin, end - begin)
@@ -72,7 +72,7 @@ def read_folder(folder: str | Path) -> dict[str, TensorSpec]:
             return join_headers(read(path) for path in files)
     raise CheckpointError(
         f"{folder}: no weights (*.safetensors or pytorch_model*.bin)",
-        "Name a Hugging Face folder, such as one that `llavanext fetch` downloaded.",
+        "name a Hugging Face folder, such as one that `llavanext fetch` downloaded",
     )
 
 
@@ -84,7 +84,7 @@ def join_headers(headers: Iterable[dict[str, TensorSpec]]) -> dict[str, TensorSp
             if name in specs:
                 raise CheckpointError(
                     f"{short(name)} is in {specs[name].path.name} and in {spec.path.name}",
-                    "A folder must hold one model; move the other files away.",
+                    "a folder must hold one model; move the other files away",
                 )
             specs[name] = spec
     return specs
@@ -98,13 +98,13 @@ def _read_indexed(index: Path, read: Callable[[Path], dict[str, TensorSpec]]) ->
     if single not in files and (folder / single).is_file():
         raise CheckpointError(
             f"{folder}: holds {single} and {index.name}; transformers would read the first, and the shards may differ",
-            "Move away the one that you do not want.",
+            "move away the one that you do not want",
         )
     missing = [short(file) for file in files if not _is_file(folder / file)]
     if missing:
         raise CheckpointError(
             f"{folder}: {len(missing)} of {len(files)} shards named in {index.name} are missing",
-            "Fetch the folder again: what is already there is not downloaded twice.",
+            "fetch the folder again: what is already there is not downloaded twice",
             missing[:LISTED],
         )
     specs = join_headers(read(folder / file) for file in files)

@@ -140,21 +140,21 @@ def join_slices(
         except ValueError as error:
             raise CheckpointError(
                 f"{name}: the strategy of rank {rank} does not fit {list(shape)}: {error}",
-                "Name a folder with the slices and the strategy files of one run.",
+                "name a folder with the slices and the strategy files of one run",
             ) from error
         lengths = tuple(high - low for low, high in box)
         if lengths != spec.shape:
             raise CheckpointError(
                 f"{name}: rank {rank} holds {list(spec.shape)}, and its strategy says {list(lengths)}",
-                "Name a folder with rank_*/ and the strategy files of one run.",
+                "name a folder with rank_*/ and the strategy files of one run",
             )
         parts.setdefault(box, spec)  # ranks that hold the same box are copies of each other
-    check_tiling(name, shape, parts, "Copy the folders of all ranks of one run into one place first.")
+    check_tiling(name, shape, parts, "copy the folders of all ranks of one run into one place first")
     dtypes = sorted({spec.dtype for spec in slices.values()})
     if len(dtypes) > 1:
         raise CheckpointError(
             f"{name}: the slices have different types ({', '.join(dtypes)})",
-            "Name a folder that holds the slices of one run alone.",
+            "name a folder that holds the slices of one run alone",
         )
     return SlicedTensor(name, dtypes[0], shape, tuple(sorted(parts.items(), key=lambda part: part[0])))
 

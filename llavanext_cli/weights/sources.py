@@ -40,22 +40,22 @@ def build_plan(request: ConvertRequest) -> tuple[Plan, Architecture, Path]:
     if find_ranks(source):
         raise CheckpointError(
             f"{source}: holds the slices of several ranks",
-            "Add --like CHECKPOINT, the checkpoint that the run began with.",
+            "add --like CHECKPOINT, the checkpoint that the run began with",
         )
     ours = (source / MANIFEST).is_file()
     if request.to == "hf":
         if not ours and (source / "config.json").is_file():
             raise CheckpointError(
-                f"{source}: already a Hugging Face folder", "Leave out --to hf to convert it for train and ask."
+                f"{source}: already a Hugging Face folder", "leave out --to hf to convert it for train and ask"
             )
         checkpoint = open_checkpoint(source)
         stored = {name: SlicedTensor.of_one(spec) for name, spec in checkpoint.parameters.items()}
         plan = plan_export(stored, checkpoint.carried, checkpoint.architecture, str(source))
         return plan, checkpoint.architecture, source
     if ours:
-        hint = "`llavanext convert --to hf` turns it back into a Hugging Face folder."
+        hint = "`llavanext convert --to hf` turns it back into a Hugging Face folder"
         if read_config(source, MANIFEST).get("part"):
-            hint = "`llavanext convert --vision DIR --language DIR DST` builds a base model of two parts."
+            hint = "`llavanext convert --vision DIR --language DIR DST` builds a base model of two parts"
         raise CheckpointError(f"{source}: already converted", hint)
     if request.part is not None:
         return *compose.plan_part(source, request.part), source
@@ -66,7 +66,7 @@ def build_plan(request: ConvertRequest) -> tuple[Plan, Architecture, Path]:
     if part := kinds.get(str(config.get("model_type"))):
         raise CheckpointError(
             f"{source}: holds only a {part} model, not a LLaVA-NeXT",
-            f"Add --from-{part} to convert it alone, or use --vision DIR --language DIR to build a base model of two.",
+            f"add --from-{part} to convert it alone, or use --vision DIR --language DIR to build a base model of two",
         )
     architecture = load_architecture(source)
     return plan_folder(source, architecture, remarks=name_defaults(config, architecture)), architecture, source
@@ -107,5 +107,5 @@ def check_vocabulary(folder: Path, rows: int) -> None:
         if greatest >= rows:
             raise CheckpointError(
                 f"{folder}: the vocabulary has {rows} rows, and the tokenizer ({name}) uses id {greatest}",
-                "Tokenizer and weights come from different models; fetch both from the same place.",
+                "tokenizer and weights come from different models; fetch both from the same place",
             )

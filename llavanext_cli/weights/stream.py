@@ -111,7 +111,7 @@ def read_chunks(piece: FileRange | GeneratedBytes) -> Iterator[memoryview]:
 def ended_early(path: Path, missing: int) -> CheckpointError:
     return CheckpointError(
         f"{path}: ended {missing} bytes early; it changed while it was read",
-        "Let nothing write to the source, and run the same command again.",
+        "let nothing write to the source, and run the same command again",
     )
 
 
@@ -181,10 +181,8 @@ def write_to(descriptor: int) -> Callable[[memoryview], None]:
 def disk_error(path: Path, error: OSError) -> CheckpointError:
     """The error for a file or folder that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CheckpointError(f"{path}: the disk is full", "Free some space, or name a folder on another disk.")
-    hint = (
-        "Allow more open files: ulimit -n 65536." if error.errno == errno.EMFILE else "Name a place you may write to."
-    )
+        return CheckpointError(f"{path}: the disk is full", "free some space, or name a folder on another disk")
+    hint = "allow more open files: ulimit -n 65536" if error.errno == errno.EMFILE else "name a place you may write to"
     return CheckpointError(f"{error.filename or path}: {error.strerror or error}", hint)
 
 

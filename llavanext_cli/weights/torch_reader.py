@@ -34,8 +34,8 @@ PICKLE_LIMIT = 1 << 20
 AXES_LIMIT = 8
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
-NO_WEIGHTS = "Name a folder with *.safetensors or *.bin weights."
-SAVE_AGAIN = "Save the model as safetensors with the program that wrote it."
+NO_WEIGHTS = "name a folder with *.safetensors or *.bin weights"
+SAVE_AGAIN = "save the model as safetensors with the program that wrote it"
 
 Places = Mapping[str, tuple[int, int]]
 """Key of a storage → offset and length of its bytes in the file."""
@@ -178,7 +178,7 @@ def load_pickle(file: BinaryIO, path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not read, because it holds {error}",
-            "Only dictionaries of tensors are read from pickles. Save the model as safetensors where you trust it.",
+            "only dictionaries of tensors are read from pickles; save the model as safetensors where you trust it",
         ) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(
