@@ -119,7 +119,7 @@ def _pick_files(ranks: Mapping[int, Path]) -> tuple[dict[int, Path], str]:
     if not common:
         raise CheckpointError(
             f"{place}: no step was saved by all {len(ranks)} ranks",
-            "the run was stopped while it saved; copy what each rank saved last from a complete step",
+            "name a run of which every rank saved the same step",
         )
     last = max(common)
     return {rank: found[last] for rank, found in steps.items()}, f"epoch {last[0]}, step {last[1]}"

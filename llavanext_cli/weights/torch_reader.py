@@ -108,7 +108,7 @@ def _is_count(value: Any) -> bool:
 
 
 _ADMITTED: dict[str, _Function | _StorageType] = {
-    "collections.OrderedDict": _Function(_StateDict),
+    "collections.OrderedDict": _Function(lambda *_: _StateDict()),
     "torch._utils._rebuild_tensor": _Function(_rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": _Function(_rebuild_tensor),
     "torch._utils._rebuild_parameter": _Function(lambda tensor, *_: tensor),

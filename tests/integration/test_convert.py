@@ -91,15 +91,15 @@ def test_there_and_back_through_transformers(dtype: str, shard: str, tiny_model,
         assert old.dtype == new.dtype and torch.equal(old, new), name
 
 
-@pytest.mark.parametrize("layout", RENAMES)
-def test_the_four_naming_schemes_give_one_checkpoint(layout: str, tiny_model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", RENAMES)
+def test_the_four_naming_schemes_give_one_checkpoint(scheme: str, tiny_model, tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path / "hub")
     convert(tmp_path / "hub", tmp_path / "expected")
-    tensors = {rename(n, layout): a for n, a in load_file(tmp_path / "hub" / "model.safetensors").items()}
+    tensors = {rename(n, scheme): a for n, a in load_file(tmp_path / "hub" / "model.safetensors").items()}
     (tmp_path / "other").mkdir()
     save_file(tensors, tmp_path / "other" / "model.safetensors")
     (tmp_path / "other" / "config.json").write_bytes((tmp_path / "hub" / "config.json").read_bytes())
-    assert convert(tmp_path / "other", tmp_path / "ours").naming == layout
+    assert convert(tmp_path / "other", tmp_path / "ours").naming == scheme
     assert bytes_of(tmp_path / "ours") == bytes_of(tmp_path / "expected")
     convert(tmp_path / "ours", tmp_path / "back", to="hf")
     assert bytes_of(tmp_path / "back") == bytes_of(tmp_path / "hub")

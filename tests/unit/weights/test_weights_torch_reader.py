@@ -154,6 +154,7 @@ BOMBS = {
     "a bytearray of an exabyte": b"\x80\x05\x96" + b"\xff" * 8 + b".",
     "a number of four gigabytes": b"\x80\x02\x8b\xff\xff\xff\x7f.",
     "a tower of tuples": b"\x80\x02)" + b"q\x00h\x00\x86" * 5000 + b"}q\x01h\x00h\x00s.",
+    "a hash without end": b"\x80\x02ccollections\nOrderedDict\n])q\x01" + b"q\x00h\x00\x86" * 60 + b"N\x86a\x85R.",
     "a long file": b"\x80\x02" + b"}" * (2 << 20) + b".",
 }
 
