@@ -184,6 +184,7 @@ class Folder:
                 self.downloads.rmdir()
 
     def _fetch(self, file: RemoteFile) -> None:
+        """Download a file, verify it, and put it into its place."""
         stage = self.stage(file)
         self._running[file.path] = file
         for attempt in range(ATTEMPTS):
@@ -224,15 +225,15 @@ class Folder:
                     report=lambda done: report(done, max(done, digests.size)),
                     stop=self.sources.stop,
                 )
-            into = f"{rule.into}/" if rule.into else ""
-            members = [member._replace(path=into + member.path) for member in found]
-            with self._moving:  # two archives may bring the same folders
-                self._check_members(file, members)
-                for before, member in zip(found, members, strict=True):
-                    move_file(tree / before.path, self.root / member.path)
-        except DataError:  # broken or hostile: nothing of it is worth keeping
+        except DataError:  # broken or hostile
             shutil.rmtree(self.stage(file))
             raise
+        into = f"{rule.into}/" if rule.into else ""
+        members = [member._replace(path=into + member.path) for member in found]
+        with self._moving:  # two archives may bring the same folders
+            self._check_members(file, members)
+            for before, member in zip(found, members, strict=True):
+                move_file(tree / before.path, self.root / member.path)
         target = self.root / file.path
         if archive != target and (self.request.keep_archives or target.exists()):
             move_file(archive, target)

@@ -74,7 +74,9 @@ def test_files_of_the_user_s_own_are_not_replaced(images, tmp_path):
     with pytest.raises(DataError, match=r"train2017.zip would replace 1 of your files, such as coco/train2017/0000"):
         fetch(images, tmp_path / "other")
     assert files(tmp_path / "other") == {name: b"my own"}
+    sent = images.sent.total()
     fetch(images, tmp_path / "other", force=True)
+    assert images.sent.total() == sent  # the archive was kept
     assert files(tmp_path / "same") == files(tmp_path / "other") == FETCHED_IMAGES
 
 
