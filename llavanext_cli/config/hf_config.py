@@ -13,7 +13,7 @@ from typing import Any
 
 from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
 from llavanext_cli.config.rules import Findings, below, joint_rules, text_rules, vision_rules
-from llavanext_cli.config.validation import Problems, build, is_int, join, shown
+from llavanext_cli.config.validation import Problems, build, has_problem, is_int, join, shown
 from llavanext_cli.errors import CheckpointError
 
 FETCH_HINT = "`llavanext fetch --list` names models that are supported"
@@ -58,13 +58,12 @@ class _Faults:
     def add(self, key: str, text: str) -> None:
         self.problems.append((key, text))
 
-    def is_sound(self, *keys: str) -> bool:
-        """Whether there is no problem with these keys, nor with the sections that they are in."""
-        return not any(key == bad or key.startswith(f"{bad}.") for key in keys for bad, _ in self.problems)
+    def is_valid(self, key: str) -> bool:
+        return not has_problem([key], self.problems)
 
     def add_findings(self, findings: Findings) -> None:
         """Add what rules found, unless a value that they read is invalid by itself."""
-        for keys, text in [finding for finding in findings if self.is_sound(*finding[0])]:
+        for keys, text in [(keys, text) for keys, text in findings if not has_problem(keys, self.problems)]:
             self.add(keys[0], text)
             self.keys_read.update(keys)
 
@@ -116,7 +115,7 @@ def parse_architecture(config: Any, where: str) -> Architecture:
     architecture = replace(architecture, vision=vision, text=text)
 
     fixed: dict[str, Any] = FIXED
-    if architecture.spatial_pool_mode == "conv" and faults.is_sound("vision_config.hidden_size"):
+    if architecture.spatial_pool_mode == "conv" and faults.is_valid("vision_config.hidden_size"):
         fixed = FIXED | {"spatial_pool_out_channels": vision.hidden_size}
     _check_fixed(given, fixed, CLASSES, "", faults)
     if config.get("tie_word_embeddings") is True and not text.tie_word_embeddings:
@@ -169,7 +168,7 @@ def _build_text(config: Any, prefix: str, faults: _Faults) -> TextArchitecture:
     text: TextArchitecture = build(
         TextArchitecture, defaults | given | _rope(given, prefix, faults), faults.problems, prefix
     )
-    fixed = TEXT_FIXED | ({"head_dim": text.head_dim} if faults.is_sound(join(prefix, "num_attention_heads")) else {})
+    fixed = TEXT_FIXED | ({"head_dim": text.head_dim} if faults.is_valid(join(prefix, "num_attention_heads")) else {})
     _check_fixed(given, fixed, TEXT_CLASSES, prefix, faults)
     faults.add_findings(below(prefix, text_rules(text)))
     if is_mistral:
@@ -223,7 +222,7 @@ def _check_fixed(
         if given.get(key, only) != only:
             faults.add(join(prefix, key), f"only {shown(only)} is supported, not {shown(given[key])}")
     names = given.get("architectures", [])
-    if faults.is_sound(join(prefix, "model_type")) and not (
+    if faults.is_valid(join(prefix, "model_type")) and not (
         isinstance(names, list) and all(n in classes for n in names)
     ):
         faults.add(join(prefix, "architectures"), f"only {', '.join(classes)} are supported, not {shown(names)}")

@@ -18,7 +18,7 @@ from llavanext_cli.config.documents import Document, load_yaml, parse_yaml
 from llavanext_cli.config.rules import check_preset
 from llavanext_cli.config.schema import Preset, Settings, schema_keys
 from llavanext_cli.config.shipped import SUFFIXES, base_files, find_preset, preset_files
-from llavanext_cli.config.validation import Problems, build, leaves
+from llavanext_cli.config.validation import Problems, build, has_problem, leaves
 from llavanext_cli.errors import ConfigError
 
 
@@ -121,10 +121,8 @@ def load_preset(
     problems = _drop_unread(values, document)
     settings: Settings = build(Settings, values, problems, known=schema_keys())
     lines = [f"{document.place(key)}: {key}: {text}" for key, text in problems]
-    invalid = [key for key, _ in problems]
     for keys, text in check_preset(settings, model):
-        # What follows from a value that is invalid by itself is not reported as well.
-        if not any(key == other or key.startswith(f"{other}.") for key in keys for other in invalid):
+        if not has_problem(keys, problems):
             lines.append(f"{document.place(*keys)}: {keys[0]}: {text}")
     if lines:
         example = name if path in preset_files().values() else f"video-7b-{'ask-image' if settings.ask else 'stage2'}"

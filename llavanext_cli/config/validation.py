@@ -107,6 +107,11 @@ def build(cls: type, values: Any, problems: Problems, prefix: str = "", known: C
     return cls(**chosen)
 
 
+def has_problem(keys: Collection[str], problems: Problems) -> bool:
+    """Whether one of the keys, or a section that it is in, has a problem. What follows from it is not reported."""
+    return any(key == bad or key.startswith(f"{bad}.") for key in keys for bad, _ in problems)
+
+
 def suggestion(key: str, siblings: Collection[str], known: Collection[str]) -> str:
     """What follows "unknown key": the nearest key beside it, else the nearest one elsewhere, else all beside it."""
     if key in RENAMED:

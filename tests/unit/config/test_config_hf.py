@@ -160,16 +160,12 @@ REFUSED = {  # key = value: what is said of the key, or of another one
     'text_config.model_type = "qwen2"': "expected llama or mistral, not 'qwen2'",
     'text_config.hidden_act = "gelu"': "only 'silu' is supported, not 'gelu'",
     "text_config.attention_bias = true": "only false is supported, not true",
-    "text_config.mlp_bias = true": "only false is supported, not true",
     "text_config.head_dim = 64": "only 128 is supported, not 64",
     "text_config.hidden_size = 96": (
         "text_config.num_attention_heads: hidden_size 96 over 32 heads must be a whole, even number"
     ),
     "text_config.num_key_value_heads = 5": "5 does not divide the 32 attention heads",
-    "text_config.num_hidden_layers = 0": "must be at least 1, not 0 (layers)",
     'text_config.vocab_size = "many"': "expected a whole number, not 'many'",
-    "text_config.rope_theta = 1e999": "expected a number, not inf",
-    "text_config.rms_norm_eps = NaN": "expected a number, not nan",
     'text_config.rope_scaling = {"type": "yarn", "factor": 2}': (
         "text_config.rope_scaling.type: expected linear, not 'yarn'"
     ),
@@ -189,28 +185,19 @@ REFUSED = {  # key = value: what is said of the key, or of another one
     'vision_config.model_type = "siglip"': "only 'clip_vision_model' is supported, not 'siglip'",
     'vision_config.hidden_act = "relu"': "expected quick_gelu or gelu, not 'relu'",
     "vision_config.patch_size = 15": "vision_config.image_size: 336 is not a multiple of patch_size 15",
-    "vision_config.num_attention_heads = 7": "7 heads do not divide hidden_size 1024",
     "vision_config.num_channels = 1": "only 3 is supported, not 1",
-    'projector_hidden_act = "relu"': "expected quick_gelu or gelu, not 'relu'",
-    'spatial_pool_mode = "median"': "expected one of average, max, conv, interpolate, not 'median'",
-    "spatial_pool_stride = 25": "25 is more than the 24 patches along a side of a tile",
     'spatial_pool_mode = "conv"; spatial_pool_out_channels = 512': (
         "spatial_pool_out_channels: only 1024 is supported, not 512"
     ),
     'spatial_pool_mode = "conv"; pool_before_projector = false': (
         "pool_before_projector: must be true with spatial_pool_mode conv"
     ),
-    'vision_feature_select_strategy = "cls"': "expected default or full, not 'cls'",
     "vision_feature_layer = [-2, -5]": "expected a whole number, not [-2, -5]",
-    "vision_feature_layer = 25": "layer 25 does not exist: the tower has 24",
     "image_grid_pinpoints = [[336, 500]]": "[336, 500] is not a multiple of the tile's 336 pixels",
-    "image_grid_pinpoints = []": "must name at least one [height, width]",
-    "image_grid_pinpoints = [336]": "expected a list of 2, each a whole number, not 336",
     "image_token_index = 32064": "token 32064 is outside the vocabulary of 32064",
     "image_token_index = 32000": "video_token_index: is 32000, the same as image_token_index",
     "tie_word_embeddings = true": "is true while text_config.tie_word_embeddings is not",
     "use_image_newline_parameter = false": "only true is supported, not false",
-    'multimodal_projector_bias = "yes"': "expected true or false, not 'yes'",
     "text_config = 7": "expected a mapping, not 7",
     "vision_config = []": "expected a mapping, not []",
     'architectures = ["FooForCausalLM"]': "only LlavaNextVideoForConditionalGeneration, Llava",

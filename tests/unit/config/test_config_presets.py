@@ -245,29 +245,35 @@ def test_a_section_of_the_other_task_is_not_read(write):
     assert error.details == ("--set data.seq_length=256: data.seq_length: is not used by the task ask: leave it out",)
 
 
+# --- --devices
+
+
 @pytest.mark.parametrize(
-    ("preset", "devices", "sharing"),
-    [("tiny-stage2", 2, (2, 1, 1)), ("video-7b-stage2", 4, (4, 1, 1)), ("tiny-stage2", 1, (1, 1, 1))],
+    ("preset", "settings", "devices", "sharing"),
+    [
+        ("tiny-stage2", [], 2, (2, 1, 1)),
+        ("tiny-stage2", [], 1, (1, 1, 1)),
+        ("video-7b-stage2", [], 4, (4, 1, 1)),
+        ("video-7b-stage2", ["parallel.tensor=2"], 8, (4, 2, 1)),
+        ("video-7b-ask-image", [], 2, (1, 2, 1)),
+        ("video-7b-ask-image", ["parallel.tensor=4", "parallel.devices=4"], 2, (1, 2, 1)),
+    ],
 )
-def test_devices_are_shared_by_the_samples(preset, devices, sharing):
-    parallel = load_preset(preset, devices=devices).parallel
+def test_training_devices_share_the_samples_and_asking_devices_each_layer(preset, settings, devices, sharing):
+    parallel = load_preset(preset, settings, devices=devices).parallel
     assert parallel.devices == devices
     assert (parallel.data, parallel.tensor, parallel.pipeline) == sharing
 
 
-def test_devices_of_an_ask_preset_share_each_layer():
-    for overrides in ([], ["parallel.tensor=4", "parallel.devices=4"]):
-        parallel = load_preset("video-7b-ask-image", overrides, devices=2).parallel
-        assert (parallel.devices, parallel.data, parallel.tensor) == (2, 1, 2)
-    details = fault("video-7b-ask-image", devices=3).details
-    assert any("3 devices cannot share num_attention_heads 32 evenly" in line for line in details)
-
-
-def test_devices_beside_tensor_parallelism():
-    assert load_preset("video-7b-stage2", ["parallel.tensor=2"], devices=8).parallel.data == 4
+def test_devices_that_cannot_share_the_work():
     error = fault("video-7b-stage2", ["parallel.tensor=2"], devices=3)
     assert error.what == "--devices 3 is not a multiple of tensor 2 x pipeline 1"
-    assert "multiple of 2" in error.hint
+    assert "Use a multiple of 2" in error.hint
+    details = fault("video-7b-ask-image", devices=3).details
+    assert details[0] == "--devices 3: parallel.tensor: 3 devices cannot share num_attention_heads 32 evenly"
+
+
+# --- presets check
 
 
 def test_an_invalid_preset_does_not_stop_the_check(write):
