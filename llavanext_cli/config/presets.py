@@ -125,7 +125,11 @@ def load_preset(
         if not has_problem(keys, problems):
             lines.append(f"{document.place(*keys)}: {keys[0]}: {text}")
     if lines:
-        example = name if path in preset_files().values() else f"video-7b-{'ask-image' if settings.ask else 'stage2'}"
+        example = (
+            name
+            if path in preset_files().values()
+            else f"video-7b-{'ask-image' if settings.task == 'ask' else 'stage2'}"
+        )
         raise ConfigError(
             f"preset {name} has {'a problem' if len(lines) == 1 else f'{len(lines)} problems'}",
             f"`llavanext presets show {example} --full` lists every key with its meaning.",

@@ -230,6 +230,8 @@ def test_the_hint_names_a_shipped_preset_of_the_same_task(write):
     assert "presets show tiny-stage2 --full" in fault("tiny-stage2", devices=3, overrides=["data.x=1"]).hint
     wrong = write(GOOD + "    extra: 1\n")
     assert "presets show video-7b-stage2 --full" in fault(wrong, ["data.x=1"]).hint
+    wrong = write("extends: base/tiny\ntask: ask\ndescription: mine\nask: {cache_tokens: 1}\n")
+    assert "presets show video-7b-ask-image --full" in fault(wrong).hint
 
 
 def test_a_set_that_is_not_yaml():
