@@ -11,7 +11,9 @@ import pytest
 
 from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.config.hf_config import architecture_to_hf
+from llavanext_cli.errors import LlavaNextError
 from llavanext_cli.weights import keymap
+from tests.loading import convert
 from tests.unit.weights.tiny import TINY, random_tensors, write_hf
 
 
@@ -42,6 +44,13 @@ def make_hf(tmp_path: Path, tiny: Architecture) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def no_leftovers(tmp_path: Path) -> Callable[[], list[str]]:
-    """Names in tmp_path that a failed conversion should not have left."""
-    return lambda: sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".") or p.name == "out")
+def refused(tmp_path: Path) -> Callable[..., LlavaNextError]:
+    """`refused(source, match, …)` converts to tmp_path / "out", which must fail and leave nothing behind."""
+
+    def refuse(source: Path | None, match: str, **options: object) -> LlavaNextError:
+        with pytest.raises(LlavaNextError, match=match) as caught:
+            convert(source, tmp_path / "out", **options)
+        assert not list(tmp_path.glob(".*")) and not (tmp_path / "out").exists() and caught.value.hint
+        return caught.value
+
+    return refuse

@@ -19,7 +19,7 @@ from llavanext_cli.weights.readers import read_safetensors_header
 from llavanext_cli.weights.slices import SliceLayout, join_slices
 from llavanext_cli.weights.stream import read_chunks
 from tests.loading import convert, load_parameters
-from tests.unit.weights.tiny import Leftovers, assert_same, read_all
+from tests.unit.weights.tiny import Refused, assert_same, read_all
 
 STRATEGIES = Path(__file__).parents[2] / "assets" / "weights" / "strategies"
 
@@ -152,31 +152,24 @@ def test_and_a_hugging_face_folder_at_once(run: Path, base: Path, tmp_path: Path
     assert_same(read_all(tmp_path / "direct"), read_all(tmp_path / "two-steps"))
 
 
-def refused(run: Path, base: Path | None, tmp_path: Path, match: str, leftovers: Leftovers) -> CheckpointError:
-    with pytest.raises(CheckpointError, match=match) as caught:
-        convert(run, tmp_path / "out", base_checkpoint=base)
-    assert leftovers() == []
-    return caught.value
-
-
-def test_what_is_missing_is_said(run: Path, base: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
-    fault = refused(run, None, tmp_path, "slices of several ranks", no_leftovers)
+def test_what_is_missing_is_said(run: Path, base: Path, refused: Refused) -> None:
+    fault = refused(run, base_checkpoint=None, match="slices of several ranks")
     assert "--like CHECKPOINT" in fault.hint
-    refused(base, base, tmp_path, "no rank_", no_leftovers)
+    refused(base, base_checkpoint=base, match="no rank_")
     for rank in range(4):
         (run / "strategy" / f"ckpt_strategy_rank_{rank}.ckpt").rename(run / f"hidden_{rank}")
-    refused(run, base, tmp_path, r"rank 0 holds \[\d+, \d+\], and its strategy says", no_leftovers)
+    refused(run, base_checkpoint=base, match=r"rank 0 holds \[\d+, \d+\], and its strategy says")
 
 
-def test_missing_ranks_and_steps(run: Path, base: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
+def test_missing_ranks_and_steps(run: Path, base: Path, refused: Refused) -> None:
     ranks = run / "checkpoint"
     (ranks / "rank_1" / "tiny_rank_1-1_20.safetensors").unlink()
-    fault = refused(run, base, tmp_path, "weights are missing", no_leftovers)  # step 10 is incomplete
+    fault = refused(run, base_checkpoint=base, match="weights are missing")  # step 10 is incomplete
     assert "missing: projector.linear_1.bias" in fault.details
     (ranks / "rank_1" / "tiny_rank_1-1_10.safetensors").unlink()
-    refused(run, base, tmp_path, "no step was saved by all 4 ranks", no_leftovers)
+    refused(run, base_checkpoint=base, match="no step was saved by all 4 ranks")
     (ranks / "rank_1").rmdir()
-    refused(run, base, tmp_path, "no folder for rank 1", no_leftovers)
+    refused(run, base_checkpoint=base, match="no folder for rank 1")
 
 
 def test_slices_that_leave_a_part_open(tmp_path: Path) -> None:
@@ -199,11 +192,11 @@ def test_slices_that_contradict_each_other(tmp_path: Path) -> None:
         join_slices("w", (4, 4), specs, {0: half, 1: quarter, 2: quarter})
 
 
-def test_slices_of_different_types(run: Path, base: Path, tmp_path: Path, no_leftovers: Leftovers) -> None:
+def test_slices_of_different_types(run: Path, base: Path, refused: Refused) -> None:
     path = run / "checkpoint" / "rank_3" / "tiny_rank_3-1_20.safetensors"
     arrays = load_file(path)
     save_file(arrays | {"image_newline": arrays["image_newline"].astype(np.float16)}, path)
-    refused(run, base, tmp_path, r"image_newline: the slices have different types \(F16, F32\)", no_leftovers)
+    refused(run, base_checkpoint=base, match=r"image_newline: the slices have different types \(F16, F32\)")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from llavanext_cli.config.architecture import Architecture, TextArchitecture, VisionArchitecture
+from llavanext_cli.errors import LlavaNextError
 
 MakeHf = Callable[..., Path]
-Leftovers = Callable[[], list[str]]
+Refused = Callable[..., LlavaNextError]
 
 TINY = Architecture(
     vision=VisionArchitecture(
