@@ -96,7 +96,7 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 SYNTAX_HINTS = {
-    "mapping values are not allowed": 'put text that contains a colon and a space in quotes: "a: b"',
+    "mapping values are not allowed": 'put text with a colon and a space in quotes ("a: b"), or leave out the space (a:b)',
     "an alias": "put text that begins with * in quotes",
     "an anchor": "put text that begins with & in quotes",
     "anchors and aliases": "write the value out in each place; put text that begins with & or * in quotes",
@@ -124,7 +124,7 @@ def load_yaml(path: Path, hint: str = PRESET_HINT) -> Document:
     except UnicodeDecodeError as fault:
         raise ConfigError(f"{path} cannot be read: it is not UTF-8 text", "save it as UTF-8") from fault
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes: it is not a file of settings", hint)
+        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes: it is a data file, not a file of settings", hint)
     origins = {"": str(path)}
     values = parse_yaml(text, str(path), origins)
     if values is None:

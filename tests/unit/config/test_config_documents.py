@@ -82,7 +82,7 @@ def test_what_cannot_be_read_says_where(tmp_path, monkeypatch, text, message):
         ("a: *.jpg\n", "put text that begins with * in quotes"),
         ("a: & b\n", "put text that begins with & in quotes"),
         ("a: " + "[" * 100, "close every bracket and quote"),
-        ("a: b: c\n", "put text that contains a colon and a space in quotes"),
+        ("a: b: c\n", "put text with a colon and a space in quotes"),
         ("a: [1,\n", "close every bracket and quote"),
         ("a: 1\n\tb: 2\n", "indent with spaces"),
     ],

@@ -91,9 +91,9 @@ dataset: 3
         ("", "mix.yaml is empty"),
         ("datasets: []", "the key 'datasets' must hold a list"),
         ("datasets:\n  - [a\n", "line 3, column 1: "),
-        ("datasets: []\ndatasets: []\n", "is not read"),
-        ("datasets: \0", "not YAML"),
-        ("- a\n- b\n", "a mapping of keys to values is expected"),
+        ("datasets: []\ndatasets: []\n", "mix.yaml: invalid YAML"),
+        ("datasets: \0", "mix.yaml: invalid YAML: unacceptable character"),
+        ("- a\n- b\n", "expected a mapping of keys to values, not"),
         ("datasets: []\n" + "#" * 1_000_000, "it is a data file"),
     ],
 )
