@@ -96,7 +96,7 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 SYNTAX_HINTS = {
-    "mapping values are not allowed": 'put text with a colon and a space in quotes ("a: b"), or leave out the space (a:b)',
+    "mapping values are not allowed": 'put text with a colon and a space in quotes ("a: b"), or remove the space (a:b)',
     "an alias": "put text that begins with * in quotes",
     "an anchor": "put text that begins with & in quotes",
     "anchors and aliases": "write the value out in each place; put text that begins with & or * in quotes",

@@ -109,7 +109,7 @@ def test_what_is_hard_to_see_in_a_mix_file_has_a_hint(tmp_path, data):
             load_mix_file(write(tmp_path, text))
         return error.value.hint
 
-    assert "leave out the space" in hint(f"datasets:\n- json_path: {data}\n  sampling_strategy: random: 10%\n")
+    assert "remove the space" in hint(f"datasets:\n- json_path: {data}\n  sampling_strategy: random: 10%\n")
     assert "each key once" in hint("datasets: []\ndatasets: []\n")
     assert "under datasets" in hint("[" + "1, " * 400_000 + "1]")
     (tmp_path / "mix.yaml").write_bytes(b"datasets: \xff")
