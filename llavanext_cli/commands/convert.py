@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from llavanext_cli.weights.convert import ConvertReport
     from llavanext_cli.weights.request import ConvertRequest
 
-PARTS_PANEL = "From parts"
-FILES_PANEL = "What is written"
-
 
 def convert(
     source: Annotated[
@@ -31,53 +28,33 @@ def convert(
         Literal["mindspore", "hf"],
         typer.Option(help="mindspore: a folder for train and ask. hf: one for transformers."),
     ] = "mindspore",
-    from_vision: Annotated[
-        bool, typer.Option("--from-vision", help="SRC is CLIP alone.", rich_help_panel=PARTS_PANEL)
-    ] = False,
-    from_language: Annotated[
-        bool, typer.Option("--from-language", help="SRC is Vicuna or Llama alone.", rich_help_panel=PARTS_PANEL)
-    ] = False,
+    from_vision: Annotated[bool, typer.Option("--from-vision", help="SRC is CLIP alone.")] = False,
+    from_language: Annotated[bool, typer.Option("--from-language", help="SRC is Vicuna or Llama alone.")] = False,
     vision: Annotated[
         Path | None,
-        typer.Option(
-            help="CLIP, for a base model together with --language; then there is no SRC.",
-            rich_help_panel=PARTS_PANEL,
-            show_default=False,
-        ),
+        typer.Option(help="CLIP, for a base model together with --language; then there is no SRC.", show_default=False),
     ] = None,
     language: Annotated[
-        Path | None,
-        typer.Option(help="Vicuna or Llama, for a base model.", rich_help_panel=PARTS_PANEL, show_default=False),
+        Path | None, typer.Option(help="Vicuna or Llama, for a base model.", show_default=False)
     ] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Of the random weights of such a base model.",
-            rich_help_panel=PARTS_PANEL,
-            show_default="0",
-        ),
+        int | None, typer.Option(min=0, help="Of the random weights of such a base model.", show_default="0")
     ] = None,
     base_checkpoint: Annotated[
         Path | None,
         typer.Option(
             "--like",
             help="The checkpoint that a run began with, when SRC holds the slices of its ranks.",
-            rich_help_panel=PARTS_PANEL,
             show_default=False,
         ),
     ] = None,
     weight_format: Annotated[
-        Literal["safetensors", "ckpt"],
-        typer.Option("--format", help="ckpt is for MindSpore's own loaders.", rich_help_panel=FILES_PANEL),
+        Literal["safetensors", "ckpt"], typer.Option("--format", help="ckpt is for MindSpore's own loaders.")
     ] = "safetensors",
     dtype: Annotated[
-        Literal["keep", "float32", "float16", "bfloat16"],
-        typer.Option(help="Type of the weights.", rich_help_panel=FILES_PANEL),
+        Literal["keep", "float32", "float16", "bfloat16"], typer.Option(help="Type of the weights.")
     ] = "keep",
-    shard_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Greatest size of one file of weights.", rich_help_panel=FILES_PANEL)
-    ] = "5GB",
+    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Greatest size of one file of weights.")] = "5GB",
     verify: Annotated[bool, typer.Option("--verify", help="Read the result back and compare digests.")] = False,
     dry_run: options.DryRun = False,
     force: options.Force = False,
@@ -110,7 +87,7 @@ def convert(
         raise typer.BadParameter("--seed is for a base model of --vision and --language, which has new weights")
     if destination is None:
         usage = "--vision DIR --language DIR DST" if together else "SRC DST"
-        raise typer.BadParameter(f"a folder is missing: llavanext convert {usage}")
+        raise typer.BadParameter(f"an argument is missing: llavanext convert {usage}")
     try:
         shard_bytes = parse_size(shard_size)
     except ValueError as fault:

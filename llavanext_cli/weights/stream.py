@@ -182,8 +182,7 @@ def disk_error(path: Path, error: OSError) -> CheckpointError:
     """The error for a file or folder that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(f"{path}: the disk is full", "free some space, or name a folder on another disk")
-    hint = "allow more open files: ulimit -n 65536" if error.errno == errno.EMFILE else "name a place you may write to"
-    return CheckpointError(f"{error.filename or path}: {error.strerror or error}", hint)
+    return CheckpointError(f"{error.filename or path}: {error.strerror or error}", "name a place you may write to")
 
 
 def plan_shards(tensors: Sequence[PlannedTensor], shard_bytes: int) -> list[list[PlannedTensor]]:

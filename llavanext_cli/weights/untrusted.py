@@ -20,8 +20,6 @@ def open_regular(path: str | Path) -> BinaryIO:
 def cannot_read(path: Path, error: OSError) -> CheckpointError:
     """The error for a file that the system refuses to open or read."""
     hint = "check that it is a file and that you may read it: ls -lL shows both"
-    if error.errno == errno.EMFILE:
-        hint = "allow more open files: ulimit -n 65536"
     return CheckpointError(f"{path}: cannot be read ({error.strerror or error})", hint)
 
 
