@@ -50,14 +50,10 @@ def plan_files(sources: Sources, request: FetchRequest, manifest: Manifest) -> l
         try:
             selections.append(_select(artifact, sources.list_files(artifact), request.only, shards))
         except UnreachableError:
-            record = manifest.artifacts.get(artifact.name)
-            known = record is not None and manifest.is_complete(artifact.name)
-            if not known or request.revision not in (None, record.requested, record.revision):
+            recorded = _recorded_selection(manifest, artifact.name, request.revision)
+            if recorded is None:
                 raise
-            # Without a network, an earlier complete fetch says what is wanted.
-            listing = Listing(record.source, record.where, record.requested, record.revision, ())
-            files = tuple(manifest.wanted(record.paths))
-            selections.append(Selection(artifact.name, listing, files, record.offered))
+            selections.append(recorded)
     _check_clashes(selections, request.to)
     return selections
 
@@ -79,6 +75,15 @@ def _select(artifact: Artifact, listing: Listing, only: Sequence[str], shards: f
         rule = artifact.unpacking
         files.append(replace(file, path=path, unpacking=rule if rule and _matches(path, rule.pattern) else None))
     return Selection(artifact.name, listing, tuple(files), len(offered))
+
+
+def _recorded_selection(manifest: Manifest, name: str, revision: str | None) -> Selection | None:
+    """What an earlier, complete fetch of an artifact recorded: enough without a network."""
+    record = manifest.artifacts.get(name)
+    if record is None or not manifest.is_complete(name) or revision not in (None, record.requested, record.revision):
+        return None
+    listing = Listing(record.source, record.where, record.requested, record.revision, ())
+    return Selection(name, listing, tuple(manifest.wanted(record.paths)), record.offered)
 
 
 def _matches(path: str, pattern: str) -> bool:
