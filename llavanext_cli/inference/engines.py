@@ -82,12 +82,12 @@ def _build_for_cpu(preset: Preset, checkpoint: Checkpoint, folder: Path, batch_s
 
         init()
     config = LlavaNextConfig(**model_section(preset, checkpoint.architecture, batch_size))
-    with no_init_parameters():  # random numbers that the checkpoint replaces at once take longer than all the rest
+    with no_init_parameters():  # drawing random weights takes longer than loading the real ones
         return LlavaNext(config)
 
 
 def _build_for_ascend(preset: Preset, checkpoint: Checkpoint, folder: Path, batch_size: int) -> Any:
-    """As `training.simulate` compiles it."""
+    """The same network that simulation compiles."""
     from llavanext_cli.model.network import build_preset_network
 
     network = build_preset_network(preset, architecture=checkpoint.architecture, folder=folder, batch=batch_size)[1]

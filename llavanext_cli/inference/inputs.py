@@ -120,7 +120,7 @@ def _read_lines(path: Path, text: str) -> Inputs:
             name = str(data.get("id", "")) if isinstance(data, dict) else ""
             items.append(Input(name, None, error=error.what))
     if not items or not is_json:
-        what = "no line is valid JSON" if items else "the file is empty"
+        what = "no line is valid JSON" if items else "the file has no questions"
         raise DataError(f"{path}: {what}", LINE_HINT)
     roots: dict[str, Any] = header_roots(path, read_header(path, header[0].encode(), header[1])) if header else {}
     for item in items:

@@ -56,7 +56,7 @@ def test_a_line_that_cannot_be_used_is_an_error_of_its_own(tmp_path, line, says)
 
 
 def test_a_file_without_questions_says_how_a_line_looks(tmp_path):
-    for lines, what in (((), "the file is empty"), (("a", "b"), "no line is valid JSON")):
+    for lines, what in (((), "the file has no questions"), (("a", "b"), "no line is valid JSON")):
         with pytest.raises(DataError, match=what) as caught:
             read_lines(tmp_path, *lines)
         assert '"question": "What is it?"' in caught.value.hint
