@@ -59,7 +59,7 @@ def test_a_contact_sheet_replaces_images_only_and_only_with_force(tmp_path):
         (["--image", "-"], "no image on stdin (0 bytes)"),
         (["--devices", "3"], "3 devices cannot share num_attention_heads 4 evenly"),
         (["--devices", "4"], "4 devices cannot share num_key_value_heads 2 evenly"),
-        (["--set", "parallel.data=2", "--set", "parallel.devices=2"], "one answer has no samples to be shared"),
+        (["--set", "parallel.data=2", "--set", "parallel.devices=2"], "data parallelism is for training: set it to 1"),
     ],
 )
 def test_a_question_that_does_not_fit_the_checkpoint(media, tiny_checkpoint, monkeypatch, words, expected):
