@@ -87,7 +87,7 @@ def how_to_fit(encoded: EncodedSample, videos: int, prepared: Prepared) -> str:
         return (
             f"add --set ask.cache_tokens={min(round_up(cache_need(encoded, prepared), settings.block_size), longest)}"
         )
-    limit = f"the positions of this checkpoint end at {architecture.text.positions}"
+    limit = f"the checkpoint has {architecture.text.positions} positions"
     if videos:
         excess = encoded.length + prepared.sampling.max_new_tokens - longest
         step = videos * architecture.frame_features

@@ -54,7 +54,7 @@ def test_a_contact_sheet_replaces_images_only_and_only_with_force(tmp_path):
         ),
         (
             ["--video", "clip.mp4", "--frames", "200", "--set", "ask.cache_tokens=4096"],
-            "Hint: the positions of this checkpoint end at 512: add --frames ",
+            "Hint: the checkpoint has 512 positions: add --frames ",
         ),
         (["--image", "-"], "no image on stdin (0 bytes)"),
         (["--devices", "3"], "3 devices cannot share num_attention_heads 4 evenly"),

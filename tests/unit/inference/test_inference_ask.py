@@ -83,10 +83,10 @@ def test_a_model_of_another_shape_than_the_checkpoints_is_refused(setting):
     [
         (SCALED, 4700, 32, 1, "add --set ask.cache_tokens=5376"),
         (SCALED, 9900, 0, 0, "add --set ask.cache_tokens=10224"),
-        (PUBLISHED, 4660, 32, 1, "end at 4096: add --frames 24 and --set ask.cache_tokens=4080"),
-        (PUBLISHED, 4660, 32, 2, "end at 4096: add --frames 12 and --set ask.cache_tokens=4080"),
-        (PUBLISHED, 6000, 0, 0, "end at 4096: use fewer images, videos or words"),
-        (PUBLISHED, 9000, 8, 1, "end at 4096: use fewer images, videos or words"),
+        (PUBLISHED, 4660, 32, 1, "has 4096 positions: add --frames 24 and --set ask.cache_tokens=4080"),
+        (PUBLISHED, 4660, 32, 2, "has 4096 positions: add --frames 12 and --set ask.cache_tokens=4080"),
+        (PUBLISHED, 6000, 0, 0, "has 4096 positions: use fewer images, videos or words"),
+        (PUBLISHED, 9000, 8, 1, "has 4096 positions: use fewer images, videos or words"),
     ],
 )
 def test_the_hint_for_a_question_that_does_not_fit(prepared, architecture, tokens, frames, videos, expected):
