@@ -20,14 +20,14 @@ from typing import TypeVar
 
 from PIL import Image
 
-from llavanext_cli.demo.images import ImagePlan, draw_image, plan_image
+from llavanext_cli.demo.images import DemoImage, draw_image, plan_image
 from llavanext_cli.demo.model import TILE
 from llavanext_cli.demo.questions import CONTROL_KIND, Question, ask_about_image, ask_about_video
-from llavanext_cli.demo.videos import VideoPlan, plan_video, write_video
+from llavanext_cli.demo.videos import DemoVideo, plan_video, write_video
 from llavanext_cli.processing.prompt import SYSTEM
 
 Progress = Callable[[int, int], None]
-Plan = TypeVar("Plan", ImagePlan, VideoPlan)
+Plan = TypeVar("Plan", DemoImage, DemoVideo)
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ def make_data(folder: Path, sizes: Sizes, seed: int, progress: Progress | None =
     return _sentences(asked)
 
 
-def _plan_other(plan: Callable[[], Plan], held_out: set[ImagePlan | VideoPlan]) -> Plan:
+def _plan_other(plan: Callable[[], Plan], held_out: set[DemoImage | DemoVideo]) -> Plan:
     """The first plan that is not held out."""
     while (planned := plan()) in held_out:
         pass
     return planned
 
 
-def _write_test(folder: Path, images: list[ImagePlan], videos: list[VideoPlan], rng: random.Random) -> None:
+def _write_test(folder: Path, images: list[DemoImage], videos: list[DemoVideo], rng: random.Random) -> None:
     """Media and records to be asked about, one question each, and the kinds of the questions."""
     kinds, records = {}, []
 

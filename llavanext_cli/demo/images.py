@@ -75,7 +75,7 @@ class Tag:
 
 
 @dataclass(frozen=True)
-class ImagePlan:
+class DemoImage:
     """What one image shows: signs, or a tag, on a ground of one grey. `size` is (height, width) in pixels."""
 
     size: tuple[int, int]
@@ -84,7 +84,7 @@ class ImagePlan:
     ground: int = 115
 
 
-def plan_image(rng: random.Random, held_out: bool) -> ImagePlan:
+def plan_image(rng: random.Random, held_out: bool) -> DemoImage:
     """Plan an image to be asked about (`held_out`) or to train on.
 
     Half of the images have one sign, a quarter one to four, a quarter a tag. All symbols, colours, quadrants, numbers
@@ -103,21 +103,21 @@ def is_held_out(tag: Tag) -> bool:
     return (sum(tag.corner) // CELL + PATTERNS.index(tag.pattern)) % HELD_OUT_ONE_IN == 0
 
 
-def _plan_kind(rng: random.Random, count: int) -> ImagePlan:
+def _plan_kind(rng: random.Random, count: int) -> DemoImage:
     """An image with `count` signs, or with a tag for 0."""
     ground = rng.choice(GROUND_LEVELS)
     if count == 0:
         corner = pick_cell(rng, rng.choice(QUADRANTS), TAG_SIZE)
-        return ImagePlan(TAG_SIZE, (), Tag(rng.choice(PATTERNS), corner), ground)
+        return DemoImage(TAG_SIZE, (), Tag(rng.choice(PATTERNS), corner), ground)
     size = rng.choice(SIZES)
     signs = tuple(
         Sign(rng.choice(SYMBOLS), rng.choice(sorted(COLOURS)), quadrant, pick_cell(rng, quadrant, size))
         for quadrant in rng.sample(QUADRANTS, count)
     )
-    return ImagePlan(size, signs, ground=ground)
+    return DemoImage(size, signs, ground=ground)
 
 
-def draw_image(plan: ImagePlan) -> Image.Image:
+def draw_image(plan: DemoImage) -> Image.Image:
     """The image as RGB, `plan.size` pixels."""
     height, width = plan.size
     image = Image.new("RGB", (width, height), (plan.ground,) * 3)

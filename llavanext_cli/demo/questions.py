@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from llavanext_cli.demo.images import ImagePlan
-from llavanext_cli.demo.videos import VideoPlan
+from llavanext_cli.demo.images import DemoImage
+from llavanext_cli.demo.videos import DemoVideo
 
 IMAGE_KINDS = ("colour", "symbol", "position", "count", "anyres")
 VIDEO_KINDS = ("move", "change", "appear")
@@ -28,7 +28,7 @@ class Question:
     answer: str
 
 
-def ask_about_image(plan: ImagePlan, rng: random.Random) -> list[Question]:
+def ask_about_image(plan: DemoImage, rng: random.Random) -> list[Question]:
     """All questions about an image, in random order."""
     if plan.tag:
         return [Question("anyres", "Which pattern does the tag have?", plan.tag.pattern)]
@@ -51,6 +51,6 @@ _VIDEO_QUESTIONS = {
 }
 
 
-def ask_about_video(plan: VideoPlan) -> list[Question]:
+def ask_about_video(plan: DemoVideo) -> list[Question]:
     """The one question about a video."""
     return [Question(plan.kind, _VIDEO_QUESTIONS[plan.kind], plan.answer)]

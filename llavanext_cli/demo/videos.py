@@ -18,7 +18,7 @@ FRAMES, RATE = 16, 8
 
 
 @dataclass(frozen=True)
-class VideoPlan:
+class DemoVideo:
     """What one video shows.
 
     Attributes:
@@ -34,7 +34,7 @@ class VideoPlan:
     ground: int
 
 
-def plan_video(rng: random.Random) -> VideoPlan:
+def plan_video(rng: random.Random) -> DemoVideo:
     """A move, a change of colour and an appearance are equally likely, and so are the answers of each. The moment, the
     ground, and the line along which a sign moves vary too."""
     kind = rng.choice(("move", "change", "appear"))
@@ -46,16 +46,16 @@ def plan_video(rng: random.Random) -> VideoPlan:
         start, stop = rng.randint(0, FRAMES // 4), rng.randint(FRAMES * 3 // 4, FRAMES - 1)
         shares = [min(max((number - start) / (stop - start), 0.0), 1.0) for number in range(FRAMES)]
         places = [_moved((line, line), DIRECTIONS[answer], share) for share in shares]
-        return VideoPlan(kind, answer, tuple((symbol, colour, place) for place in places), ground)
+        return DemoVideo(kind, answer, tuple((symbol, colour, place) for place in places), ground)
     quadrant = rng.choice(QUADRANTS)
     corner = (0 if quadrant.startswith("top") else CELL, 0 if quadrant.endswith("left") else CELL)
     when = rng.randint(FRAMES // 4, FRAMES * 3 // 4)
     if kind == "appear":
         frames = tuple((symbol, colour, corner) if number >= when else None for number in range(FRAMES))
-        return VideoPlan(kind, quadrant, frames, ground)
+        return DemoVideo(kind, quadrant, frames, ground)
     other = rng.choice([name for name in sorted(COLOURS) if name != colour])
     frames = tuple((symbol, other if number >= when else colour, corner) for number in range(FRAMES))
-    return VideoPlan(kind, other, frames, ground)
+    return DemoVideo(kind, other, frames, ground)
 
 
 def _moved(corner: tuple[int, int], step: tuple[int, int], share: float) -> tuple[int, int]:
@@ -76,7 +76,7 @@ def draw_frame(shown: tuple[str, str, tuple[int, int]] | None, ground: int) -> I
     return image
 
 
-def write_video(path: Path, plan: VideoPlan) -> None:
+def write_video(path: Path, plan: DemoVideo) -> None:
     """Encode a video as H.264 in MP4."""
     import av
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from llavanext_cli.config.presets import load_preset
 from llavanext_cli.demo.data import QUICK, make_data, squash_image
-from llavanext_cli.demo.images import CELL, PATTERNS, TAG_SIZE, ImagePlan, Tag, draw_image, plan_image
+from llavanext_cli.demo.images import CELL, PATTERNS, TAG_SIZE, DemoImage, Tag, draw_image, plan_image
 from llavanext_cli.demo.model import ARCHITECTURE, TILE, write_model
 from llavanext_cli.demo.questions import CONTROL_KIND, IMAGE_KINDS, VIDEO_KINDS, ask_about_image, ask_about_video
 from llavanext_cli.demo.report import Row, Scored, build_rows, find_shortfalls
@@ -50,7 +50,7 @@ def test_only_a_tile_shows_a_tags_pattern(corner):
     """In the base tile all patterns are the same grey, to four levels of 255; in the tiles they are far apart."""
     base, tiles = [], []
     for pattern in PATTERNS:
-        image = draw_image(ImagePlan(TAG_SIZE, (), Tag(pattern, corner)))
+        image = draw_image(DemoImage(TAG_SIZE, (), Tag(pattern, corner)))
         stack = build_tiles(image, plan_tiles(TAG_SIZE, ARCHITECTURE), ARCHITECTURE).astype(int)
         base.append(stack[0])
         tiles.append(stack[1:])
@@ -124,7 +124,7 @@ def test_no_image_asked_about_is_trained_on(data):
 def test_a_squashed_tag_keeps_its_tokens_and_loses_its_pattern():
     images = []
     for pattern in PATTERNS:
-        image = draw_image(ImagePlan(TAG_SIZE, (), Tag(pattern, (CELL, CELL))))
+        image = draw_image(DemoImage(TAG_SIZE, (), Tag(pattern, (CELL, CELL))))
         images.append(np.asarray(squash_image(image)).astype(int))
     assert images[0].shape == (*TAG_SIZE, 3)
     assert max(np.abs(one - other).max() for one, other in itertools.combinations(images, 2)) <= 5
