@@ -18,7 +18,7 @@ from llavanext_cli.config.documents import Document, load_yaml, parse_yaml
 from llavanext_cli.config.rules import check_preset
 from llavanext_cli.config.schema import Preset, Settings, schema_keys
 from llavanext_cli.config.shipped import SUFFIXES, base_files, find_preset, preset_files
-from llavanext_cli.config.validation import Problems, build, has_problem, leaves
+from llavanext_cli.config.validation import Problems, build, has_problem, leaves, shown
 from llavanext_cli.errors import ConfigError
 
 
@@ -236,7 +236,7 @@ def check_model_settings(preset: Preset, overrides: Sequence[str], architecture:
             wanted, found = getattr(wanted, name, None), getattr(found, name, None)
         if wanted != found:
             raise ConfigError(
-                f"{where}: the checkpoint's {key} is {found}",
+                f"{where}: the checkpoint's {key} is {shown(found)}",
                 "The checkpoint decides the architecture: leave the setting out, or convert another model.",
             )
     length, positions = preset.data.seq_length, architecture.text.positions
