@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent
-SLOWEST_FIRST = ("demo", "mindspore", "simulation", "integration", "parity")
+SLOWEST_FIRST = ("demo", "mindspore", "simulation", "integration/test_train", "integration", "parity")
 
 # A script that starts the tests in the background makes them, and all that they start, ignore Ctrl-C; nohup, SIGHUP.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -24,6 +24,7 @@ ROWS += ("w3.weight", "projector.linear_1.weight", "projector.linear_1.bias")
 COLUMNS = ("wo.weight", "w2.weight", "projector.linear_2.weight")
 
 
+@pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_slices_of_every_rank_are_numpy_slices(compiled: Compile, tmp_path: Path):
