@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from llavanext_cli.errors import DataError
 from llavanext_cli.files import check_target
 from llavanext_cli.inference.contact_sheet import write_contact_sheet
-from llavanext_cli.inference.media_sources import describe_times, rename_in_errors, resolve_media
+from llavanext_cli.inference.media_sources import rename_in_errors, resolve_media
 from llavanext_cli.inference.prepare import Prepared, longest_cache, open_session, prepare, temporary_folder
 from llavanext_cli.inference.questions import build_question, check_media
 from llavanext_cli.inference.request import AskRequest
 from llavanext_cli.inference.step import CACHE_STEP, round_up
 from llavanext_cli.processing.formats import guess_kind
+from llavanext_cli.processing.video import describe_times
 from llavanext_cli.records import EncodedSample, Sample, Turn
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.files import replacing
-from llavanext_cli.processing.sample_layout import ClipPlan
+from llavanext_cli.processing.sample_layout import VideoPlan
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,7 +60,7 @@ def draw_contact_sheet(media: Media, arch: Architecture, names: Sequence[str]) -
     blocks: list[Image.Image] = []
     tiles_before = frames_before = videos = 0
     for plan, name in zip(media.plans, names, strict=True):
-        if isinstance(plan, ClipPlan):
+        if isinstance(plan, VideoPlan):
             frames = media.frames[frames_before : frames_before + plan.frames]
             captions = [f"{seconds:.1f} s" for seconds in media.times[videos]]
             blocks.append(_block(f"{name}: {len(frames)} frames", frames, COLUMNS, factor, captions))

@@ -18,7 +18,7 @@ from typing import Any
 from llavanext_cli.errors import DataError, LlavaNextError
 from llavanext_cli.inference.questions import build_question
 from llavanext_cli.mixing.samples import HEADER_KEY, header_roots, read_header, read_samples
-from llavanext_cli.processing.formats import CLIP_FORMATS, PICTURE_FORMATS, guess_kind
+from llavanext_cli.processing.formats import IMAGE_FORMATS, VIDEO_FORMATS, guess_kind
 from llavanext_cli.processing.processor import Roots
 from llavanext_cli.records import Medium, Sample, Turn, build_sample
 
@@ -92,7 +92,7 @@ def _read_folder(path: Path, question: str) -> Inputs:
             name = str(file.relative_to(path))
             items.append(Input(name, Sample(name, "", (Medium(kind, str(file)),), (Turn("user", question),))))
     if not items:
-        formats = (*PICTURE_FORMATS.values(), *CLIP_FORMATS.values())
+        formats = (*IMAGE_FORMATS.values(), *VIDEO_FORMATS.values())
         suffixes = " ".join(suffixes[0] for suffixes in formats if suffixes)
         raise DataError(f"{path}: no images or videos", f"known suffixes: {suffixes} ...")
     return Inputs(tuple(items), {}, len(files) - len(items))

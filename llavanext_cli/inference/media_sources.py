@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llavanext_cli.errors import DataError, LlavaNextError
-from llavanext_cli.processing.decoding import open_clip
 
 MAX_BYTES = {"image": 64_000_000, "video": 2_000_000_000}
 CONNECT_SECONDS, DOWNLOAD_SECONDS = 10, 120
@@ -96,21 +95,3 @@ def download(url: str, target: Path, max_bytes: int) -> None:
     except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to an invalid address
         reason = type(error).__name__
         raise DataError(f"{url}: cannot be downloaded ({reason})", "check the address and the network") from error
-
-
-def describe_times(path: Path, times: Sequence[float]) -> str:
-    """The original LLaVA-NeXT-Video's sentence about a video: how long it lasts and when its frames were taken.
-
-    Args:
-        path: the video, whose header says how long its last frame is shown.
-        times: seconds of each frame, first and last of the video among them.
-    """
-    container, stream = open_clip(path)
-    with container:
-        rate = float(stream.average_rate or 0)
-    seconds = times[-1] + (1 / rate if rate else 0.0)
-    places = ",".join(f"{moment:.2f}s" for moment in times)
-    return (
-        f"The video lasts for {seconds:.2f} seconds, and {len(times)} frames are uniformly sampled from it. "
-        f"These frames are located at {places}.Please answer the following questions related to this video."
-    )

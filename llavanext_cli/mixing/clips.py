@@ -21,7 +21,7 @@ import numpy as np
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing.media import Verdict
-from llavanext_cli.processing.decoding import NoFramesError, frame_problem, open_clip, sample_positions
+from llavanext_cli.processing.decoding import NoFramesError, frame_problem, open_video, sample_positions
 from llavanext_cli.processing.image import TooLargeError
 from llavanext_cli.processing.video import read_frames
 
@@ -53,7 +53,7 @@ def check_clip(path: str, level: str, frames: int, size_bytes: int) -> Verdict:
     import av
 
     try:
-        container, stream = open_clip(path)
+        container, stream = open_video(path)
         with container:
             return _check_stream(path, container, stream, level, frames, size_bytes)
     except av.error.FFmpegError as error:

@@ -1,14 +1,16 @@
-"""Which forms of pictures and clips are read, and how the names of such files end. The one table for the whole package.
+"""The file formats of images and videos that are read, and the endings of such files, for the whole package.
 
-A file is read by its content, whatever its name. Endings count where only the name is known: in a folder of media, and
-in the tags of the original's samples.
+A file is read by its content, whatever its name. The ending counts where only the name is known: in a folder of media,
+and in the tags of the original's samples.
 """
 
 from __future__ import annotations
 
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
-PICTURE_FORMATS = {
+from llavanext_cli.errors import DataError
+
+IMAGE_FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
@@ -19,10 +21,10 @@ PICTURE_FORMATS = {
     "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
     "AVIF": (".avif", ".avifs"),
 }
-"""By PIL's names. PIL knows more, and some of them run a program: Ghostscript for EPS, whatever the name of the file
-is."""
+"""By PIL's names. PIL reads other formats too, and for some it runs a program (EPS: Ghostscript), whatever the file's
+name."""
 
-CLIP_FORMATS = {
+VIDEO_FORMATS = {
     "mov": (".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v"),
     "mp4": (),
     "matroska": (".mkv", ".mk3d"),
@@ -39,21 +41,33 @@ CLIP_FORMATS = {
     "ivf": (".ivf",),
     "obu": (".obu",),
     "ogg": (".ogv",),
-    "gif": (),  # by its name a picture
+    "gif": (),  # the ending means an image
     "apng": (),
     "mxf": (".mxf",),
     "nut": (".nut",),
     "rm": (".rm", ".rmvb"),
     "dv": (".dv", ".dif"),
 }
-"""By FFmpeg's names. FFmpeg knows more, and some of them are lists of other files and of addresses, which it would read
-from wherever they are: playlists (hls, concat), dash, sdp, sequences of pictures."""
+"""By FFmpeg's names. FFmpeg reads other formats too, and some of them make it open other files and URLs: playlists
+(hls, concat), dash, sdp, image sequences."""
 
-PICTURE_ENDINGS = tuple(ending for endings in PICTURE_FORMATS.values() for ending in endings)
-CLIP_ENDINGS = tuple(ending for endings in CLIP_FORMATS.values() for ending in endings)
+IMAGE_ENDINGS = tuple(ending for endings in IMAGE_FORMATS.values() for ending in endings)
+VIDEO_ENDINGS = tuple(ending for endings in VIDEO_FORMATS.values() for ending in endings)
 
 
 def guess_kind(name: str | PurePath) -> str | None:
-    """The kind of medium, "image" or "video", that a file's name tells; None where it tells neither."""
+    """The kind of medium, "image" or "video", by the ending of a file's name; None for another ending."""
     ending = PurePath(name).suffix.lower()
-    return "image" if ending in PICTURE_ENDINGS else "video" if ending in CLIP_ENDINGS else None
+    return "image" if ending in IMAGE_ENDINGS else "video" if ending in VIDEO_ENDINGS else None
+
+
+def check_file(path: Path, kind: str) -> None:
+    """Raise a `DataError` if `path`, of the given kind, is a folder, missing or empty."""
+    if path.is_dir():
+        raise DataError(
+            f"{path}: is a folder, not {'an image' if kind == 'image' else 'a video'}", f"name the {kind} file"
+        )
+    if not path.is_file():
+        raise DataError(f"{path}: no such {kind}", "check the path; in a samples file it starts at the source's root")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the {kind} is empty (0 bytes)", "download it again or drop the sample")

@@ -1,17 +1,17 @@
-"""Anyres geometry: from a picture's size to its tiles and its tokens. All of its numbers are made here.
+"""Anyres geometry: from an image's size to its tiles and its tokens.
 
-Between mixing (which counts) and image, packing (which cut and place); every stage asks this module, so that a count
-and a placement cannot differ.
+mixing (which counts), image (which cuts) and sample_layout (which places) all use the numbers computed here, so they
+cannot differ.
 
-A picture of 480 x 640 (height x width), tiles of R = 336 pixels, P = 24 patches a side:
+An image of 480 x 640 (height x width), tiles of R = 336 pixels, P = 24 patches a side:
 
-    1. Which grid?  `select_best_resolution` tries every pinpoint and keeps the one that shows most of the picture:
+    1. The grid: `select_best_resolution` tries every pinpoint and returns the one that keeps most of the image:
        672 x 672, two rows and two columns of tiles.
 
-    2. Resized to fit, centred, the rest black. The odd pixel of an uneven border goes to the bottom or the right.
+    2. The image is resized to fit and centred; the rest is black. An odd border pixel goes to the bottom or the right.
 
                     672                                   base tile: the whole
-        +-----------------------------+  -                picture squashed
+        +-----------------------------+  -                image squashed
         |  black, 84 rows             |  | 84             +-----------+
         +--------------+--------------+  -                |           |
         |              :              |  |                |  336x336  |   always tile 0
@@ -23,8 +23,8 @@ A picture of 480 x 640 (height x width), tiles of R = 336 pixels, P = 24 patches
         |  black, 84 rows             |  | 84
         +-----------------------------+  -
 
-    3. In patches the grid is 48 x 48. Rows that are black only are cut off again ("unpad"): what is left is the
-       rectangle (top 6, left 0, height 36, width 48). Every row of it ends with the learned newline `|`.
+    3. The grid has 48 x 48 patches. Rows that are entirely black are cut off ("unpad"), which leaves the rectangle
+       (top 6, left 0, height 36, width 48). Each of its rows ends with the learned newline `|`.
 
         base  0 1 2 ... 575                                  576
         grid  (6, 0) (6, 1) ... (6, 47) |                     48 + 1
@@ -34,14 +34,13 @@ A picture of 480 x 640 (height x width), tiles of R = 336 pixels, P = 24 patches
 
        tokens = 576 + 36 * 48 + 36 = 2340
 
-A frame of a clip has no grid: P x P patches are pooled to `frame_side` x `frame_side`, and nothing stands between
+A frame of a video has no grid: its P x P patches are pooled to `frame_side` x `frame_side`, and nothing separates
 frames.
 
-Numbers are integers, with one deliberate exception. transformers scales by a double, `scale = target / original`, and
-truncates or rounds up what it multiplies with it: 19 * (336 / 19) is 336.00000000000006 there, and its ceiling is
-337. Checkpoints were trained on, and are compared with, those pixels, so `select_best_resolution` and the resized
-size repeat these very operations (exact integers differ for one size in a few thousand). Doubles are the same on every
-machine.
+All numbers are integers, with one exception. transformers multiplies by a double, `scale = target / original`, and
+truncates or rounds up the product: 19 * (336 / 19) is 336.00000000000006 there, and its ceiling is 337. Checkpoints
+were trained on those pixels, so `select_best_resolution` and `_resized` repeat exactly these operations (exact integers
+would differ for one size in a few thousand). Doubles are the same on every machine.
 
 Source: transformers 4.57.1 `image_processing_utils.select_best_resolution`, `get_patch_output_size`,
 `LlavaNextVideoProcessor._get_number_of_features`, `modeling_llava_next_video.unpad_image`.
@@ -62,17 +61,17 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class TilePlan:
-    """How one picture is cut and how many tokens it takes. Sizes are (height, width).
+    """How one image is cut and how many tokens it takes. Sizes are (height, width).
 
     Attributes:
-        size: the picture as displayed, pixels.
+        size: the image as displayed, pixels.
         grid: the chosen pinpoint, pixels.
         rows, columns: tiles down and across the grid.
-        resized: the picture inside the grid, pixels.
+        resized: the image inside the grid, pixels.
         padding_top, padding_left: black pixels above and left of it.
         patch_top, patch_left, patch_height, patch_width: what is left of the grid after unpadding, in patches.
         base_tokens: features of the base tile.
-        tokens: positions the picture takes in the sequence: base, unpadded grid, one newline after each of its rows.
+        tokens: positions the image takes in the sequence: base, unpadded grid, one newline after each of its rows.
     """
 
     size: Size
@@ -91,21 +90,20 @@ class TilePlan:
 
     @property
     def tiles(self) -> int:
-        """Tiles of the picture, the base tile among them (its share of G)."""
+        """Tiles of the image, the base tile among them (its share of G)."""
         return 1 + self.rows * self.columns
 
 
 def select_best_resolution(size: Size, pinpoints: Sequence[Size]) -> Size:
-    """The pinpoint that keeps most of the picture's pixels; of equals, the one that wastes least; of those, the
+    """The pinpoint that keeps most of the image's pixels; of equals, the one with the least unused area; of those, the
     first.
 
     Args:
-        size: the picture, (height, width) in pixels.
+        size: the image, (height, width) in pixels.
         pinpoints: the grids to choose from, (height, width) in pixels.
 
     Returns:
-        One of the pinpoints. Of a picture so thin that no pinpoint keeps a whole row of pixels, all keep nothing, and
-        the smallest wastes least.
+        One of the pinpoints. If an image is so thin that no pinpoint keeps a whole row of pixels, the smallest.
     """
     height, width = size
     best = pinpoints[0]
@@ -120,18 +118,18 @@ def select_best_resolution(size: Size, pinpoints: Sequence[Size]) -> Size:
 
 
 def plan_tiles(size: Size, arch: Architecture) -> TilePlan:
-    """Plan the tiles of one picture.
+    """Plan the tiles of one image.
 
     Args:
-        size: the picture as displayed, (height, width) in pixels, both at least 1.
+        size: the image as displayed, (height, width) in pixels, both at least 1.
         arch: tile size, patch size and pinpoints.
 
     Raises:
-        CheckpointError: the pinpoint is not made of whole tiles.
+        CheckpointError: the pinpoint does not consist of whole tiles.
     """
     height, width = size
     if height < 1 or width < 1:
-        raise ValueError(f"a picture has at least one pixel, not {height} x {width}")
+        raise ValueError(f"an image must have at least one pixel, not {height} x {width}")
     side, patches = arch.vision.image_size, arch.vision.patches
     grid_height, grid_width = select_best_resolution(size, arch.image_grid_pinpoints)
     check_grid((grid_height, grid_width), side)
@@ -167,10 +165,10 @@ def plan_tiles(size: Size, arch: Architecture) -> TilePlan:
 
 
 def check_grid(grid: Size, side: int) -> None:
-    """Refuse a pinpoint that is not made of whole tiles of `side` pixels (`CheckpointError`)."""
+    """Raise a `CheckpointError` if a pinpoint does not consist of whole tiles of `side` pixels."""
     if grid[0] % side or grid[1] % side or min(grid) < side:
         raise CheckpointError(
-            f"image_grid_pinpoints: {list(grid)} is not made of whole tiles of {side} x {side} pixels",
+            f"image_grid_pinpoints: {list(grid)} does not consist of whole tiles of {side} x {side} pixels",
             "check image_grid_pinpoints and vision_config.image_size in the checkpoint's config.json",
         )
 
@@ -186,5 +184,5 @@ def _resized(size: Size, grid: Size) -> Size:
 
 
 def count_video_tokens(frames: int, arch: Architecture) -> int:
-    """Positions that a clip of so many sampled frames takes in the sequence."""
+    """Positions that a video with this many sampled frames takes in the sequence."""
     return frames * arch.frame_features

@@ -1,12 +1,12 @@
-"""A sample in, an `EncodedSample` out: the one place where media, prompt and packing meet.
+"""From a sample to an `EncodedSample`: media, prompt and layout come together here.
 
     sample -- prompt --> segments --------------------------+
-       |                                                    +-- packing --> ids, labels, feature index
+       |                                                    +-- sample_layout --> ids, labels, feature index
        +-- image, video --> plans, uint8 tiles and frames --+
-                                           +-- normalise -----------------> tiles, frames
+                                           +-- normalise -----------------------> tiles, frames
 
-Training uses `Processor.encode`, asking `encode_question`, and checks before a launch `measure`, which reads
-picture headers and decodes nothing.
+Training uses `Processor.encode`, `ask` uses `encode_question`. `measure`, for `mix` and for checks before a run, reads
+image headers and decodes nothing.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from llavanext_cli.errors import CheckpointError, DataError
 from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.image import build_tiles, load_image, normalise, read_image_size
 from llavanext_cli.processing.prompt import CONVERSATIONS, Segment, build_question_prompt, build_training_prompt
-from llavanext_cli.processing.sample_layout import ClipPlan, MediumPlan, measure, pack
+from llavanext_cli.processing.sample_layout import MediumPlan, VideoPlan, lay_out, measure
 from llavanext_cli.processing.tokens import Tokenizer
-from llavanext_cli.processing.video import load_clip
+from llavanext_cli.processing.video import load_video
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, EncodedSample, Medium, Sample, SampleSize
 
 if TYPE_CHECKING:
@@ -40,13 +40,13 @@ Roots = Mapping[str, "str | Path"]
 
 @dataclass(frozen=True)
 class Media:
-    """What the media of a sample are, decoded. A chat keeps it from one question to the next.
+    """The decoded media of a sample. A chat keeps them from one question to the next.
 
     Attributes:
         plans: one for each medium, in order.
-        tiles: `uint8[G, 3, R, R]`, all pictures.
-        frames: `uint8[F, 3, R, R]`, all clips.
-        times: seconds of each frame, for each clip in order.
+        tiles: `uint8[G, 3, R, R]`, of all images.
+        frames: `uint8[F, 3, R, R]`, of all videos.
+        times: seconds of each frame, for each video in order.
     """
 
     plans: tuple[MediumPlan, ...]
@@ -62,7 +62,7 @@ class Processor:
     Attributes:
         arch: sizes, pinpoints and token ids.
         tokenizer: of the same checkpoint.
-        frames: frames sampled from a clip.
+        frames: frames sampled from a video.
     """
 
     arch: Architecture
@@ -73,11 +73,11 @@ class Processor:
         for name, token in ((IMAGE_PLACEHOLDER, "image_token_index"), (VIDEO_PLACEHOLDER, "video_token_index")):
             ours, theirs = getattr(self.arch, token), self.tokenizer.added.get(name)
             if name == VIDEO_PLACEHOLDER and ours == self.arch.image_token_index:
-                continue  # a picture-only model: its config.json has no word on clips, whatever the tokenizer knows
+                continue  # an image-only model: its config.json has no video_token_index
             if theirs is not None and theirs != ours:
                 raise CheckpointError(
-                    f"{name} is {theirs} in the tokenizer, but config.json says {token} {ours}",
-                    "take both from the same checkpoint",
+                    f"{name} has id {theirs} in the tokenizer, but {token} is {ours} in config.json",
+                    "take both files from the same checkpoint",
                 )
 
     @cached_property
@@ -100,83 +100,82 @@ class Processor:
         """Encode a training sample; answers are supervised.
 
         Args:
-            roots: where the media of each source lie.
-            media: from `load_media`, where they were decoded before.
+            roots: media folder of each source.
+            media: from `load_media`, if they are decoded already.
 
         Raises:
-            DataError: a medium cannot be read, or prompt and media do not match; the message begins with the sample's
-            id.
+            DataError: a medium cannot be read, or prompt and media do not match; the message names the sample.
         """
         return self._encode(sample, build_training_prompt(sample, self.arch.conversation), roots, media)
 
     def encode_question(self, sample: Sample, roots: Roots | None = None, media: Media | None = None) -> EncodedSample:
-        """Encode a conversation that ends with a question. Unnamed media come first. Errors as `encode`."""
+        """Encode a question. Without placeholders, media come first. Errors as `encode`."""
         return self._encode(sample, build_question_prompt(sample, self.arch.conversation), roots or {}, media)
 
     def load_media(self, sample: Sample, roots: Roots | None = None) -> Media:
-        """Decode the pictures and clips of a sample. Errors as `encode`."""
+        """Decode the images and videos of a sample. Errors as `encode`."""
         import numpy as np
 
-        self._check_clips(sample)
+        self._check_frames(sample)
         side = self.arch.vision.image_size
         plans: list[MediumPlan] = []
         times: list[tuple[float, ...]] = []
         tiles, frames = [np.zeros((0, 3, side, side), np.uint8)], [np.zeros((0, 3, side, side), np.uint8)]
         for medium in sample.media:
             path = resolve_path(sample, medium, roots or {})
-            with _named(sample):
+            with _name_sample(sample):
                 if medium.kind == "image":
                     image = load_image(path)
                     plan = plan_tiles((image.height, image.width), self.arch)
                     tiles.append(build_tiles(image, plan, self.arch))
                     plans.append(plan)
                 else:
-                    clip, seconds = load_clip(path, self.frames, self.arch)
-                    frames.append(clip)
+                    video, seconds = load_video(path, self.frames, self.arch)
+                    frames.append(video)
                     times.append(tuple(seconds.tolist()))
-                    plans.append(ClipPlan(len(clip)))
+                    plans.append(VideoPlan(len(video)))
         return Media(tuple(plans), np.concatenate(tiles), np.concatenate(frames), tuple(times))
 
     def plan_media(self, sample: Sample, roots: Roots | None = None) -> tuple[MediumPlan, ...]:
-        """What each medium will take, from sizes in the sample or in picture headers; no pixel is decoded."""
-        self._check_clips(sample)
+        """Tiles and tokens of each medium, from sizes in the sample or in image headers. Decodes no pixel."""
+        self._check_frames(sample)
         plans: list[MediumPlan] = []
         for medium in sample.media:
             if medium.kind == "video":
-                plans.append(ClipPlan(self.frames))
+                plans.append(VideoPlan(self.frames))
                 continue
             size = medium.size
             if size is None:
-                with _named(sample):
+                with _name_sample(sample):
                     size = read_image_size(resolve_path(sample, medium, roots or {}))
             plans.append(plan_tiles(size, self.arch))
         return tuple(plans)
 
     def measure(self, sample: Sample, roots: Roots | None = None) -> SampleSize:
-        """Size of the training sample that `encode` would make."""
+        """Size of the training sample that `encode` would return."""
         return self._measure(sample, build_training_prompt(sample, self.arch.conversation), roots)
 
     def count_question(self, sample: Sample, roots: Roots | None = None) -> int:
-        """Tokens of the prompt that `encode_question` would make."""
+        """Tokens of the prompt that `encode_question` would return."""
         return self._measure(sample, build_question_prompt(sample, self.arch.conversation), roots).tokens
 
     def _measure(self, sample: Sample, segments: list[Segment], roots: Roots | None) -> SampleSize:
         return measure(segments, self.plan_media(sample, roots), self.tokenizer, self.arch)
 
-    def _check_clips(self, sample: Sample) -> None:
+    def _check_frames(self, sample: Sample) -> None:
         if self.frames < 1 and any(medium.kind == "video" for medium in sample.media):
-            raise DataError(f"sample {sample.id}: has a clip, but 0 frames are taken from clips", "set data.frames")
+            raise DataError(f"sample {sample.id}: has a video, but data.frames is 0", "set data.frames")
 
     def _encode(self, sample: Sample, segments: list[Segment], roots: Roots, media: Media | None) -> EncodedSample:
         media = media or self.load_media(sample, roots)
-        packed = pack(segments, media.plans, self.tokenizer, self.arch, sample.id)
+        layout = lay_out(segments, media.plans, self.tokenizer, self.arch, sample.id)
         return EncodedSample(
             id=sample.id,
-            input_ids=packed.input_ids,
-            labels=packed.labels,
+            input_ids=layout.input_ids,
+            labels=layout.labels,
             tiles=normalise(media.tiles),
             frames=normalise(media.frames),
-            feature_index=packed.feature_index,
+            feature_index=layout.feature_index,
         )
 
 
@@ -193,15 +192,15 @@ def resolve_path(sample: Sample, medium: Medium, roots: Roots) -> str:
     if root is not None:
         return os.path.join(os.path.expanduser(root), path)
     if not sample.source:
-        return path  # as typed: relative to where the command runs
+        return path  # relative to the working folder
     raise DataError(
-        f"sample {sample.id}: no root for source {sample.source!r}, needed for {medium.path}",
-        f"roots are given for: {', '.join(sorted(roots)) or 'nothing'}; name it in the data file's header",
+        f"sample {sample.id}: no media folder for source {sample.source!r}, needed for {medium.path}",
+        f"add it to roots in the header of the samples file, which has: {', '.join(sorted(roots)) or 'none'}",
     )
 
 
 @contextmanager
-def _named(sample: Sample) -> Iterator[None]:
+def _name_sample(sample: Sample) -> Iterator[None]:
     """Put the sample's id before the message of a `DataError`."""
     try:
         yield

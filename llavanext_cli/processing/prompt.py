@@ -1,10 +1,10 @@
-"""The prompt, as segments: what is said, what is learned, and where media stand.
+"""The prompt as segments: text, the places of media, and which parts are supervised.
 
-Before packing, which turns each segment into ids, labels and feature rows. Two rounds about one picture, in the form
-vicuna_v1:
+Before sample_layout, which turns each segment into ids, labels and feature rows. Two rounds about one image in the
+format vicuna_v1:
 
     text    A chat between ... questions. USER:␣     not supervised     system prompt, one space, "USER: "
-    medium  0                                        not supervised     the picture's tokens
+    medium  0                                        not supervised     the image's tokens
     text    \\nWhat is it? ASSISTANT:                 not supervised
     text    ␣A cat.                                  supervised         the answer, with the space before it
     end                                              supervised         </s>
@@ -12,16 +12,16 @@ vicuna_v1:
     text    ␣Grey.                                   supervised
     end                                              supervised
 
-and in the form mistral_instruct, whose answers end with a space:
+and in the format mistral_instruct, whose answers end with a space:
 
-    [INST] <picture>\\nWhat is it? [/INST] A cat. </s>[INST] And its colour? [/INST] Grey. </s>
+    [INST] <image>\\nWhat is it? [/INST] A cat. </s>[INST] And its colour? [/INST] Grey. </s>
 
-A question is the same up to its last "ASSISTANT:" or "[/INST]", where the model goes on. Nothing is ever searched for
-in the finished text, so an answer may hold "</s>" or " ASSISTANT: " and stays what it is: words.
+The prompt of a question ends with its last "ASSISTANT:" or "[/INST]", where the model continues. The finished text is
+never searched, so "</s>" or " ASSISTANT: " in an answer are ordinary text.
 
 Source: conversation templates vicuna_v1 and mistral_instruct of the original training code (LLaVA-NeXT,
-`conversation.py`); the placeholder rule is its `preprocess_multimodal`. transformers' documentation of llava_next asks
-llava-v1.6-mistral in the same form.
+`conversation.py`); the placeholder rule is its `preprocess_multimodal`. transformers' documentation of llava_next uses
+the same format for llava-v1.6-mistral.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Sample, Turn
@@ -42,12 +43,12 @@ TEXT, MEDIUM, END = "text", "medium", "end"
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is written around questions and answers. The space before an answer is everywhere, and is learned.
+    """The text around questions and answers. The space before an answer is part of every format, and supervised.
 
     Attributes:
         head: before everything.
         before_question, after_question: around each question.
-        after_answer: between an answer and its end token; learned.
+        after_answer: between an answer and its end token; supervised.
     """
 
     head: str
@@ -60,7 +61,7 @@ CONVERSATIONS = {
     "vicuna_v1": Conversation(SYSTEM + " ", "USER: ", " ASSISTANT:", ""),
     "mistral_instruct": Conversation("", "[INST] ", " [/INST]", " "),
 }
-"""The forms that `Architecture.conversation` names."""
+"""The formats that `Architecture.conversation` names."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ class Segment:
     """A piece of the prompt.
 
     Attributes:
-        kind: TEXT, MEDIUM (the tokens of one picture or clip) or END (`</s>`).
-        text: the words of a TEXT.
-        medium: which of the sample's media a MEDIUM is.
-        supervised: whether its tokens are learned.
+        kind: TEXT, MEDIUM (the tokens of one image or video) or END (`</s>`).
+        text: of a TEXT.
+        medium: index of a MEDIUM in the sample's media.
+        supervised: whether the loss is computed on its tokens.
     """
 
     kind: str
@@ -81,21 +82,21 @@ class Segment:
 
 
 def build_training_prompt(sample: Sample, conversation: str = "vicuna_v1") -> list[Segment]:
-    """Segments of a conversation whose answers are learned, in the form named.
+    """Segments of a conversation whose answers are supervised, in the format named.
 
     Raises:
         DataError: it does not end with an answer, or placeholders and media do not match.
     """
     if not sample.turns or sample.turns[-1].role != "assistant":
         raise DataError(
-            f"{_label(sample)}: the conversation does not end with an answer", "drop the last turn or the sample"
+            f"{_label(sample)}: the conversation does not end with an answer", "drop the last turn, or the sample"
         )
     return _build(sample, sample.turns, CONVERSATIONS[conversation])
 
 
 def build_question_prompt(sample: Sample, conversation: str = "vicuna_v1") -> list[Segment]:
-    """Segments of a conversation that the model is to continue, in the form named. Media that no placeholder names come
-    first of all.
+    """Segments of a conversation that the model continues, in the format named. Without placeholders, all media come
+    first.
 
     Raises:
         DataError: it does not end with a question, or placeholders and media do not match.
@@ -110,22 +111,22 @@ def build_question_prompt(sample: Sample, conversation: str = "vicuna_v1") -> li
 
 
 def check_placeholders(sample: Sample) -> str | None:
-    """What is wrong with a sample's placeholders, or None. Needs no file, so that a mix can be checked before
-    training."""
+    """What is wrong with a sample's placeholders, or None. Reads no file."""
     try:
-        _match_media(sample, sample.turns)
+        _check_media(sample, sample.turns)
     except DataError as error:
         return error.what
     return None
 
 
 def _build(sample: Sample, turns: Sequence[Turn], form: Conversation) -> list[Segment]:
-    media = iter(_match_media(sample, turns))
+    _check_media(sample, turns)
+    media = count()  # placeholders and media have the same order
     segments: list[Segment] = []
     text = form.head  # unsupervised text since the last segment
-    for number, turn in enumerate(turns):
+    for turn in turns:
         if turn.role == "assistant":
-            # an empty answer is an end alone: the space belongs to the answer's first word
+            # of an empty answer only the end remains: the space belongs to the answer's first word
             answer = f" {turn.text}{form.after_answer}" if turn.text else ""
             segments.append(Segment(TEXT, answer, supervised=True))
             segments.append(Segment(END, supervised=True))
@@ -139,11 +140,6 @@ def _build(sample: Sample, turns: Sequence[Turn], form: Conversation) -> list[Se
                 text += part
         segments.append(Segment(TEXT, text + form.after_question))
         text = ""
-        if number + 1 < len(turns) and turns[number + 1].role != "assistant":
-            raise DataError(
-                f"{_label(sample)}: turn {number + 2} must be the assistant's",
-                "let user and assistant take turns, or drop the sample",
-            )
     return [segment for segment in segments if segment.kind != TEXT or segment.text]
 
 
@@ -152,7 +148,7 @@ def _split_turn(text: str, sample: Sample) -> list[tuple[str, bool]]:
     found = _placeholders(text, sample)
     if len(found) == 1:
         rest = text.replace(found[0], "", 1)
-        # "<image>\n..." is already as it should be, trailing spaces included; anything else is tidied as in training
+        # "<image>\n..." stays as it is, trailing spaces included; otherwise the rest is stripped, as the original does
         rest = rest if text.startswith(found[0] + "\n") else "\n" + rest.strip()
         return [(found[0], True), (rest, False)]
     pattern = _pattern(sample)
@@ -162,11 +158,8 @@ def _split_turn(text: str, sample: Sample) -> list[tuple[str, bool]]:
 
 
 def _pattern(sample: Sample) -> str | None:
-    """What counts as a placeholder here: clips are marked by either word, pictures by `<image>` alone.
-
-    Where there is no medium the words are text (people ask about HTML), and where there are only pictures, so is
-    `<video>`.
-    """
+    """What counts as a placeholder: `<image>` and `<video>` if the sample has a video, `<image>` if it has images only,
+    nothing if it has no media. Everything else is text (people ask about HTML)."""
     if any(medium.kind == "video" for medium in sample.media):
         return f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}"
     return IMAGE_PLACEHOLDER if sample.media else None
@@ -177,32 +170,30 @@ def _placeholders(text: str, sample: Sample) -> list[str]:
     return re.findall(pattern, text) if pattern else []
 
 
-def _match_media(sample: Sample, turns: Sequence[Turn]) -> list[int]:
-    """Index of the medium behind each placeholder: in order, one for each.
+def _check_media(sample: Sample, turns: Sequence[Turn]) -> None:
+    """Compare placeholders and media.
 
     Raises:
-        DataError: their numbers differ, `<video>` stands for a picture, or a placeholder line has no medium at all.
+        DataError: their numbers differ, `<video>` stands for an image, or a placeholder line has no medium at all.
     """
     texts = [turn.text for turn in turns if turn.role == "user"]
     found = [name for text in texts for name in _placeholders(text, sample)]
     if not sample.media:
-        # "<image>" amid a sentence is talk about HTML; alone on the first or last line it has lost its picture
+        # inside a sentence "<image>" is text; alone on the first or last line, its image is missing
         found = [name for text in texts for name in _lone_placeholders(text)]
     if len(found) != len(sample.media):
         raise DataError(
             f"{_label(sample)}: {len(found)} placeholder{'' if len(found) == 1 else 's'} "
-            f"({IMAGE_PLACEHOLDER}, {VIDEO_PLACEHOLDER}) "
-            f"for {len(sample.media)} media",
-            "give each picture or clip one placeholder in the user's turns",
+            f"({IMAGE_PLACEHOLDER}, {VIDEO_PLACEHOLDER}) for {len(sample.media)} media",
+            "write one placeholder for each image and video in the user's turns",
         )
     for number, (name, medium) in enumerate(zip(found, sample.media, strict=True)):
         if name == VIDEO_PLACEHOLDER and medium.kind == "image":
             raise DataError(
                 f"{_label(sample)}: placeholder {number + 1} is {VIDEO_PLACEHOLDER}, "
-                f"but medium {number + 1} is a picture",
+                f"but medium {number + 1} is an image",
                 "put the media in the order of their placeholders",
             )
-    return list(range(len(found)))
 
 
 def _lone_placeholders(text: str) -> list[str]:

@@ -1,13 +1,13 @@
-"""Text to ids and back, with the SentencePiece model of a checkpoint folder and nothing else.
+"""Text to ids and back, with the SentencePiece model of a checkpoint folder.
 
-Below packing, which asks for the ids of one segment after another. The ids equal those of transformers'
-`LlamaTokenizer` (4.57.1) for the same folder, in both of its ways:
+Below sample_layout, which encodes one segment after another. The ids equal those of transformers' `LlamaTokenizer`
+(4.57.1) for the same folder, in both of its modes:
 
-    legacy true     every stretch of text between two special tokens gets a space put before it
-    legacy false    only the very first stretch does
+    legacy true     each stretch of text between two special tokens gets a space before it
+    legacy false    only the first stretch does
 
-What a person typed never becomes a control id: special tokens are placed by id, by packing, and text that spells one
-(`</s>`, `<image>`) is encoded as the characters it is made of.
+Text never becomes a special token: sample_layout places special tokens by id, and text that looks like one (`</s>`,
+`<image>`) is encoded character by character.
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ TOKENIZER_FILES = (
 """The files of a tokenizer in a model folder; which of them exist depends on the model."""
 
 SPACE = "\u2581"
-"""How SentencePiece spells a space inside a piece."""
+"""A space inside a SentencePiece piece."""
 
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
-"""`ModelProto{normalizer_spec{add_dummy_prefix: false}}`. Protocol buffers merge what is appended into what is
-there."""
+"""`ModelProto{normalizer_spec{add_dummy_prefix: false}}`. Appended to a model's bytes, it replaces that field."""
 
 MODEL_LIMIT = 64 << 20
-"""Bytes of a tokenizer.model; those of the models we know have 0.5 to 5 MB."""
+"""Maximum size of a tokenizer.model in bytes; known models have 0.5 to 5 MB."""
 
 SPECIAL_DEFAULTS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
 
@@ -54,11 +53,11 @@ class Tokenizer:
     Attributes:
         model: the bytes of tokenizer.model.
         legacy: see the module docstring.
-        add_prefix_space: with legacy false, whether the first stretch gets its space.
+        add_prefix_space: whether the first stretch gets its space, if legacy is false.
         add_bos: whether a sequence begins with bos_id.
-        bos_id, eos_id: ids of the special tokens that packing places.
-        added: tokens beside the model's, text to id (`<image>`, `<video>`).
-        unk_token: the text of the unknown token, the guard in `_encode_plain`.
+        bos_id, eos_id: ids of the special tokens that sample_layout places.
+        added: tokens added to those of the model, text to id (`<image>`, `<video>`).
+        unk_token: text of the unknown token; `_encode_plain` uses it as a guard.
         special_ids: ids that decoding leaves out.
     """
 
@@ -73,14 +72,13 @@ class Tokenizer:
     special_ids: frozenset[int] = frozenset()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Data loaders copy tokenizers to other processes: the fields travel, the processors are built again
-        there."""
+        """Pickled for reader processes: without the SentencePiece objects, which are built again there."""
         processors = ("_processor", "_plain", "_guard_length", "_spelled")
         return {key: value for key, value in self.__dict__.items() if key not in processors}
 
     @cached_property
     def _processor(self) -> Any:
-        """The model as it is, which puts a space before each text."""
+        """The model as it is: it puts a space before each text."""
         return _load_processor(self.model)
 
     @cached_property
@@ -94,7 +92,7 @@ class Tokenizer:
 
     @cached_property
     def _spelled(self) -> tuple[str, ...]:
-        """Special tokens that the model itself would make out of text (user-defined symbols)."""
+        """Special tokens that the model itself recognises in text (user-defined symbols)."""
         names = [self._processor.id_to_piece(i) for i in self.special_ids if i < len(self._processor)]
         return tuple(
             name for name in [*names, *self.added] if not self.special_ids.isdisjoint(self._plain.encode(name))
@@ -102,12 +100,11 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Ids the tokenizer knows, added ones included."""
+        """Number of ids, added ones included."""
         return max([len(self._processor) - 1, *self.added.values()]) + 1
 
     def encode(self, text: str, first: bool = False) -> list[int]:
-        """Ids of a stretch of text that stands at the start of the sequence (`first`) or right after a special
-        token."""
+        """Ids of text at the start of the sequence (`first`) or right after a special token."""
         if not text:
             return []
         text = _well_formed(text)
@@ -119,9 +116,9 @@ class Tokenizer:
         return self._encode_plain(SPACE + text if first and self.add_prefix_space else text)
 
     def encode_more(self, text: str) -> list[int]:
-        """Ids of text that goes on where other text ended: nothing is put before it.
+        """Ids of text that continues other text: no space is put before it.
 
-        Cutting before a space gives the ids of the uncut text, because no piece holds a space after another character.
+        Cut before a space, text has the same ids as uncut, because no piece has a space after another character.
         """
         return self._encode_plain(_well_formed(text).replace(SPACE, " "))
 
@@ -131,14 +128,14 @@ class Tokenizer:
         head, tail = self._split_spelled(text)
         ids: list[int]
         if head.startswith((SPACE, " ")):
-            # some models strip leading spaces; behind a guard the space is not a leading one (as LlamaTokenizer does)
+            # some models strip leading spaces; after a guard it is not a leading one (as in LlamaTokenizer)
             ids = self._plain.encode(self.unk_token + head)[self._guard_length :]
         else:
             ids = self._plain.encode(head)
         return ids + self._encode_plain(tail)
 
     def _split_spelled(self, text: str) -> tuple[str, str]:
-        """Cut inside the first special token that the model would recognise, so that it stays plain text."""
+        """Cut inside the first special token that the model would recognise, so that it is encoded as plain text."""
         found = [place for place in (text.find(name) for name in self._spelled) if place >= 0]
         return (text[: min(found) + 1], text[min(found) + 1 :]) if found else (text, "")
 
@@ -148,11 +145,11 @@ class Tokenizer:
         return "".join(decoder.push(int(i)) for i in ids) + decoder.flush()
 
     def stream(self) -> StreamDecoder:
-        """A decoder for ids that arrive one by one."""
+        """A decoder for ids that come one by one."""
         return StreamDecoder(self)
 
     def piece_bytes(self, token: int) -> bytes:
-        """UTF-8 of one id; of a byte piece the byte. Special ids and those beyond the vocabulary are empty."""
+        """UTF-8 of one id; of a byte piece, the byte. Empty for special ids and ids beyond the vocabulary."""
         if token in self.special_ids:
             return b""
         if token in self._added_names:
@@ -170,7 +167,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Turns ids into text as they come, holding back bytes until they make a whole character."""
+    """Turns ids into text as they come. Bytes wait until they form a whole character."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -178,7 +175,7 @@ class StreamDecoder:
         self._started = False
 
     def push(self, token: int) -> str:
-        """The text that this id completes; may be empty."""
+        """The text that this id completes; often empty."""
         data = self._tokenizer.piece_bytes(token)
         if data and not self._started:
             self._started = True
@@ -186,7 +183,7 @@ class StreamDecoder:
         return self._utf8.decode(data)
 
     def flush(self) -> str:
-        """What is left of a character that never became whole, as U+FFFD; usually empty."""
+        """U+FFFD for a character that was never completed; usually empty."""
         return self._utf8.decode(b"", final=True)
 
 
@@ -194,11 +191,11 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Read a tokenizer folder.
 
     Args:
-        folder: holds tokenizer.model; tokenizer_config.json, special_tokens_map.json and added_tokens.json are read
-            where they exist (an absent `legacy` means true, as in transformers).
+        folder: contains tokenizer.model; tokenizer_config.json, special_tokens_map.json and added_tokens.json are read
+            if they exist (without `legacy`, it is true, as in transformers).
 
     Raises:
-        CheckpointError: no tokenizer.model, a file that cannot be read, or a special token without an id.
+        CheckpointError: tokenizer.model is missing, a file cannot be read, or a special token has no id.
     """
     folder = Path(folder)
     path = folder / "tokenizer.model"
@@ -206,21 +203,21 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         hint = "fetch the checkpoint again with its tokenizer.model"
         if (folder / "tokenizer.json").is_file():
             hint = "tokenizer.json alone is not enough: " + hint
-        raise CheckpointError(f"{folder}: no tokenizer.model", hint)
+        raise CheckpointError(f"{folder}: tokenizer.model is missing", hint)
     if path.stat().st_size > MODEL_LIMIT:
         raise CheckpointError(f"{path}: more than {MODEL_LIMIT} bytes", "fetch the checkpoint again")
     model = path.read_bytes()
     try:
         if not model:
-            raise ValueError("empty")  # sentencepiece would take it for "no model yet"
+            raise ValueError("empty")  # sentencepiece would accept it
         processor = _load_processor(model)
-    except Exception as error:  # sentencepiece raises RuntimeError, OSError or ValueError by version
+    except Exception as error:  # RuntimeError, OSError or ValueError, depending on the version
         raise CheckpointError(f"{path}: is not a SentencePiece model", "fetch the checkpoint again") from error
 
     config = read_optional(folder, "tokenizer_config.json")
     names = SPECIAL_DEFAULTS | _special_names(read_optional(folder, "special_tokens_map.json")) | _special_names(config)
     added, added_special = _added_tokens(folder, config)
-    for name in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):  # a model may hold them as pieces of its own
+    for name in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):  # they may be pieces of the model
         if (number := _special_id(name, added, processor)) is not None:
             added[name] = number
     ids: dict[str, int] = {}
@@ -228,8 +225,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         number = _special_id(name, added, processor)
         if number is None and key != "pad_token":
             raise CheckpointError(
-                f"{folder}: {key} {name!r} is neither in tokenizer.model nor an added token",
-                "fetch the files of the tokenizer again, all from one model",
+                f"{folder}: {key} {name!r} is missing in tokenizer.model and among the added tokens",
+                "fetch the tokenizer's files again, all from the same model",
             )
         ids[key] = ids["unk_token"] if number is None else number
     special = {*ids.values(), *added_special}
@@ -254,7 +251,7 @@ def _load_processor(model: bytes) -> Any:
 
 
 def _well_formed(text: str) -> str:
-    """Text without lone surrogates, which JSON can spell (`"\\ud83d"`) and UTF-8 cannot hold."""
+    """Replace lone surrogates, which JSON can contain (`"\\ud83d"`) and UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -263,17 +260,18 @@ def _well_formed(text: str) -> str:
 
 
 def _special_names(data: dict[str, Any]) -> dict[str, str]:
-    """The four special tokens of a JSON file, each a text or {"content": text}."""
+    """The special tokens of a JSON file, each a text or {"content": text}."""
     values = {key: data.get(key) for key in SPECIAL_DEFAULTS}
     values = {key: value.get("content") if isinstance(value, dict) else value for key, value in values.items()}
     return {key: value for key, value in values.items() if isinstance(value, str) and value}
 
 
 def _added_tokens(folder: Path, config: dict[str, Any]) -> tuple[dict[str, int], set[int]]:
-    """Added tokens, text to id, and the ids of those marked special. tokenizer_config.json has the last word.
+    """Added tokens, text to id, and the ids of those marked special. tokenizer_config.json overrides
+    added_tokens.json.
 
     Raises:
-        CheckpointError: an id is no number or a negative one, or an entry has no content.
+        CheckpointError: an id is invalid, or an entry has no content.
     """
     try:
         added = {str(name): int(number) for name, number in read_optional(folder, "added_tokens.json").items()}
@@ -283,11 +281,11 @@ def _added_tokens(folder: Path, config: dict[str, Any]) -> tuple[dict[str, int],
             if entry.get("special"):
                 special.add(int(number))
         if wrong := [number for number in added.values() if not 0 <= number < 1 << 31]:
-            raise ValueError(f"{wrong[0]} is no id")
+            raise ValueError(f"{wrong[0]} is not an id")
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as fault:
         raise CheckpointError(
-            f"{folder}: added tokens that cannot be read ({type(fault).__name__}: {fault})",
-            "Fetch added_tokens.json and tokenizer_config.json again.",
+            f"{folder}: invalid added tokens ({type(fault).__name__}: {fault})",
+            "fetch added_tokens.json and tokenizer_config.json again",
         ) from fault
     return added, special
 

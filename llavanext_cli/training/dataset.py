@@ -14,7 +14,7 @@ import numpy as np
 
 from llavanext_cli.config.mindformers import COLUMNS
 from llavanext_cli.errors import DataError
-from llavanext_cli.processing.sample_layout import check_fit, collate
+from llavanext_cli.processing.sample_layout import pad
 from llavanext_cli.records import IGNORE_INDEX, EncodedSample
 from llavanext_cli.training.inputs import room_of
 
@@ -63,15 +63,16 @@ class EncodedSamples:
         """`input_ids int32[S]`, `tiles float32[G+F, 3, R, R]`, `feature_index int32[S]`, `labels int32[S]`."""
         sample = self.file[self.order[int(position)]]
         try:
-            encoded = self.processor.encode(sample, self.file.roots)
-            check_fit(sample.id, encoded.size, self.room)  # a picture that was replaced since it was measured
+            padded = self._pad(self.processor.encode(sample, self.file.roots))
         except DataError as fault:
             if self.skipped is None:
-                self.report(DataError(fault.what, "mend it, leave it out of the mix, or add --on-bad skip"))
+                self.report(DataError(fault.what, "repair it, leave it out of the mix, or add --on-bad skip"))
                 raise
-            encoded = self._skip(sample, fault)
-        batch = collate([encoded], *self.room, self.processor.arch)
-        return tuple(getattr(batch, column)[0] for column in COLUMNS)
+            padded = self._pad(self._skip(sample, fault))
+        return tuple(padded[column] for column in COLUMNS)
+
+    def _pad(self, sample: EncodedSample) -> dict[str, np.ndarray]:
+        return pad(sample, self.room, self.processor.arch)
 
     def _skip(self, sample: Sample, fault: DataError) -> EncodedSample:
         """An empty place in the batch, without a supervised token: the same loss on every number of workers."""

@@ -14,7 +14,7 @@ from PIL import Image
 from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.image import build_tiles
 from llavanext_cli.processing.processor import Media, Processor
-from llavanext_cli.processing.sample_layout import ClipPlan
+from llavanext_cli.processing.sample_layout import VideoPlan
 from llavanext_cli.processing.video import build_frame
 from llavanext_cli.records import EncodedSample, Medium, Sample, Turn
 
@@ -143,7 +143,7 @@ def build_cases(
         nothing = np.zeros((0, 3, side, side), np.uint8)
         tiles = [build_tiles(image, plan, arch) for image, plan in zip(opened, plans, strict=True)]
         frames = [np.stack([build_frame(frame, side) for frame in pixels]) for pixels in videos]
-        of_kind = {"image": iter(plans), "video": iter([ClipPlan(len(pixels)) for pixels in frames])}
+        of_kind = {"image": iter(plans), "video": iter([VideoPlan(len(pixels)) for pixels in frames])}
         media = Media(
             tuple(next(of_kind[kind]) for kind in kinds),
             np.concatenate([nothing, *tiles]),

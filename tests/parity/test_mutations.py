@@ -80,14 +80,14 @@ def test_height_and_width_swapped_in_the_index_only(model, forward, theirs, monk
 
 def test_one_newline_dropped(model, forward, theirs, monkeypatch):
     """The last row's, with its token."""
-    pack = processor.pack
+    lay_out = processor.lay_out
 
     def shorter(*args):
-        packed = pack(*args)
-        last = np.flatnonzero(packed.input_ids == model.arch.image_token_index)[-1]
-        return sample_layout.Packed(*[np.delete(values, last) for values in vars(packed).values()])
+        layout = lay_out(*args)
+        last = np.flatnonzero(layout.input_ids == model.arch.image_token_index)[-1]
+        return sample_layout.SampleLayout(*[np.delete(values, last) for values in vars(layout).values()])
 
-    monkeypatch.setattr(processor, "pack", shorter)
+    monkeypatch.setattr(processor, "lay_out", shorter)
     ours = stages_of(model, forward)
     with first_difference("ids"):
         check_stages(NAME, ours, theirs)
@@ -110,15 +110,15 @@ def test_one_newline_replaced_by_text(model, forward, theirs, monkeypatch):
 
 def test_one_token_more_masked(model, forward, learning, theirs, monkeypatch):
     """The first of the answer. Without the labels' own stage, the loss would tell too."""
-    pack = processor.pack
+    lay_out = processor.lay_out
 
     def masked(*args):
-        packed = pack(*args)
-        labels = packed.labels.copy()
+        layout = lay_out(*args)
+        labels = layout.labels.copy()
         labels[np.flatnonzero(labels != IGNORE_INDEX)[0]] = IGNORE_INDEX
-        return replace(packed, labels=labels)
+        return replace(layout, labels=labels)
 
-    monkeypatch.setattr(processor, "pack", masked)
+    monkeypatch.setattr(processor, "lay_out", masked)
     ours = stages_of(model, forward)
     with first_difference("labels"):
         check_stages(NAME, ours, theirs)

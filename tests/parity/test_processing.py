@@ -15,9 +15,9 @@ from llavanext_cli.processing.decoding import sample_positions
 from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.image import build_tiles, load_image, normalise
 from llavanext_cli.processing.prompt import MEDIUM, TEXT, build_question_prompt, build_training_prompt
-from llavanext_cli.processing.sample_layout import ClipPlan, pack
+from llavanext_cli.processing.sample_layout import VideoPlan, lay_out
 from llavanext_cli.processing.tokens import load_tokenizer
-from llavanext_cli.processing.video import load_clip
+from llavanext_cli.processing.video import load_video
 from llavanext_cli.records import IGNORE_INDEX, Medium, Sample, Turn
 from tests.conftest import train_sentencepiece
 
@@ -192,7 +192,7 @@ def test_frames(write_clip, size):
     with av.open(str(path)) as container:
         every = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     wanted = every[sample_positions(12, 5)]
-    tiles, _ = load_clip(path, 5, ARCH)
+    tiles, _ = load_video(path, 5, ARCH)
     options = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
     raw = LlavaNextVideoImageProcessor(do_rescale=False, do_normalize=False, **options)(wanted, return_tensors="np")
     assert raw["pixel_values_videos"].dtype == np.uint8
@@ -275,7 +275,7 @@ SYSTEM = (
     "detailed, and polite answers to the user's questions."
 )
 IMAGE, VIDEO = Medium("image", "a.jpg"), Medium("video", "a.mp4")
-SMALL_PLANS = {"image": [plan_tiles((20, 2000), ARCH), plan_tiles((100, 2000), ARCH)], "video": [ClipPlan(2)] * 2}
+SMALL_PLANS = {"image": [plan_tiles((20, 2000), ARCH), plan_tiles((100, 2000), ARCH)], "video": [VideoPlan(2)] * 2}
 
 CONVERSATIONS = {
     "text only": (["what is it?", "a grey cat."], []),
@@ -314,14 +314,14 @@ def joined_for_mistral(texts) -> str:
 FORMS = {"vicuna_v1": joined, "mistral_instruct": joined_for_mistral}
 
 
-def packed_and_plans(ours, texts, media, form="vicuna_v1"):
+def layout_and_plans(ours, texts, media, form="vicuna_v1"):
     arch = Architecture(image_token_index=ours.added["<image>"], video_token_index=ours.added["<video>"])
     plans = plans_of(media)
-    return pack(build_training_prompt(as_sample(texts, media), form), plans, ours, arch, "s"), plans
+    return lay_out(build_training_prompt(as_sample(texts, media), form), plans, ours, arch, "s"), plans
 
 
 def tokens_of(plan) -> int:
-    return plan.tokens if not isinstance(plan, ClipPlan) else plan.frames * 144
+    return plan.tokens if not isinstance(plan, VideoPlan) else plan.frames * 144
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -330,13 +330,13 @@ def test_ids_of_conversations(tokenizers, name, form):
     """As `LlavaNextVideoProcessor` does: a placeholder for each feature, then one call of the tokenizer."""
     ours, theirs = tokenizers
     texts, media = CONVERSATIONS[name]
-    packed, plans = packed_and_plans(ours, texts, media, form)
+    layout, plans = layout_and_plans(ours, texts, media, form)
     prompt = FORMS[form](texts)
     for plan in plans:  # each in its turn: <image> -> <placeholder> x tokens, so that the next one is found
-        word = "<video>" if isinstance(plan, ClipPlan) else "<image>"
+        word = "<video>" if isinstance(plan, VideoPlan) else "<image>"
         prompt = prompt.replace(word, f"<{word[1]}>" * tokens_of(plan), 1)
     prompt = prompt.replace("<i>", "<image>").replace("<v>", "<video>")
-    assert packed.input_ids.tolist() == theirs(prompt).input_ids
+    assert layout.input_ids.tolist() == theirs(prompt).input_ids
 
 
 def test_ids_of_the_sentence_in_the_documentation(tokenizers):
@@ -349,8 +349,8 @@ def test_ids_of_the_sentence_in_the_documentation(tokenizers):
     plan = plans_of([IMAGE])[0]
     arch = Architecture(image_token_index=ours.added["<image>"], video_token_index=ours.added["<video>"])
     segments = build_question_prompt(as_sample(["What is shown in this image?"], [IMAGE]), "mistral_instruct")
-    packed = pack(segments, [plan], ours, arch, "s")
-    assert packed.input_ids.tolist() == theirs(sentence.replace("<image>", "<image>" * plan.tokens)).input_ids
+    layout = lay_out(segments, [plan], ours, arch, "s")
+    assert layout.input_ids.tolist() == theirs(sentence.replace("<image>", "<image>" * plan.tokens)).input_ids
 
 
 def test_ids_through_the_whole_processor(tokenizers):
@@ -366,9 +366,9 @@ def test_ids_through_the_whole_processor(tokenizers):
         num_additional_image_tokens=1,
     )
     texts, media = CONVERSATIONS["two images"]
-    packed, plans = packed_and_plans(ours, texts, media)
+    layout, plans = layout_and_plans(ours, texts, media)
     images = [Image.fromarray(noise(*plan.size)) for plan in plans]
-    assert packed.input_ids.tolist() == processor(images=images, text=joined(texts))["input_ids"][0]
+    assert layout.input_ids.tolist() == processor(images=images, text=joined(texts))["input_ids"][0]
 
 
 # --- labels ---
@@ -412,10 +412,10 @@ def llama_tokenizers(request, tmp_path, sentencepiece_model):
 def test_labels_of_well_formed_conversations(llama_tokenizers, name):
     ours, theirs = llama_tokenizers
     texts, media = CONVERSATIONS[name]
-    packed, plans = packed_and_plans(ours, texts, media)
-    expected = labels_of_the_original(theirs, joined(texts), packed.input_ids.tolist(), [tokens_of(p) for p in plans])
+    layout, plans = layout_and_plans(ours, texts, media)
+    expected = labels_of_the_original(theirs, joined(texts), layout.input_ids.tolist(), [tokens_of(p) for p in plans])
     assert (expected != IGNORE_INDEX).any()
-    assert packed.labels.tolist() == expected.tolist()
+    assert layout.labels.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
@@ -424,10 +424,10 @@ def test_labels_of_well_formed_conversations(llama_tokenizers, name):
 def test_where_the_original_masks_everything_nothing_is_lost(llama_tokenizers, answer):
     ours, theirs = llama_tokenizers
     texts = ["how?", answer, "and then?", "a cat"]
-    packed, _ = packed_and_plans(ours, texts, [])
-    learned = packed.labels[packed.labels != IGNORE_INDEX]
+    layout, _ = layout_and_plans(ours, texts, [])
+    learned = layout.labels[layout.labels != IGNORE_INDEX]
     assert theirs.decode(learned).lstrip() == f"{answer}</s> a cat</s>"
-    assert (packed.input_ids == ours.eos_id).sum() == 2
+    assert (layout.input_ids == ours.eos_id).sum() == 2
     theirs_ids = theirs(joined(texts)).input_ids
     original = labels_of_the_original(theirs, joined(texts), theirs_ids, [])
     assert (original != IGNORE_INDEX).sum() < len(learned)

@@ -10,9 +10,8 @@ from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.errors import ConfigError
 from llavanext_cli.inference import prepare
 from llavanext_cli.inference.ask import how_to_fit
-from llavanext_cli.inference.media_sources import describe_times
 from llavanext_cli.inference.request import AskRequest
-from llavanext_cli.processing.video import read_frames
+from llavanext_cli.processing.video import describe_times, read_frames
 
 PUBLISHED = Architecture()
 SCALED = dataclasses.replace(PUBLISHED, text=TextArchitecture(rope_scaling=RopeScaling(type="linear", factor=2.5)))

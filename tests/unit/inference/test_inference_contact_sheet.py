@@ -10,7 +10,7 @@ from llavanext_cli.errors import DataError
 from llavanext_cli.inference.contact_sheet import COLUMNS, draw_contact_sheet, write_contact_sheet
 from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.processor import Media
-from llavanext_cli.processing.sample_layout import ClipPlan
+from llavanext_cli.processing.sample_layout import VideoPlan
 
 ARCH = load_preset("tiny-ask").model
 SIDE = ARCH.vision.image_size
@@ -36,7 +36,7 @@ def test_every_tile_and_frame_is_there_in_its_place():
     plan = plan_tiles((SIDE * 2, SIDE * 2), ARCH)
     frames = COLUMNS + 2
     times = (tuple(n / 2 for n in range(frames)),)
-    media = Media((plan, ClipPlan(frames)), flat(plan.tiles, 100), flat(frames, 150), times)
+    media = Media((plan, VideoPlan(frames)), flat(plan.tiles, 100), flat(frames, 150), times)
     sheet = np.asarray(draw_contact_sheet(media, ARCH, ["a.png", "b.mp4"]))
     places = {value: positions(sheet, value) for value in [*range(100, 100 + plan.tiles), *range(150, 150 + frames)]}
     assert len({count for count, _, _ in places.values()}) == 1  # each whole, and of one size

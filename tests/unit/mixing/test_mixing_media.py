@@ -277,7 +277,7 @@ def test_a_frame_that_its_decoder_calls_damaged(tmp_path):
     data[place + 16 : place + 216] = bytes(200)
     path.write_bytes(data)
     verdict = check(path, "full", "video", 16)
-    assert verdict.reason == "corrupt" and "a frame that training takes is damaged" in verdict.detail
+    assert verdict.reason == "corrupt" and "one of the sampled frames is damaged" in verdict.detail
     assert check(path, "full", "video", 2).reason == "", "frames 0 and 59 are whole"
     assert len(read_frames(path, 16)[0]) == 16
 

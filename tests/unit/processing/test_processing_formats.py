@@ -6,7 +6,7 @@ import av
 import pytest
 from PIL import Image, features
 
-from llavanext_cli.processing.formats import CLIP_ENDINGS, CLIP_FORMATS, PICTURE_ENDINGS, PICTURE_FORMATS, guess_kind
+from llavanext_cli.processing.formats import IMAGE_ENDINGS, IMAGE_FORMATS, VIDEO_ENDINGS, VIDEO_FORMATS, guess_kind
 from llavanext_cli.processing.image import load_image
 from llavanext_cli.processing.video import read_frames
 
@@ -14,19 +14,19 @@ from llavanext_cli.processing.video import read_frames
 def test_pil_gives_each_ending_to_the_form_that_the_table_does():
     Image.init()
     known = Image.registered_extensions()
-    assert {ending: form for form, endings in PICTURE_FORMATS.items() for ending in endings if ending in known} == {
-        ending: form for ending, form in known.items() if form in PICTURE_FORMATS
+    assert {ending: form for form, endings in IMAGE_FORMATS.items() for ending in endings if ending in known} == {
+        ending: form for ending, form in known.items() if form in IMAGE_FORMATS
     }
 
 
-def test_ffmpeg_knows_the_forms_of_clips():
-    assert len(CLIP_FORMATS) > 20
-    for name in CLIP_FORMATS:
+def test_ffmpeg_knows_the_forms_of_videos():
+    assert len(VIDEO_FORMATS) > 20
+    for name in VIDEO_FORMATS:
         assert av.format.ContainerFormat(name, "r").is_input
 
 
 def test_no_ending_stands_twice():
-    endings = [*PICTURE_ENDINGS, *CLIP_ENDINGS]
+    endings = [*IMAGE_ENDINGS, *VIDEO_ENDINGS]
     assert len(set(endings)) == len(endings) > 40
 
 
@@ -53,7 +53,7 @@ WRITTEN += [f"a.{form}" for form, has in (("jp2", "jpg_2000"), ("avif", "avif"))
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_pictures_with_these_endings_are_read(tmp_path, name):
+def test_images_with_these_endings_are_read(tmp_path, name):
     Image.new("RGB", (30, 20)).save(tmp_path / name)
     assert guess_kind(name) == "image"
     assert load_image(tmp_path / name).size == (30, 20)
@@ -77,7 +77,7 @@ def test_pictures_with_these_endings_are_read(tmp_path, name):
         ("a.nut", "mpeg4"),
     ],
 )
-def test_clips_with_these_endings_are_read(write_clip, name, codec):
+def test_videos_with_these_endings_are_read(write_clip, name, codec):
     assert guess_kind(name) == "video"
     rate = 25 if codec == "mpeg1video" else 10  # MPEG-1 knows a few rates
     assert len(read_frames(write_clip(name, 12, codec=codec, rate=rate), 3, "pyav")[0]) == 3

@@ -79,7 +79,7 @@ def test_extreme_sizes_have_a_plan(size):
 
 
 @given(st.integers(1, 9000), st.integers(1, 9000))
-def test_the_picture_lies_inside_its_grid(height, width):
+def test_the_image_lies_inside_its_grid(height, width):
     plan = plan_tiles((height, width), ARCH)
     assert plan.grid in ARCH.image_grid_pinpoints
     for axis, padding in ((0, plan.padding_top), (1, plan.padding_left)):
@@ -107,14 +107,14 @@ def test_the_class_token_is_counted_once_under_full():
 
 
 @pytest.mark.parametrize("strategy", ["default", "full"])
-def test_no_picture_takes_more_than_the_greatest(strategy):
+def test_no_image_takes_more_than_the_greatest(strategy):
     arch = dataclasses.replace(ARCH, vision_feature_select_strategy=strategy)
     largest = max(plan_tiles(size, arch).tokens for size in [*arch.image_grid_pinpoints, (1000, 1000), (2000, 300)])
     assert arch.max_image_tokens == largest == 2928 + (strategy == "full")
 
 
 @pytest.mark.parametrize(("frames", "tokens"), [(1, 144), (16, 2304), (32, 4608)])
-def test_tokens_of_clips(frames, tokens):
+def test_tokens_of_videos(frames, tokens):
     assert count_video_tokens(frames, ARCH) == tokens
 
 

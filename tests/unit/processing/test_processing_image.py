@@ -1,4 +1,4 @@
-"""Pictures: every mode that files come in, orientation, what is refused and how, and the tiles."""
+"""Images: every mode that files come in, orientation, what is refused and how, and the tiles."""
 
 import io
 import zlib
@@ -108,7 +108,7 @@ FORMS = ["png", "jpeg", "webp", "tiff", *(["avif"] if features.check("avif") els
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied(orientation, form, tmp_path):
-    # every orientation of the same upright picture: a bright corner at the top left, wider than high
+    # every orientation of the same upright image: a bright corner at the top left, wider than high
     upright = np.zeros((32, 48, 3), np.uint8)
     upright[:16, :16] = 255
     turn = {
@@ -153,12 +153,12 @@ def test_sizes_are_read_without_decoding(form, tmp_path, monkeypatch):
     Image.fromarray(noise(20, 30)).save(path, form)
     with Image.open(path) as image:
         plugin = type(image)
-    monkeypatch.setattr(plugin, "load", lambda self: pytest.fail("a picture was decoded"))
+    monkeypatch.setattr(plugin, "load", lambda self: pytest.fail("an image was decoded"))
     assert read_image_size(path) == (20, 30)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_broken_exif_block_does_not_cost_the_picture(stored):
+def test_a_broken_exif_block_does_not_cost_the_image(stored):
     pixels = noise(6, 8)
     data = png(Image.fromarray(pixels), exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff\x01")
     path = stored(data)
@@ -177,40 +177,40 @@ def _refused(source, *words):
 
 
 @pytest.mark.parametrize("form", ["eps", "sgi", "tga"])
-def test_what_may_be_a_program_is_no_picture_whatever_its_name(form, tmp_path, monkeypatch):
+def test_what_may_be_a_program_is_no_image_whatever_its_name(form, tmp_path, monkeypatch):
     """Pillow hands EPS to Ghostscript; it and rarer forms are not looked at."""
     path = tmp_path / "cat.jpg"
     Image.fromarray(noise(6, 8)).save(path, form)
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
-    assert "is not a picture" in _refused(path).what
-    with pytest.raises(DataError, match="is not a picture"):
+    assert "is not an image" in _refused(path).what
+    with pytest.raises(DataError, match="is not an image"):
         read_image_size(path)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_picture_is_held_once(form, tmp_path, monkeypatch):
-    """A picture of the greatest size takes 0.7 GB, and a copy as much again. What is returned outlives its file."""
+def test_an_image_is_held_once(form, tmp_path, monkeypatch):
+    """An image of the greatest size takes 0.7 GB, and a copy as much again. What is returned outlives its file."""
     path = tmp_path / "a"
     Image.fromarray(noise(20, 30)).save(path, form)
-    monkeypatch.setattr(Image.Image, "copy", lambda self: pytest.fail("a picture was copied"))
+    monkeypatch.setattr(Image.Image, "copy", lambda self: pytest.fail("an image was copied"))
     image = load_image(path)
     path.unlink()
     assert np.asarray(image.resize((15, 10))).shape == (10, 15, 3)
 
 
-def test_files_that_are_no_pictures(tmp_path):
+def test_files_that_are_no_images(tmp_path):
     (tmp_path / "empty.jpg").touch()
-    (tmp_path / "text.jpg").write_text("not a picture")
-    assert "root" in _refused(tmp_path / "none.jpg", "none.jpg", "no such picture").hint
+    (tmp_path / "text.jpg").write_text("not an image")
+    assert "root" in _refused(tmp_path / "none.jpg", "none.jpg", "no such image").hint
     _refused(tmp_path / "empty.jpg", "empty.jpg", "0 bytes")
-    _refused(tmp_path / "text.jpg", "text.jpg", "not a picture")
+    _refused(tmp_path / "text.jpg", "text.jpg", "not an image")
     _refused(tmp_path, "is a folder")
     with pytest.raises(DataError, match="0 bytes"):
         read_image_size(tmp_path / "empty.jpg")
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp", "gif", "tiff", "bmp"])
-def test_truncated_pictures_are_refused(form, tmp_path):
+def test_truncated_images_are_refused(form, tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(noise(64, 64)).save(buffer, form)
     path = tmp_path / f"cut.{form}"
@@ -218,7 +218,7 @@ def test_truncated_pictures_are_refused(form, tmp_path):
     _refused(path, str(path))
 
 
-def test_every_byte_of_a_picture_may_be_wrong(stored):
+def test_every_byte_of_an_image_may_be_wrong(stored):
     data = bytearray(png(Image.fromarray(noise(16, 16)), exif=Image.Exif()))
     random = np.random.default_rng(1)
     read = refused = 0
@@ -249,7 +249,7 @@ def test_a_file_of_another_user(monkeypatch, stored):
     path = stored(png(Image.fromarray(noise(6, 8))))
     refuse = lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))  # noqa: E731
     monkeypatch.setattr(Image, "open", refuse)  # root may read everything
-    assert "yours" in _refused(path, "cannot be read as a picture", "Permission denied").hint
+    assert "permissions" in _refused(path, "cannot be read as an image", "Permission denied").hint
 
 
 def test_tiles_are_the_grid_cut_up():
@@ -269,7 +269,7 @@ def test_tiles_are_the_grid_cut_up():
     )
 
 
-def test_a_plan_of_another_picture_is_a_bug():
+def test_a_plan_of_another_image_is_a_bug():
     with pytest.raises(ValueError, match="the plan is for"):
         build_tiles(Image.new("RGB", (10, 20)), plan_tiles((10, 20), ARCH), ARCH)
 

@@ -74,18 +74,18 @@ def test_several_placeholders_keep_their_places():
     assert written(segments) == f"{SYSTEM} USER: First [0] and\n[1] then? ASSISTANT: a</s>"
 
 
-def test_a_picture_in_a_later_turn():
+def test_an_image_in_a_later_turn():
     segments = build_training_prompt(sample(["<image>\nq1", "a1", "q2 <image>", "a2"], [PICTURE, PICTURE]))
     assert written(segments) == f"{SYSTEM} USER: [0]\nq1 ASSISTANT: a1</s>USER: [1]\nq2 ASSISTANT: a2</s>"
 
 
 @pytest.mark.parametrize("name", ["<image>", "<video>"])
-def test_clips_are_marked_by_either_word(name):
+def test_videos_are_marked_by_either_word(name):
     segments = build_training_prompt(sample([f"{name}\nq", "a"], [CLIP]))
     assert written(segments) == f"{SYSTEM} USER: [0]\nq ASSISTANT: a</s>"
 
 
-def test_pictures_and_clips_in_order():
+def test_images_and_videos_in_order():
     segments = build_training_prompt(sample(["<image> or <video>?", "a"], [PICTURE, CLIP]))
     assert written(segments) == f"{SYSTEM} USER: [0] or [1]? ASSISTANT: a</s>"
 
@@ -114,8 +114,8 @@ def test_an_empty_answer_is_an_end_alone():
 def test_talk_about_tags_needs_no_media():
     segments = build_training_prompt(sample(["How do I close a <video> tag, or an <image> one?", "So."]))
     assert "a <video> tag, or an <image> one?" in written(segments)
-    pictures = build_training_prompt(sample(["<image>\nIs this a <video> tag?", "Yes."], [PICTURE]))
-    assert "[0]\nIs this a <video> tag?" in written(pictures)
+    images = build_training_prompt(sample(["<image>\nIs this a <video> tag?", "Yes."], [PICTURE]))
+    assert "[0]\nIs this a <video> tag?" in written(images)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_a_question_with_too_few_placeholders():
         build_question_prompt(sample(["<image> what?"], [PICTURE, PICTURE], ""))
 
 
-def test_a_clip_placeholder_on_a_picture():
-    with pytest.raises(DataError, match="placeholder 1 is <video>, but medium 1 is a picture"):
+def test_a_video_placeholder_on_an_image():
+    with pytest.raises(DataError, match="placeholder 1 is <video>, but medium 1 is an image"):
         build_training_prompt(sample(["<video> <image>", "a"], [PICTURE, CLIP]))
 
 
@@ -160,10 +160,3 @@ def test_check_passes_what_is_well_formed():
 def test_the_last_turn_must_be_the_right_side(build, texts):
     with pytest.raises(DataError, match="sample s1: the conversation does not end with"):
         build(sample(texts))
-
-
-def test_two_questions_in_a_row():
-    turns = (Turn("user", "q"), Turn("user", "r"), Turn("assistant", "a"))
-    with pytest.raises(DataError, match="sample s1: turn 2 must be the assistant's") as caught:
-        build_training_prompt(Sample("s1", "", (), turns))
-    assert "take turns" in caught.value.hint

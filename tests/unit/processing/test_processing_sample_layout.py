@@ -9,7 +9,7 @@ from llavanext_cli.config.architecture import Architecture, TextArchitecture, Vi
 from llavanext_cli.errors import DataError
 from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.prompt import END, MEDIUM, TEXT, Segment, build_training_prompt
-from llavanext_cli.processing.sample_layout import ClipPlan, collate, count_medium, index_media, measure, pack
+from llavanext_cli.processing.sample_layout import VideoPlan, collate, count_medium, index_media, lay_out, measure
 from llavanext_cli.processing.tokens import load_tokenizer
 from llavanext_cli.records import IGNORE_INDEX, EncodedSample, Medium, Sample, Turn
 
@@ -29,7 +29,7 @@ def tokenizer(make_tokenizer_folder):
 
 
 def unpadded(plan, arch, tile_base) -> list:
-    """Rows of one picture, found by laying tiles out as pictures and cutting: no index formula involved."""
+    """Rows of one image, found by laying tiles out as images and cutting: no index formula involved."""
     side, q = arch.vision.patches, arch.tile_features
     tiles = np.arange(plan.tiles * q).reshape(plan.tiles, q) + tile_base * q
     grid = np.block(
@@ -78,8 +78,8 @@ def test_the_class_token_stays_in_the_base_tile_alone():
     assert len(rows) == count_medium(plan, arch) == 2929
 
 
-def test_pictures_and_clips_share_one_table():
-    plans = [plan_tiles((28, 56), SMALL), ClipPlan(2), plan_tiles((56, 56), SMALL), ClipPlan(1)]
+def test_images_and_videos_share_one_table():
+    plans = [plan_tiles((28, 56), SMALL), VideoPlan(2), plan_tiles((56, 56), SMALL), VideoPlan(1)]
     rows = index_media(plans, SMALL)
     newline = (3 + 5) * 4 + 3
     assert rows[1].tolist() == [32, 33]
@@ -101,46 +101,46 @@ def test_ids_labels_and_rows_of_a_sample(tokenizer):
     segments = build_training_prompt(
         conversation(["<image>\nwhat?", "a cat", "and?", "a ball"], [Medium("image", "x")])
     )
-    packed = pack(segments, plans, tokenizer, SMALL, "s")
-    assert len(packed.input_ids) == len(packed.labels) == len(packed.feature_index)
-    assert {a.dtype for a in (packed.input_ids, packed.labels, packed.feature_index)} == {np.dtype(np.int32)}
-    assert measure(segments, plans, tokenizer, SMALL).tokens == len(packed.input_ids)
+    layout = lay_out(segments, plans, tokenizer, SMALL, "s")
+    assert len(layout.input_ids) == len(layout.labels) == len(layout.feature_index)
+    assert {a.dtype for a in (layout.input_ids, layout.labels, layout.feature_index)} == {np.dtype(np.int32)}
+    assert measure(segments, plans, tokenizer, SMALL).tokens == len(layout.input_ids)
 
-    is_medium = packed.input_ids == 901
+    is_medium = layout.input_ids == 901
     assert is_medium.sum() == plans[0].tokens
     newline, text = 3 * 4, 3 * 4 + 1
-    assert (packed.feature_index[~is_medium] == text).all()
-    assert packed.feature_index[is_medium].tolist() == index_media(plans, SMALL)[0].tolist()
-    assert newline in packed.feature_index[is_medium]
+    assert (layout.feature_index[~is_medium] == text).all()
+    assert layout.feature_index[is_medium].tolist() == index_media(plans, SMALL)[0].tolist()
+    assert newline in layout.feature_index[is_medium]
 
-    learned = packed.labels != IGNORE_INDEX
+    learned = layout.labels != IGNORE_INDEX
     assert not (learned & is_medium).any()
-    assert (packed.labels[learned] == packed.input_ids[learned]).all()
+    assert (layout.labels[learned] == layout.input_ids[learned]).all()
     eos = tokenizer.eos_id
     answers = [[*tokenizer.encode_more(f" {answer}"), eos] for answer in ("a cat", "a ball")]
-    assert packed.labels[learned].tolist() == answers[0] + answers[1]
-    assert packed.input_ids[0] == tokenizer.bos_id
-    assert packed.labels[-1] == tokenizer.eos_id
+    assert layout.labels[learned].tolist() == answers[0] + answers[1]
+    assert layout.input_ids[0] == tokenizer.bos_id
+    assert layout.labels[-1] == tokenizer.eos_id
 
 
 def test_a_text_only_sample(tokenizer):
-    packed = pack(build_training_prompt(conversation(["q", "a"])), [], tokenizer, SMALL, "s")
-    assert (packed.feature_index == 1).all()  # no features, so newline is row 0 and text row 1
+    layout = lay_out(build_training_prompt(conversation(["q", "a"])), [], tokenizer, SMALL, "s")
+    assert (layout.feature_index == 1).all()  # no features, so newline is row 0 and text row 1
 
 
 def test_without_bos(make_tokenizer_folder):
     with_bos = load_tokenizer(make_tokenizer_folder())
     without = load_tokenizer(make_tokenizer_folder(name="bare", add_bos_token=False))
     segments = build_training_prompt(conversation(["q", "a"]))
-    assert pack(segments, [], with_bos, SMALL, "s").input_ids[1:].tolist() == (
-        pack(segments, [], without, SMALL, "s").input_ids.tolist()
+    assert lay_out(segments, [], with_bos, SMALL, "s").input_ids[1:].tolist() == (
+        lay_out(segments, [], without, SMALL, "s").input_ids.tolist()
     )
 
 
 def test_media_are_counted_before_they_are_placed(tokenizer):
     segments = [Segment(TEXT, "a"), Segment(MEDIUM, medium=0), Segment(END, supervised=True)]
     with pytest.raises(DataError, match="sample row-9: 1 media in the prompt, but 2 were read") as caught:
-        pack(segments, [ClipPlan(1), ClipPlan(1)], tokenizer, SMALL, "row-9")
+        lay_out(segments, [VideoPlan(1), VideoPlan(1)], tokenizer, SMALL, "row-9")
     assert "report this" in caught.value.hint
 
 
@@ -149,15 +149,15 @@ def test_rows_and_tokens_are_compared(tokenizer, monkeypatch):
     plan = dataclasses.replace(plan_tiles((28, 56), SMALL), base_tokens=3)
     monkeypatch.setattr("llavanext_cli.processing.sample_layout.count_medium", lambda *_: 99)
     with pytest.raises(DataError, match=r"sample row-9: medium 1 has 99 tokens, but \d+ features"):
-        pack(segments, [plan], tokenizer, SMALL, "row-9")
+        lay_out(segments, [plan], tokenizer, SMALL, "row-9")
 
 
 def encoded(tokenizer, plans, texts, kinds, sample_id) -> EncodedSample:
     """A sample whose pixels say which tile they are."""
     segments = build_training_prompt(conversation(texts, [Medium(k, "x") for k in kinds], sample_id))
-    packed = pack(segments, plans, tokenizer, SMALL, sample_id)
-    tiles = sum(p.tiles for p in plans if not isinstance(p, ClipPlan))
-    frames = sum(p.frames for p in plans if isinstance(p, ClipPlan))
+    layout = lay_out(segments, plans, tokenizer, SMALL, sample_id)
+    tiles = sum(p.tiles for p in plans if not isinstance(p, VideoPlan))
+    frames = sum(p.frames for p in plans if isinstance(p, VideoPlan))
 
     def paint(count: int, start: int) -> np.ndarray:
         return np.arange(start, start + count, dtype=np.float32)[:, None, None, None] * np.ones(
@@ -165,7 +165,7 @@ def encoded(tokenizer, plans, texts, kinds, sample_id) -> EncodedSample:
         )
 
     return EncodedSample(
-        sample_id, packed.input_ids, packed.labels, paint(tiles, 1), paint(frames, 100), packed.feature_index
+        sample_id, layout.input_ids, layout.labels, paint(tiles, 1), paint(frames, 100), layout.feature_index
     )
 
 
@@ -179,12 +179,12 @@ def gathered(pixels, frames_at, index, arch) -> list:
 
 @pytest.fixture
 def mixture(tokenizer):
-    picture, wide = plan_tiles((56, 56), SMALL), plan_tiles((28, 90), SMALL)
+    image, wide = plan_tiles((56, 56), SMALL), plan_tiles((28, 90), SMALL)
     return [
-        encoded(tokenizer, [picture, ClipPlan(2)], ["<image> <video>", "a"], ["image", "video"], "both"),
+        encoded(tokenizer, [image, VideoPlan(2)], ["<image> <video>", "a"], ["image", "video"], "both"),
         encoded(tokenizer, [wide, wide], ["<image> <image> q", "b c"], ["image", "image"], "two"),
         encoded(tokenizer, [], ["q", "a longer answer about nothing"], [], "text"),
-        encoded(tokenizer, [ClipPlan(3)], ["<video>\nq", "a"], ["video"], "clip"),
+        encoded(tokenizer, [VideoPlan(3)], ["<video>\nq", "a"], ["video"], "video"),
     ]
 
 
@@ -225,7 +225,7 @@ def test_a_sample_that_fits_exactly(mixture):
     [
         (40, 6, 3, r"sample both: \d+ tokens, but 40 fit", "data.seq_length to at least"),
         (200, 5, 3, "sample two: 6 image tiles, but 5 fit", "data.tiles to at least 6"),
-        (200, 6, 2, "sample clip: 3 frames, but 2 fit", "data.videos (videos a sample) or lower data.frames"),
+        (200, 6, 2, "sample video: 3 frames, but 2 fit", "data.videos (videos per sample) or lower data.frames"),
     ],
 )
 def test_what_does_not_fit_says_what_to_change(mixture, seq_length, tiles, frames, words, key):

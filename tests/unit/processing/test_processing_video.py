@@ -1,4 +1,4 @@
-"""Clips: which frames are read, that every way of reading gives the same, containers that lie, and what is refused."""
+"""Videos: which frames are read, that every way of reading gives the same, containers that lie, and what is refused."""
 
 import dataclasses
 import struct
@@ -15,7 +15,7 @@ from llavanext_cli.errors import DataError
 from llavanext_cli.processing import decoding, video
 from llavanext_cli.processing.decoding import NoFramesError, sample_positions
 from llavanext_cli.processing.image import TooLargeError
-from llavanext_cli.processing.video import build_frame, load_clip, read_frames
+from llavanext_cli.processing.video import build_frame, load_video, read_frames
 
 ARCH = Architecture(vision=VisionArchitecture(image_size=56, patch_size=14))
 
@@ -101,7 +101,7 @@ def test_a_title_that_is_not_utf8(write_clip):
     assert np.array_equal(frames, sound)
 
 
-def test_a_clip_that_was_cut_off_gives_the_frames_it_has(write_clip):
+def test_a_video_that_was_cut_off_gives_the_frames_it_has(write_clip):
     path = write_clip("cut.mkv", 60, size=(240, 320), key_every=10)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -156,9 +156,9 @@ def test_frames_are_scaled_and_cropped(size):
     assert np.array_equal(built.transpose(1, 2, 0), scaled[top : top + 56, left : left + 56])
 
 
-def test_load_clip_keeps_only_tiles(write_clip):
+def test_load_video_keeps_only_tiles(write_clip):
     path = write_clip(frames=12)
-    tiles, times = load_clip(path, 5, ARCH)
+    tiles, times = load_video(path, 5, ARCH)
     frames, expected = read_frames(path, 5)
     assert np.array_equal(tiles, [build_frame(frame, 56) for frame in frames])
     assert np.array_equal(times, expected)
@@ -172,17 +172,17 @@ def test_frames_that_would_fill_the_memory_are_refused(write_clip, backend):
     path = write_clip("thin.mkv", 3, size=(2, 4096), codec="ffv1")
     with pytest.raises(TooLargeError) as caught:
         read_frames(path, 2, backend)
-    assert caught.value.what == f"{path}: frames of 2 x 4096 pixels, one side more than 100 times the other"
+    assert caught.value.what == f"{path}: frames of 2 x 4096 pixels: one side is more than 100 times the other"
     assert caught.value.hint
 
 
 def test_large_frames_are_refused_before_they_are_converted(write_clip, monkeypatch):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
-    with pytest.raises(DataError, match="frames of 64 x 96 pixels, at most 1000 are read"):
+    with pytest.raises(DataError, match="frames of 64 x 96 pixels; the limit is 1000"):
         read_frames(write_clip(frames=3, size=(64, 96)), 2)
 
 
-def test_a_clip_that_pyav_cannot_read_is_tried_with_decord(write_clip, monkeypatch):
+def test_a_video_that_pyav_cannot_read_is_tried_with_decord(write_clip, monkeypatch):
     pytest.importorskip("decord")
     path = write_clip(frames=12)
     expected, times = read_frames(path, 4)
@@ -227,14 +227,14 @@ def test_decord_leaves_alone_what_it_would_read_wrong(write_clip):
         "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
     ],
 )
-def test_a_list_of_other_files_is_no_clip(write_clip, tmp_path, text, backend):
+def test_a_list_of_other_files_is_no_video(write_clip, tmp_path, text, backend):
     """FFmpeg would open what a playlist names, wherever that lies."""
     path = tmp_path / "root" / "a.m3u8"
     path.parent.mkdir()
     path.write_text(text.format(write_clip(frames=12)))
     with pytest.raises(DataError) as caught:
         read_frames(path, 2, backend)
-    assert "is not a clip of a known format" in caught.value.what or backend == "decord"
+    assert "is not a video of a supported format" in caught.value.what or backend == "decord"
 
 
 def test_a_name_is_a_name_and_no_address(write_clip, monkeypatch):
@@ -244,21 +244,21 @@ def test_a_name_is_a_name_and_no_address(write_clip, monkeypatch):
     assert read_frames("pipe:0?x=%41 #1.mp4", 2, "pyav")[0].shape[0] == 2
 
 
-def test_a_long_clip_is_never_held(write_clip):
+def test_a_long_video_is_never_held(write_clip):
     """300 frames of 480 x 640 are 276 MB; reading 4 of them must not need a tenth of that."""
     import tracemalloc
 
     path = write_clip(frames=300, size=(480, 640), key_every=300, codec="mpeg4")
     tracemalloc.start()
-    load_clip(path, 4, ARCH)
+    load_video(path, 4, ARCH)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 15e6
 
 
-def test_files_that_are_no_clips(tmp_path, write_clip):
+def test_files_that_are_no_videos(tmp_path, write_clip):
     (tmp_path / "empty.mp4").touch()
-    (tmp_path / "text.mp4").write_text("not a clip\n" * 50)
+    (tmp_path / "text.mp4").write_text("not a video\n" * 50)
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
@@ -268,10 +268,10 @@ def test_files_that_are_no_clips(tmp_path, write_clip):
     whole = write_clip("whole.mp4").read_bytes()
     (tmp_path / "noindex.mp4").write_bytes(whole[:1500])
     cases = {
-        "none.mp4": "no such clip",
+        "none.mp4": "no such video",
         "empty.mp4": "0 bytes",
-        "text.mp4": "cannot be read as a clip",
-        "noindex.mp4": "cannot be read as a clip",
+        "text.mp4": "cannot be read as a video",
+        "noindex.mp4": "cannot be read as a video",
         "sound.mkv": "no video stream",
         ".": "is a folder",
     }
@@ -284,7 +284,7 @@ def test_files_that_are_no_clips(tmp_path, write_clip):
             assert caught.value.hint
 
 
-def test_a_clip_whose_frames_are_all_broken(write_clip):
+def test_a_video_whose_frames_are_all_broken(write_clip):
     path = write_clip(frames=10)
     data = bytearray(path.read_bytes())
     at = data.find(b"mdat") + 4
@@ -297,7 +297,7 @@ def test_a_clip_whose_frames_are_all_broken(write_clip):
 
 def test_wrong_arguments_are_bugs(write_clip):
     path = write_clip(frames=3)
-    with pytest.raises(ValueError, match="at least one frame"):
+    with pytest.raises(ValueError, match="count must be at least 1"):
         read_frames(path, 0)
-    with pytest.raises(ValueError, match="backend is one of"):
+    with pytest.raises(ValueError, match="backend must be one of"):
         read_frames(path, 1, "opencv")
