@@ -9,9 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parent
 SLOWEST_FIRST = ("demo", "mindspore", "simulation", "integration/test_train", "integration", "parity")
+
+# A machine with much else to do makes examples slowly.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 # A script that starts the tests in the background makes them, and all that they start, ignore Ctrl-C; nohup, SIGHUP.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -177,7 +177,11 @@ def runtime_rules(preset: Settings) -> Findings:
         yield ("runtime.memory", "runtime.target"), "is for Ascend only: set it to null on CPU"
     if not on_cpu and runtime.threads is not None:
         yield ("runtime.threads", "runtime.target"), "is for CPU only: set it to null on Ascend"
-    if not on_cpu and runtime.memory is not None and not re.fullmatch(r"0*[1-9][0-9]*(\.[0-9]+)?GB", runtime.memory):
+    if (
+        not on_cpu
+        and runtime.memory is not None
+        and not re.fullmatch(r"(?=.*[1-9])[0-9]+(\.[0-9]+)?GB", runtime.memory)
+    ):
         yield ("runtime.memory",), f'must be a number of gigabytes such as "57GB", not {runtime.memory!r}'
 
 

@@ -245,17 +245,17 @@ USAGE = {
 """Wrong command lines: exit code 2, and typer's own words in the place of a hint."""
 
 ASK = {
-    "no such image": ("none.png: no such picture", lambda f: ask(f, "--image", f / "none.png")),
-    "a folder for an image": ("base: is a folder, not a picture", lambda f: ask(f, "--image", f / "base")),
-    "garbage named .jpg": ("garbage.jpg: is not a picture", image(bytes(range(256)) * 20, "garbage.jpg")),
-    "an empty image": ("empty.png: the picture file is empty", image(b"", "empty.png")),
-    "a truncated JPEG": ("half.jpg: the picture is corrupt or truncated", image(JPEG[:900], "half.jpg")),
+    "no such image": ("none.png: no such image", lambda f: ask(f, "--image", f / "none.png")),
+    "a folder for an image": ("base: is a folder, not an image", lambda f: ask(f, "--image", f / "base")),
+    "garbage named .jpg": ("garbage.jpg: is not an image", image(bytes(range(256)) * 20, "garbage.jpg")),
+    "an empty image": ("empty.png: the image is empty", image(b"", "empty.png")),
+    "a truncated JPEG": ("half.jpg: the image is corrupt or truncated", image(JPEG[:900], "half.jpg")),
     "a PNG of 60 000 x 60 000 declared pixels": ("bomb.png: more than 178956970 pixels", image(BOMB, "bomb.png")),
     "a text named .mp4": (
-        "clip.mp4: cannot be read as a clip",
+        "clip.mp4: cannot be read as a video",
         lambda f: ask(f, "--video", put(f / "clip.mp4", "not a clip at all\n" * 99)),
     ),
-    "an empty video": ("empty.mp4: the clip is empty", lambda f: ask(f, "--video", put(f / "empty.mp4", b""))),
+    "an empty video": ("empty.mp4: the video is empty", lambda f: ask(f, "--video", put(f / "empty.mp4", b""))),
     "no such checkpoint": ("none: no such folder", lambda f: ask_of(f, "none")),
     "a Hugging Face folder for a checkpoint": (
         "a Hugging Face folder that is not yet converted",
@@ -273,7 +273,7 @@ ASK = {
         lambda f: cut_checkpoint(f, lambda cut: truncate(only_weights(cut), 1000)),
     ),
     "a checkpoint without its tokenizer": (
-        "cut: no tokenizer.model",
+        "cut: tokenizer.model is missing",
         lambda f: cut_checkpoint(f, lambda cut: (cut / "tokenizer.model").unlink()),
     ),
     "--show over the image": ("writing there would damage the input", lambda f: show(f, f / "a.png")),
@@ -374,7 +374,7 @@ MIX = {
         mix_of([record(image="../../etc/passwd")], "all", "--on-bad", "fail"),
     ),
     "an image that is text": (
-        "set/t.png: is not a picture",
+        "set/t.png: is not an image",
         lambda f: [
             *mix(f, [record(image=put(f / "set" / "t.png", "text").name)]),
             "--on-bad",
