@@ -1,17 +1,20 @@
-"""`llavanext mix`: from raw data sets to one file of samples that training can trust."""
+"""`llavanext mix`: from raw data sets to one file of checked samples."""
 
 from __future__ import annotations
 
 import shlex
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llavanext_cli import console
 from llavanext_cli.options import Force, Json, Out, Preset, Seed, Workers
 from llavanext_cli.signals import raise_on_termination
+
+if TYPE_CHECKING:
+    from llavanext_cli.mixing.report import MixReport
 
 
 class Check(str, Enum):
@@ -46,13 +49,13 @@ def mix(
     check: Annotated[
         Check,
         typer.Option(
-            help="Look at no media, see that they exist, read their headers (sizes are recorded), or decode them as "
+            help="Read no media, check that they exist, read their headers (sizes are recorded), or decode them as "
             "training would."
         ),
     ] = Check.header,
     workers: Workers = None,
     on_bad: Annotated[
-        OnBad, typer.Option(help="Leave bad records out, or stop in the end and list them.")
+        OnBad, typer.Option(help="Leave bad records out, or fail at the end and list them.")
     ] = OnBad.drop,
     rejects: Annotated[
         Path | None, typer.Option(help="Write every bad record with its reason to this file, as JSON Lines.")
@@ -66,14 +69,17 @@ def mix(
     ] = None,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(help="Count the tokens of every sample with this folder's tokenizer.model and config.json."),
+        typer.Option(
+            help="Count and record every sample's tokens, tiles and frames, with this folder's tokenizer.model and "
+            "config.json: train need not count again."
+        ),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Samples of more tokens are bad.")] = None,
     preset: Preset = None,
     frames: Annotated[
         int | None,
         typer.Option(
-            min=1, max=10_000, help="Frames of a clip that training will use.", show_default="the preset's, or 16"
+            min=1, max=10_000, help="Frames of a video that training will use.", show_default="the preset's, or 16"
         ),
     ] = None,
     time_limit: Annotated[
@@ -99,8 +105,8 @@ def mix(
           media_root: images             # default: the folder of json_path
           name: mix665k                  # default: the name of json_path
 
-    With --tokenizer the tokens of every sample are counted; a preset says how many fit, and the frames of a clip.
-    Checks of media are remembered in OUT.cache, so that the next mix of the same files takes seconds.
+    With --tokenizer the tokens of every sample are counted; a preset says how many fit, and the frames of a video.
+    OUT.cache remembers the checks of media, so that the next mix of the same files takes seconds.
 
     Example:
       llavanext mix mix.yaml --out samples.jsonl --check full --rejects bad.jsonl
@@ -109,30 +115,31 @@ def mix(
 
     Next: llavanext train video-7b-stage2 --data samples.jsonl --checkpoint CHECKPOINT --out run
     """
-    from llavanext_cli.mixing.build import run_mix
+    from llavanext_cli.mixing.pipeline import run_mix
+    from llavanext_cli.mixing.request import MixRequest
 
     if time_limit != time_limit:  # nan passes every comparison
-        raise typer.BadParameter("nan is no number of seconds", param_hint="--time-limit")
+        raise typer.BadParameter("nan is not a number of seconds", param_hint="--time-limit")
+    request = MixRequest(
+        mix_file=mix_file,
+        out=out,
+        seed=seed,
+        check=check.value,
+        workers=workers,
+        on_bad=on_bad.value,
+        rejects=rejects,
+        format=format.value if format else None,
+        frames=frames,
+        tokenizer=tokenizer,
+        max_tokens=max_tokens,
+        preset=preset,
+        time_limit=time_limit,
+        page=page,
+        force=force,
+        dry_run=dry_run,
+    )
     with raise_on_termination(), console.progress("Mixing", "records") as progress:
-        report = run_mix(
-            mix_file,
-            out,
-            seed,
-            check.value,
-            workers,
-            on_bad.value,
-            rejects,
-            format.value if format else None,
-            frames=frames,
-            tokenizer=tokenizer,
-            max_tokens=max_tokens,
-            preset=preset,
-            page=page,
-            time_limit=time_limit,
-            force=force,
-            dry_run=dry_run,
-            progress=progress,
-        )
+        report = run_mix(request, progress)
     if json:
         console.out_json(report.to_dict())
         return
@@ -143,8 +150,8 @@ def mix(
         console.next_step(f"llavanext train PRESET --data {shlex.quote(str(out))} --checkpoint CHECKPOINT --out RUN")
 
 
-def show_report(report) -> None:  # MixReport, which is imported only when there is one
-    """Print a report as tables: what came of each source, why records were dropped, how large the media are."""
+def show_report(report: MixReport) -> None:
+    """Print a report as tables: the records of each source, why some were dropped, how large the media are."""
     from llavanext_cli.mixing.report import REASONS, SOURCE_COLUMNS, bar_label, size_histogram, token_histogram
 
     rows = [source.row for source in report.sources]

@@ -1,9 +1,9 @@
-"""Remembers what checks of media found, in a file beside the output, so that a mix can be made again in seconds.
+"""Remembers what checks of media found, in a file beside the output, so that the same mix takes seconds next time.
 
-A verdict counts as long as the file's length and time of change are the same, and the check was at least as thorough.
-The file is an SQLite database: it knows a million verdicts without holding them in memory, and survives an interrupt.
-It is a convenience, never a reason to stop: where it cannot be written, the mix goes on without. A damaged one is made
-anew, and a file of that name that no mix has made is left alone.
+A result counts as long as the file's length and modification time are the same, and the check was at least as thorough.
+The file is an SQLite database: it holds a million results without keeping them in memory, and survives an interrupt.
+It is a convenience and never stops a mix: where it cannot be written, results are kept in memory for this run. A
+damaged one is written again, and a file of that name that no mix has written is left alone.
 """
 
 from __future__ import annotations
@@ -11,26 +11,22 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from llavanext_cli.mixing.media import LEVELS, FileState, Verdict
+from llavanext_cli.mixing.check_result import LEVELS, CheckResult, FileState, MediaFile
 
 VERSION = 2
-"""Raised when a check changes its mind about files, so that old verdicts are forgotten."""
+"""Increased when a check changes its mind about files, so that old results are forgotten."""
 
-MARK = int.from_bytes(b"lnxt", "big")
-"""SQLite's application_id: what tells a cache of ours from another's database."""
-_MAGIC, _MARK_PLACE = b"SQLite format 3\0", slice(68, 72)
-_UNMARKED = b"level INTEGER, frames_wanted INTEGER"
-"""Stands in the first page of a cache of version 1, which had no mark."""
+APPLICATION_ID = int.from_bytes(b"lnxt", "big")
+"""SQLite's mark in a database file, at byte 68, that distinguishes our caches from others' databases."""
 
-OF_CONTENT = ("", "corrupt", "too_large", "no_frames", "false_count")
-"""Reasons that lie in a file's content. Other verdicts, such as those of a disk that fails or a worker that was ended
-for want of memory, may be different tomorrow."""
+CONTENT_REASONS = ("", "corrupt", "too_large", "no_frames", "false_count")
+"""Reasons that depend on a file's content alone. Others, such as a disk error or a time limit, may differ tomorrow."""
 
 SAVE_EVERY = 2000
-"""Verdicts that an interrupt may cost."""
+"""Results that an interrupt may cost."""
 
 _SCHEMA = """CREATE TABLE IF NOT EXISTS media (
     path TEXT, kind TEXT, size INTEGER, mtime_ns INTEGER, level INTEGER, frames_wanted INTEGER,
@@ -38,134 +34,110 @@ _SCHEMA = """CREATE TABLE IF NOT EXISTS media (
     PRIMARY KEY (path, kind)) WITHOUT ROWID"""
 
 
-class VerdictCache:
-    """Verdicts by absolute path and kind. Without a path it lives in memory, for the length of one run."""
+class CheckCache:
+    """Results by kind and absolute path. With `path` None it is in memory.
+
+    Attributes:
+        is_kept: the results of this run are in the file.
+        is_foreign: something else has the name of the cache.
+    """
 
     def __init__(self, path: Path | None):
         self.path = path
-        self.is_kept = path is not None
+        self.is_foreign = path is not None and not _is_ours(path)
+        self.is_kept = path is not None and not self.is_foreign
         self._unsaved = 0
-        self.is_strange = path is not None and not _is_ours(path)
-        """Something else has the name of the cache."""
-        if self.is_strange:
-            self._forget()
-            return
+        self._database = sqlite3.connect(":memory:")
         try:
-            self._open(str(path) if path else ":memory:")
-        except sqlite3.DatabaseError as fault:
-            self._recover(fault)
+            self._open(str(path) if self.is_kept else ":memory:")
+        except sqlite3.DatabaseError as error:
+            self._recover(error)
 
     def _open(self, name: str) -> None:
         self._database = sqlite3.connect(name, isolation_level=None, timeout=1.0)
         self._database.execute("PRAGMA synchronous = OFF")
-        version = self._database.execute("PRAGMA user_version").fetchone()[0]
-        if version != VERSION:
+        if self._database.execute("PRAGMA user_version").fetchone()[0] != VERSION:
             self._database.execute("DROP TABLE IF EXISTS media")
         self._database.execute(_SCHEMA)
         self._database.execute(f"PRAGMA user_version = {VERSION}")
-        self._database.execute(f"PRAGMA application_id = {MARK}")
+        self._database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         self._database.execute("BEGIN IMMEDIATE")
 
-    def _recover(self, fault: sqlite3.DatabaseError) -> None:
-        """Begin anew where the cache is damaged, and go on in memory where another mix holds it or the disk is full."""
-        if isinstance(fault, sqlite3.OperationalError) or not self.is_kept:
-            self._forget()
-            return
-        try:
+    def _recover(self, error: sqlite3.DatabaseError) -> None:
+        """Write a damaged cache again; use memory where another mix holds it or the disk is full."""
+        with contextlib.suppress(sqlite3.Error):
             self._database.close()
-            self.path.unlink()
-            self.path.with_name(self.path.name + "-journal").unlink(missing_ok=True)
-            self._open(str(self.path))
-        except (sqlite3.DatabaseError, OSError):
-            self._forget()
-
-    def _forget(self) -> None:
-        """Go on in memory; what the file holds stays as it is."""
-        with contextlib.suppress(Exception):
-            self._database.close()
+        if self.is_kept and self.path and not isinstance(error, sqlite3.OperationalError):
+            with contextlib.suppress(sqlite3.DatabaseError, OSError):
+                self.path.unlink()
+                self.path.with_name(self.path.name + "-journal").unlink(missing_ok=True)
+                self._open(str(self.path))
+                return
         self.is_kept = False
         self._open(":memory:")
 
-    def find(self, kind: str, states: dict[str, FileState], level: str, frames: int) -> dict[str, Verdict]:
-        """Verdicts for those of `states` (path → state) that are known at `level` for clips of `frames` frames."""
+    def find(self, states: Mapping[MediaFile, FileState], level: str, frames: int) -> dict[MediaFile, CheckResult]:
+        """The known results for files in these states, at `level` and for videos of `frames` frames."""
         try:
-            return self._look_up(kind, states, level, frames)
-        except sqlite3.DatabaseError as fault:
-            self._recover(fault)
+            return self._find(states, level, frames)
+        except sqlite3.DatabaseError as error:
+            self._recover(error)
             return {}
 
-    def _look_up(self, kind: str, states: dict[str, FileState], level: str, frames: int) -> dict[str, Verdict]:
+    def _find(self, states: Mapping[MediaFile, FileState], level: str, frames: int) -> dict[MediaFile, CheckResult]:
         rows = self._database.execute(
-            "SELECT path, size, mtime_ns, level, frames_wanted, reason, detail, height, width, frames, seconds"
-            " FROM media WHERE kind = ? AND path IN (SELECT value FROM json_each(?))",
-            (kind, json.dumps(list(states))),
+            "SELECT kind, path, size, mtime_ns, level, frames_wanted, reason, detail, height, width, frames, seconds"
+            " FROM media WHERE path IN (SELECT value FROM json_each(?))",
+            (json.dumps([path for _, path in states]),),
         )
         found = {}
-        for path, size, mtime_ns, known_level, wanted, reason, detail, height, width, count, seconds in rows:
-            if (size, mtime_ns) != states[path] or known_level < LEVELS.index(level):
+        for kind, path, size, mtime_ns, known_level, wanted, reason, detail, height, width, count, seconds in rows:
+            if (size, mtime_ns) != states.get((kind, path)) or known_level < LEVELS.index(level):
                 continue
             if kind == "video" and level == "full" and wanted != frames:
                 continue
-            found[path] = Verdict(reason, detail, (height, width) if height else None, count, seconds)
+            found[kind, path] = CheckResult(reason, detail, (height, width) if height else None, count, seconds)
         return found
 
-    def add(self, entries: Iterable[tuple[str, str, FileState, Verdict]], level: str, frames: int) -> None:
-        """Remember verdicts: (kind, path, state before the check, verdict); those that are not `OF_CONTENT` pass by."""
-        rows: Sequence[tuple] = [
-            (
-                path,
-                kind,
-                *state,
-                LEVELS.index(level),
-                frames,
-                v.reason,
-                v.detail,
-                *(v.size or (0, 0)),
-                v.frames,
-                v.seconds,
-            )
-            for kind, path, state, v in entries
-            if v.reason in OF_CONTENT
+    def add(self, entries: Iterable[tuple[MediaFile, FileState, CheckResult]], level: str, frames: int) -> None:
+        """Remember results (file, its state before the check, result), if they depend on the content alone."""
+        checked_as = (LEVELS.index(level), frames)
+        rows = [
+            (path, kind, *state, *checked_as, r.reason, r.detail, *(r.size or (0, 0)), r.frames, r.seconds)
+            for (kind, path), state, r in entries
+            if r.reason in CONTENT_REASONS
         ]
         try:
             self._database.executemany(f"INSERT OR REPLACE INTO media VALUES ({', '.join('?' * 12)})", rows)
             self._unsaved += len(rows)
             if self._unsaved >= SAVE_EVERY:
-                self.save()
-        except sqlite3.DatabaseError as fault:  # a full disk: what was found so far is not worth stopping for
-            self._recover(fault)
-
-    def save(self) -> None:
-        """Bring what was added to the file."""
-        self._unsaved = 0
-        self._database.execute("COMMIT")
-        self._database.execute("BEGIN IMMEDIATE")
+                self._unsaved = 0
+                self._database.execute("COMMIT")
+                self._database.execute("BEGIN IMMEDIATE")
+        except sqlite3.DatabaseError as error:  # a full disk, for one
+            self._recover(error)
 
     def close(self) -> None:
-        """Save and close; a disk that is full now costs the last entries and nothing else. Without a verdict, the file
-        goes again."""
+        """Save and close. A cache without results is removed; on a full disk the last results are lost."""
         is_empty = False
         with contextlib.suppress(sqlite3.DatabaseError):
             is_empty = self._database.execute("SELECT 1 FROM media LIMIT 1").fetchone() is None
             self._database.execute("COMMIT")
         self._database.close()
-        if is_empty and self.is_kept:
+        if is_empty and self.is_kept and self.path:
             with contextlib.suppress(OSError):
                 self.path.unlink()
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a mix may write to `path`: nothing is there, or it is a cache that a mix has made, damaged or not."""
+    """Whether a mix may write to `path`: it is missing or empty, or a cache that a mix has written, damaged or not."""
     try:
         if not path.exists():
             return True
         if not path.is_file():
             return False
         with path.open("rb") as file:
-            page = file.read(4096)
+            head = file.read(72)
     except OSError:
         return False
-    if not page:
-        return True
-    marked = int.from_bytes(page[_MARK_PLACE], "big") == MARK
-    return page.startswith(_MAGIC) and (marked or _UNMARKED in page)
+    return not head or (head.startswith(b"SQLite format 3\0") and head[68:] == APPLICATION_ID.to_bytes(4, "big"))

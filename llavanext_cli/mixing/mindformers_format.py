@@ -18,7 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from llavanext_cli.errors import DataError
-from llavanext_cli.mixing.readers import SPEAKERS, Media
+from llavanext_cli.mixing.readers import SPEAKERS
 from llavanext_cli.processing.formats import guess_kind
 from llavanext_cli.processing.prompt import check_placeholders
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, Medium, Sample, build_sample
@@ -34,25 +34,25 @@ _MARKS = (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER)
 _TAGGED = re.compile(f"{re.escape(MEDIA_TAGS[0])}(.*?){re.escape(MEDIA_TAGS[1])}", re.DOTALL)
 
 
-def encode(records: Sequence[bytes | msgspec.Raw], media: Sequence[Sequence[Media]], root: str) -> bytes:
+def encode(records: Sequence[bytes | msgspec.Raw], samples: Sequence[Sample], root: str) -> bytes:
     """Records as the original writes them: `json.dump(..., indent=2, ensure_ascii=False)`, without the outer brackets.
 
     Args:
         records: JSON text of each record.
-        media: what each record names, with paths relative to `root`.
+        samples: the sample of each record, with media paths relative to `root`.
     """
-    samples = []
-    for text, named in zip(records, media, strict=True):
-        conversation: list[dict[str, Any]] = msgspec.json.decode(text)["conversations"]
-        tags = "".join(f"{MEDIA_TAGS[0]}{root}{medium.path}{MEDIA_TAGS[1]}" for medium in named) or "".join(MEDIA_TAGS)
-        conversation[0]["value"] = tags + conversation[0]["value"]
-        for turn in conversation:
+    written = []
+    for text, sample in zip(records, samples, strict=True):
+        turns: list[dict[str, Any]] = msgspec.json.decode(text)["conversations"]
+        tags = "".join(f"{MEDIA_TAGS[0]}{root}{medium.path}{MEDIA_TAGS[1]}" for medium in sample.media)
+        turns[0]["value"] = (tags or "".join(MEDIA_TAGS)) + turns[0]["value"]
+        for turn in turns:
             if MEDIA_TAGS[0] not in turn["value"]:
                 turn["value"] = TEXT_TAG + turn["value"]
-        samples.append({"conversations": conversation})
-    if not samples:
+        written.append({"conversations": turns})
+    if not written:
         return b""
-    return msgspec.json.format(msgspec.json.encode(samples), indent=2)[len("[") : -len("\n]")]
+    return msgspec.json.format(msgspec.json.encode(written), indent=2)[len("[") : -len("\n]")]
 
 
 def decode(data: Any, where: str, number: int) -> Sample:

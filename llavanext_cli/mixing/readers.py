@@ -1,13 +1,12 @@
-"""Turns a record of a public data set into a sample, or says why it cannot be one.
+"""Turns a record of a public data set into a `records.Sample`, or says why it cannot be one.
 
     {"id": 7, "image": "coco/7.jpg",              {"id": "7", "source": "mix665k", "media": [{"kind": "image", ...}],
      "conversations": [                            "turns": [
        {"from": "human", "value": "<image> .."},     {"role": "user", "text": "<image> .."},
        {"from": "gpt", "value": ".."}]}              {"role": "assistant", "text": ".."}]}
 
-Records of LLaVA-Instruct-150K name pictures, those of LLaVA-Video-178K clips; both write `<image>` for the medium, and
-a clip's becomes `<video>` here. The types of this module are msgspec's, because a mix has hundreds of thousands of
-records; a test holds the result against `records.Sample`.
+Records of LLaVA-Instruct-150K name images, those of LLaVA-Video-178K videos; both write `<image>` for the medium, and a
+video's becomes `<video>` here.
 """
 
 from __future__ import annotations
@@ -24,12 +23,11 @@ import msgspec
 
 from llavanext_cli.mixing.json_index import record_lines, split_records
 from llavanext_cli.processing.prompt import check_placeholders
-from llavanext_cli.records import IMAGE_PLACEHOLDER, INVALID_JSON, ROLES, VIDEO_PLACEHOLDER, Medium, Sample
-from llavanext_cli.records import Turn as SampleTurn
-
-_PLACEHOLDERS = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
+from llavanext_cli.records import IMAGE_PLACEHOLDER, INVALID_JSON, ROLES, VIDEO_PLACEHOLDER, Medium, Sample, Turn
 
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+
+_PLACEHOLDERS = re.compile(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
 
 
 class BadRecordError(Exception):
@@ -40,7 +38,7 @@ class BadRecordError(Exception):
         self.reason, self.detail = reason, detail
 
 
-class Said(msgspec.Struct, gc=False):
+class Message(msgspec.Struct, gc=False):
     """One entry of `conversations`."""
 
     speaker: str = msgspec.field(name="from")
@@ -48,17 +46,17 @@ class Said(msgspec.Struct, gc=False):
 
 
 class Record(msgspec.Struct, gc=False):
-    """A record of LLaVA-Instruct-150K or LLaVA-Video-178K; keys that mean nothing to us are skipped."""
+    """A record of LLaVA-Instruct-150K or LLaVA-Video-178K; other keys are skipped."""
 
-    conversations: list[Said]
+    conversations: list[Message]
     id: str | int | float | None = None
     image: str | list[str] | None = None
     video: str | list[str] | None = None
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Why one record of a chunk is no sample. `number` counts the file's records from 0, `line` its lines from 1."""
+class Reject:
+    """A bad record. `number` counts the file's records from 0, `line` its lines from 1."""
 
     number: int
     line: int
@@ -67,38 +65,8 @@ class Fault:
     detail: str
 
 
-class Media(msgspec.Struct, gc=False, omit_defaults=True):
-    """One medium of a sample, as `records.Medium` is written."""
-
-    kind: str
-    path: str
-    size: tuple[int, int] | None = None
-
-
-class Turn(msgspec.Struct, gc=False):
-    """One turn of a sample, as `records.Turn` is written."""
-
-    role: str
-    text: str
-
-
-class Converted(msgspec.Struct, gc=False):
-    """A sample in the form and key order of `records.Sample`, ready to be written."""
-
-    id: str
-    source: str
-    media: list[Media]
-    turns: list[Turn]
-
-
-def build_converted(name: str, source: str, media: list[Media], texts: Sequence[str]) -> Converted:
-    """What is written of one sample; `texts` are question and answer in turn."""
-    return Converted(name, source, media, list(map(Turn, cycle(ROLES), texts)))
-
-
 _records = msgspec.json.Decoder(list[Record])
 _record_line = msgspec.json.Decoder(Record)
-_anything = msgspec.json.Decoder()
 
 
 def decode_records(data: bytes, lines: bool, chosen: Sequence[int]) -> list[Record | BadRecordError]:
@@ -108,22 +76,22 @@ def decode_records(data: bytes, lines: bool, chosen: Sequence[int]) -> list[Reco
             records = _record_line.decode_lines(data) if lines else _records.decode(b"[" + data + b"]")
             return records[chosen[0] : chosen[-1] + 1]
     except INVALID_JSON:
-        pass  # at least one record is not as it should be: look at each of them
+        pass  # at least one record is bad: decode each of them alone
     texts = split_records(data, lines)
-    return [_decode(texts[position]) for position in chosen]
+    return [_decode(bytes(texts[position])) for position in chosen]
 
 
-def _decode(text: bytes | msgspec.Raw) -> Record | BadRecordError:
+def _decode(text: bytes) -> Record | BadRecordError:
     try:
         return _record_line.decode(text)
     except msgspec.ValidationError as error:
-        if not _starts_object(text):
+        if not text.lstrip().startswith(b"{"):
             return BadRecordError("not_a_record", "the record is not an object")
         return BadRecordError("not_a_record", f"{str(error)[:1].lower()}{str(error)[1:]}".replace("$.", ""))
     except INVALID_JSON:
-        if _has_constant(bytes(text)):  # Python's json writes NaN and Infinity, which JSON does not have
-            return BadRecordError("not_a_record", "NaN or Infinity stands in it, and JSON has neither")
-        return BadRecordError("not_unicode", "a text holds bytes or escapes that are not Unicode")
+        if _has_constant(text):  # Python's json writes NaN and Infinity, which JSON does not have
+            return BadRecordError("not_a_record", "it contains NaN or Infinity, which JSON does not have")
+        return BadRecordError("not_unicode", "a text has bytes or escapes that are not Unicode")
 
 
 def _has_constant(text: bytes) -> bool:
@@ -135,52 +103,55 @@ def _has_constant(text: bytes) -> bool:
     return bool(found)
 
 
-def _starts_object(text: bytes | msgspec.Raw) -> bool:
-    return bytes(text).lstrip()[:1] == b"{"
-
-
-def describe_faults(
+def locate_rejects(
     data: bytes, lines: bool, first: int, line: int, bad: Sequence[tuple[int, str, str]]
-) -> list[Fault]:
-    """Give bad records, (position in the chunk, reason, detail), their number and line in the file, and their id."""
+) -> list[Reject]:
+    """Add to bad records, (position in the chunk, reason, detail), their number and line in the file, and their id."""
     if not bad:
         return []
     texts = split_records(data, lines)
     starts = record_lines(data, texts, line)
     return [
-        Fault(first + position, starts[position], _id_of(texts[position]), reason, detail)
+        Reject(first + position, starts[position], _id_of(texts[position]), reason, detail)
         for position, reason, detail in bad
     ]
 
 
 def _id_of(text: bytes | msgspec.Raw) -> str:
     try:
-        record = _anything.decode(text)
+        record = msgspec.json.decode(text)
     except INVALID_JSON:
         return ""
     found = record.get("id", "") if isinstance(record, dict) else ""
     return found if isinstance(found, str) else msgspec.json.encode(found).decode()  # true is true, not True
 
 
-def read_record(record: Record | BadRecordError, root: str) -> tuple[list[Media], list[str]]:
-    """The media of a record in the order of their placeholders, and what is said from the first question on.
+def read_record(record: Record | BadRecordError, root: str, source: str = "", number: int = 0) -> Sample:
+    """The sample of a record, with the media in the order of their placeholders.
+
+    Args:
+        root: the media folder; paths in the sample are relative to it.
+        source: name of the data set.
+        number: of the record in its file; stands for a missing id.
 
     Raises:
         BadRecordError: the record cannot be a sample; or `record` is itself the error.
     """
-    return _read_plain(record) or _read_any(record, root)
+    if isinstance(record, BadRecordError):
+        raise BadRecordError(record.reason, record.detail)  # a new one: a traceback would keep the chunk in memory
+    media, texts = _read_plain(record) or _read_any(record, root)
+    name = str(number) if record.id is None or record.id == "" else str(record.id)
+    return Sample(name, source, tuple(media), tuple(map(Turn, cycle(ROLES), texts)))
 
 
-def _read_plain(record: Record | BadRecordError) -> tuple[list[Media], list[str]] | None:
-    """What `_read_any` returns for a record as almost all are: human and gpt in turn, one picture or none, nothing
-    odd. None for any other. The time of a mix is spent here, so each step is one call that loops in C."""
-    if type(record) is not Record or record.video is not None:
+def _read_plain(record: Record) -> tuple[list[Medium], list[str]] | None:
+    """What `_read_any` returns for almost all records: human and gpt in turn, one image or none, nothing unusual; None
+    for any other. A mix spends its time here, so each step is one call that loops in C."""
+    messages, image = record.conversations, record.image
+    turns = len(messages)
+    if record.video is not None or not 0 < turns < _MOST_TURNS or [*map(_speaker, messages)] != _ALTERNATING[turns]:
         return None
-    said, image = record.conversations, record.image
-    turns = len(said)
-    if not 0 < turns < _MOST_TURNS or [*map(_speaker, said)] != _IN_TURN[turns]:
-        return None
-    texts = [*map(_value, said)]
+    texts = [*map(_value, messages)]
     if min(texts) < "!":  # empty, or it begins with a blank
         return None
     if max(texts) > "\x7f" and True in map(str.isspace, texts):
@@ -189,35 +160,27 @@ def _read_plain(record: Record | BadRecordError) -> tuple[list[Media], list[str]
     if image is None:
         return None if "<" in questions else ([], texts)
     if questions.count("<") == 1 and IMAGE_PLACEHOLDER in questions and type(image) is str and _is_plain(image):
-        return [Media("image", image)], texts
+        return [Medium("image", image)], texts
     return None
 
 
 _speaker, _value = attrgetter("speaker"), attrgetter("value")
 _MOST_TURNS = 400
-_IN_TURN = [["human", "gpt"] * (turns // 2) for turns in range(_MOST_TURNS)]
-"""The usual speakers of that many turns; an odd number of turns equals none of them. Longer talks are looked at turn by
-turn."""
+_ALTERNATING = [["human", "gpt"] * (turns // 2) for turns in range(_MOST_TURNS)]
+"""The usual speakers of that many turns; an odd number of turns equals none of them."""
 
 
-def _read_any(record: Record | BadRecordError, root: str) -> tuple[list[Media], list[str]]:
-    media = media_of(record, root)
-    return media, texts_of(record, media)
+def _read_any(record: Record, root: str) -> tuple[list[Medium], list[str]]:
+    media = _read_media(record, root)
+    return _read_texts(record, media)
 
 
-def media_of(record: Record | BadRecordError, root: str) -> list[Media]:
-    """The media a record names, pictures before clips, with paths relative to `root`.
-
-    Raises:
-        BadRecordError: a path leads out of `root`; or `record` is itself the error.
-    """
-    if isinstance(record, BadRecordError):
-        raise BadRecordError(record.reason, record.detail)  # a new one: a traceback would tie the chunk to it
+def _read_media(record: Record, root: str) -> list[Medium]:
+    """The media of a record, images before videos. Raises if a path leads out of `root`."""
     media = []
-    for kind, named in (("image", record.image), ("video", record.video)):
-        if named:
-            for path in (named,) if isinstance(named, str) else named:
-                media.append(Media(kind, path if _is_plain(path) else _inside(path, root)))
+    for kind, paths in (("image", record.image), ("video", record.video)):
+        for path in [paths] if isinstance(paths, str) and paths else paths or ():
+            media.append(Medium(kind, path if _is_plain(path) else _path_inside(path, root)))
     return media
 
 
@@ -226,106 +189,76 @@ def _is_plain(path: str) -> bool:
     return bool(path) and ".." not in path and path[0] not in "/." and "\0" not in path
 
 
-def _inside(path: str, root: str) -> str:
+def _path_inside(path: str, root: str) -> str:
     if not path or "\0" in path:
-        raise BadRecordError("bad_path", f"{path!r} is no path")
+        raise BadRecordError("bad_path", f"invalid path {path!r}")
     clean = normpath(path)
     if clean.startswith("/"):
-        base = normpath(root)
-        prefix = base if base.endswith("/") else base + "/"
-        if not clean.startswith(prefix):
-            raise BadRecordError("outside_root", f"{path} lies outside of the media folder {root}")
-        clean = clean[len(prefix) :]
+        folder = normpath(root).rstrip("/") + "/"
+        if not clean.startswith(folder):
+            raise BadRecordError("outside_root", f"{path} is outside the media folder {root}")
+        clean = clean[len(folder) :]
     if clean == ".." or clean.startswith("../"):
-        raise BadRecordError("outside_root", f"{path} climbs out of the media folder")
+        raise BadRecordError("outside_root", f"{path} is outside the media folder")
     return clean
 
 
-def texts_of(record: Record, media: list[Media]) -> list[str]:
-    """What is said from the first question on: question and answer in turn, with a placeholder for each medium.
+def _read_texts(record: Record, media: list[Medium]) -> tuple[list[Medium], list[str]]:
+    """The media in the order of their placeholders, and the turns from the first question on.
 
     An answer that opens the conversation, as in ShareGPT texts, has no question and is left out, as LLaVA's training
-    does. `media` is brought into the order of the placeholders.
-
-    Raises:
-        BadRecordError: speakers do not alternate, a turn is empty, or placeholders and media do not fit.
+    does. Raises if speakers do not alternate, a turn is empty, or placeholders and media do not match.
     """
-    said = record.conversations
-    if said and SPEAKERS.get(said[0].speaker) == "assistant":
-        said = said[1:]
-    turns = len(said)
-    _check_speakers(said, len(record.conversations) - turns)
-    texts = [turn.value for turn in said]
-    if not all(texts) or any(map(str.isspace, texts)):
-        raise _empty_turn(texts, len(record.conversations) - turns)
-    questions = texts[0] if turns == 2 else "\n".join(texts[::2])
-    if media or "<" in questions:
-        pictures = questions.count(IMAGE_PLACEHOLDER)
-        if record.video or pictures != len(media) or VIDEO_PLACEHOLDER in questions:
-            return _fit_placeholders(texts, media)
-    return texts
+    messages = record.conversations
+    skipped = 1 if messages and SPEAKERS.get(messages[0].speaker) == "assistant" else 0
+    messages = messages[skipped:]
+    _check_speakers(messages, skipped)
+    texts = [message.value for message in messages]
+    for number, text in enumerate(texts):
+        if not text or text.isspace():
+            what = "answer" if number % 2 else "question"
+            raise BadRecordError(f"empty_{what}", f"turn {number + skipped + 1}, a {what}, is empty")
+    return _match_placeholders(texts, media)
 
 
-def _check_speakers(said: Sequence[Said], skipped: int) -> None:
-    """Raise unless known speakers take turns and the last word is an answer."""
-    for number, turn in enumerate(said, skipped):
-        role = SPEAKERS.get(turn.speaker)
+def _check_speakers(messages: Sequence[Message], skipped: int) -> None:
+    """Raise unless known speakers alternate and the last turn is an answer."""
+    for number, message in enumerate(messages):
+        role = SPEAKERS.get(message.speaker)
         if role is None:
-            raise BadRecordError("speakers", f"turn {number + 1}: unknown speaker {turn.speaker!r}")
-        if role != ROLES[(number - skipped) % 2]:
-            raise BadRecordError("speakers", f"turn {number + 1} is the {role}'s again: speakers must alternate")
-    if len(said) < 2:
+            raise BadRecordError("speakers", f"turn {number + skipped + 1}: unknown speaker {message.speaker!r}")
+        if role != ROLES[number % 2]:
+            raise BadRecordError(
+                "speakers", f"turn {number + skipped + 1} is the {role}'s again: speakers must alternate"
+            )
+    if len(messages) < 2:
         raise BadRecordError("no_answer", "the conversation has no question with an answer")
-    if len(said) % 2:
+    if len(messages) % 2:
         raise BadRecordError("no_answer", "the last question has no answer")
 
 
-def _empty_turn(texts: Sequence[str], skipped: int) -> BadRecordError:
-    number = next(number for number, text in enumerate(texts) if not text or text.isspace())
-    if number % 2:
-        return BadRecordError("empty_answer", f"turn {number + skipped + 1}, an answer, is empty")
-    return BadRecordError("empty_question", f"turn {number + skipped + 1}, a question, is empty")
-
-
-def _fit_placeholders(texts: list[str], media: list[Media]) -> list[str]:
-    """What to do where not every placeholder is a picture's `<image>`."""
+def _match_placeholders(texts: list[str], media: list[Medium]) -> tuple[list[Medium], list[str]]:
     kinds = {medium.kind for medium in media}
-    marks = [mark for question in texts[::2] for mark in _PLACEHOLDERS.findall(question)]
+    placeholders = [found for question in texts[::2] for found in _PLACEHOLDERS.findall(question)]
     if len(kinds) > 1:
-        _order_media(marks, media)
-        return texts
-    if kinds == {"video"} and len(marks) == len(media):
-        # Public records write <image> for a clip too; an answer may speak of either word.
-        return [
+        return _order_media(placeholders, media), texts
+    if kinds == {"video"} and len(placeholders) == len(media):
+        # Public records write <image> for a video too; an answer may mention either word.
+        return media, [
             text if number % 2 else text.replace(IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER)
             for number, text in enumerate(texts)
         ]
-    # Words that look like placeholders need not be any; processing, which will read them, has the last word.
-    problem = check_placeholders(build_sample(texts, media))
+    # `processing` decides whether words that look like placeholders are some
+    problem = check_placeholders(Sample("", "", tuple(media), tuple(map(Turn, cycle(ROLES), texts))))
     if problem:
         raise BadRecordError("placeholders", problem.partition(": ")[2])
-    return texts
+    return media, texts
 
 
-def _order_media(marks: Sequence[str], media: list[Media]) -> None:
-    """Bring pictures and clips of one record into the order of their placeholders, which must tell them apart."""
-    pictures = [medium for medium in media if medium.kind == "image"]
-    clips = [medium for medium in media if medium.kind == "video"]
-    if marks.count(IMAGE_PLACEHOLDER) != len(pictures) or marks.count(VIDEO_PLACEHOLDER) != len(clips):
-        raise BadRecordError("placeholders", "pictures and clips in one record need <image> and <video> placeholders")
-    media[:] = [(pictures if mark == IMAGE_PLACEHOLDER else clips).pop(0) for mark in marks]
-
-
-def build_sample(texts: Sequence[str], media: Sequence[Media]) -> Sample:
-    """What was said and shown as a `records.Sample`, without id and source."""
-    return Sample(
-        id="",
-        source="",
-        media=tuple(Medium(medium.kind, medium.path, medium.size) for medium in media),
-        turns=tuple(map(SampleTurn, cycle(ROLES), texts)),
-    )
-
-
-def sample_id(record: Record, number: int) -> str:
-    """The record's own id, or its number in the file where it has none."""
-    return str(number) if record.id is None or record.id == "" else str(record.id)
+def _order_media(placeholders: Sequence[str], media: Sequence[Medium]) -> list[Medium]:
+    """Images and videos of one record in the order of their placeholders, which must tell them apart."""
+    images = [medium for medium in media if medium.kind == "image"]
+    videos = [medium for medium in media if medium.kind == "video"]
+    if placeholders.count(IMAGE_PLACEHOLDER) != len(images) or placeholders.count(VIDEO_PLACEHOLDER) != len(videos):
+        raise BadRecordError("placeholders", "images and videos in one record need <image> and <video> placeholders")
+    return [(images if placeholder == IMAGE_PLACEHOLDER else videos).pop(0) for placeholder in placeholders]

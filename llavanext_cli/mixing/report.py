@@ -1,4 +1,4 @@
-"""What a mix tells when it is done: how much of each source was kept, and why the rest was not."""
+"""The report of a mix: how much of each source was kept, and why the rest was dropped."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from llavanext_cli import plots
 from llavanext_cli.mixing.mixfile import DataSet
 
 REASONS = {
-    "not_a_record": "the record is not what it should be",
+    "not_a_record": "the record is invalid",
     "not_unicode": "a text is not Unicode",
     "speakers": "speakers do not alternate",
     "no_answer": "a question without an answer",
     "empty_question": "an empty question",
     "empty_answer": "an empty answer",
-    "placeholders": "placeholders do not fit the media",
-    "bad_path": "a path that is none",
-    "outside_root": "a path out of the media folder",
+    "placeholders": "placeholders do not match the media",
+    "bad_path": "an invalid path",
+    "outside_root": "a path outside the media folder",
     "missing": "a missing file",
     "not_a_file": "a folder or device, not a file",
     "empty_file": "a file of 0 bytes",
     "unreadable": "a file that cannot be read",
-    "link_loop": "symbolic links in a circle",
+    "link_loop": "a loop of symbolic links",
     "corrupt": "a file that does not decode",
-    "too_large": "too many pixels, or one side far too long",
-    "no_frames": "a clip without frames",
-    "false_count": "a clip with fewer frames than it says",
+    "too_large": "too many pixels, or one side too long",
+    "no_frames": "a video without frames",
+    "false_count": "a video with fewer frames than its header says",
     "timeout": "a file that took too long",
     "crashed": "a file that crashed its decoder",
     "too_long": "more tokens than fit",
-    "too_many_tiles": "more picture tiles than fit",
+    "too_many_tiles": "more image tiles than fit",
     "too_many_frames": "more frames than fit",
 }
 """Every reason for which a record can be dropped, in words."""
@@ -80,13 +80,13 @@ class MixReport:
         written: False after a dry run.
         sources: in the order of the mix file.
         contents: samples by what they hold ("image", "video", "image+video", "text").
-        sizes: pictures and clips by (kind, longer side in pixels); empty unless headers were read.
+        sizes: media by (kind, longer side in pixels); empty unless headers were read.
         tokens: samples by number of tokens, those that do not fit included; empty unless tokens were counted.
         max_tokens: tokens that fit.
-        files: distinct media files that were looked at in their headers or in full.
-        files_known: how many of them an earlier run had checked.
+        files: media files whose header was read, or which were decoded.
+        files_known: how many of them were checked before.
         seconds: time taken.
-        notes: what else the user should know, a line each.
+        notes: further lines for the user.
     """
 
     out: Path

@@ -75,11 +75,12 @@ def read_video_file(path: Path) -> None:
 
 
 def read_records(path: Path) -> None:
-    from llavanext_cli.mixing.build import run_mix
+    from llavanext_cli.mixing.pipeline import run_mix
+    from llavanext_cli.mixing.request import MixRequest
 
     mix = path.with_name("mix.yaml")
     mix.write_text(f"datasets: [{{json_path: {path.name}, sampling_strategy: all}}]")
-    refuse(run_mix, mix, path.with_name("out.jsonl"), workers=1, force=True)
+    refuse(run_mix, MixRequest(mix, path.with_name("out.jsonl"), workers=1, force=True))
 
 
 def read_mix_file(path: Path) -> None:

@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 
 from llavanext_cli.app import app
 from llavanext_cli.errors import DataError
-from llavanext_cli.mixing.build import run_mix
-from llavanext_cli.mixing.pool import Pool
-from llavanext_cli.mixing.report import REASONS
+from llavanext_cli.mixing import pipeline, plan
+from llavanext_cli.mixing.json_index import index_chunks
+from llavanext_cli.mixing.report import REASONS, MixReport
+from llavanext_cli.mixing.request import MixRequest
 from llavanext_cli.mixing.samples import read_samples
 
 OPEN, CLOSE = "<|reserved_special_token_3|>", "<|reserved_special_token_4|>"
@@ -59,6 +60,10 @@ def write_data(path: Path, records: list) -> Path:
 
 def mix(*arguments: object):
     return CliRunner().invoke(app, ["mix", *map(str, arguments)])
+
+
+def run_mix(mix_file: Path, out: Path, **changes) -> MixReport:
+    return pipeline.run_mix(MixRequest(mix_file, out, **changes))
 
 
 def lines(path: Path) -> list[dict]:
@@ -131,7 +136,8 @@ def test_a_page_with_plots(tmp_path, images):
     assert "<td>&lt;still&gt;</td><td>all</td>" in page and "a missing file" in page
     assert '<td>0-255</td><td class="number">5</td>' in page
     again = mix(mix_file, "-o", tmp_path / "t.jsonl", "--report", tmp_path / "mix.html")
-    assert again.exit_code == 1 and "mix.html exists" in again.stderr and not (tmp_path / "t.jsonl").exists()
+    assert again.exit_code == 1 and "mix.html already holds a report" in again.stderr
+    assert not (tmp_path / "t.jsonl").exists()
 
 
 def test_a_dry_run_writes_only_the_cache(tmp_path, images):
@@ -147,12 +153,12 @@ def test_a_file_with_the_name_of_the_cache_is_left_alone(tmp_path, images):
     (tmp_path / "s.jsonl.cache").write_text("mine")
     for more in (["--dry-run"], []):
         result = mix(mix_file, "-o", tmp_path / "s.jsonl", *more)
-        assert result.exit_code == 0 and "s.jsonl.cache is no cache of llavanext mix" in result.stderr
+        assert result.exit_code == 0 and "s.jsonl.cache is not a cache of llavanext mix" in result.stderr
         assert (tmp_path / "s.jsonl.cache").read_text() == "mine"
     mix_file.rename(tmp_path / "t.jsonl.cache")
     for more in (["--dry-run"], ["--force"]):
         result = mix(tmp_path / "t.jsonl.cache", "-o", tmp_path / "t.jsonl", *more)
-        assert result.exit_code == 1 and "is what this mix is made from" in result.stderr
+        assert result.exit_code == 1 and "writing there would damage the input" in result.stderr
     assert "llava.json" in (tmp_path / "t.jsonl.cache").read_text()
 
 
@@ -162,16 +168,15 @@ def test_a_data_file_that_changes_under_way(tmp_path, monkeypatch, change, check
     """Workers read the file again: what they find must be what was planned."""
     data = write_data(tmp_path / "data.json", [record(n) for n in range(3000)])
 
-    def submit(pool, *arguments, **options):
-        if data.exists() and data.stat().st_size > 10_000:
-            text = data.read_text()
+    def index(path: Path):
+        yield from index_chunks(path)
+        if change == "gone":
             data.unlink()
-            if change != "gone":
-                data.write_text(text[:5000] if change == "shorter" else text.replace("Answer", "answer"))
-        return true_submit(pool, *arguments, **options)
+        else:
+            text = data.read_text()
+            data.write_text(text[:5000] if change == "shorter" else text.replace("Answer", "answer"))
 
-    true_submit = Pool.submit
-    monkeypatch.setattr(Pool, "submit", submit)
+    monkeypatch.setattr(plan, "index_chunks", index)
     result = mix(write_mix(tmp_path, {"json_path": "data.json"}), "-o", tmp_path / "s.jsonl", "--check", check)
     assert result.exit_code == 1 and "data.json changed while it was read" in result.stderr
     assert "Traceback" not in result.stderr and not (tmp_path / "s.jsonl").exists()
@@ -389,7 +394,7 @@ def test_token_counts(tmp_path, make_tokenizer_folder):
     told = mix(mix_file, "-o", tmp_path / "x.jsonl", "--tokenizer", folder, "--preset", "video-7b-stage2")
     assert told.exit_code == 0 and "The longest sample has" in told.stderr and " fit: 0 are too long" in told.stderr
     no_sizes = mix(mix_file, "-o", tmp_path / "y.jsonl", "--tokenizer", folder, "--check", "exists")
-    assert no_sizes.exit_code == 1 and "counting tokens needs the sizes of pictures" in no_sizes.stderr
+    assert no_sizes.exit_code == 1 and "counting tokens needs the sizes of images" in no_sizes.stderr
     no_tokenizer = mix(mix_file, "-o", tmp_path / "y.jsonl", "--max-tokens", 5)
     assert no_tokenizer.exit_code == 1 and "counting tokens needs a tokenizer" in no_tokenizer.stderr
 
@@ -408,27 +413,27 @@ def test_faults_of_files_are_one_line_a_hint_and_nothing_left(tmp_path, images):
 
     good = write_mix(tmp_path, {"json_path": "images/llava.json"})
     fails(good, "the folder " + str(tmp_path / "none") + " does not exist", out=tmp_path / "none" / "s.jsonl")
-    fails(good, "is a folder", out=images)
-    fails(good, "one file would overwrite the other", "--rejects", tmp_path / "s.jsonl")
-    fails(good, "one file would overwrite the other", "--report", tmp_path / "s.html", out=tmp_path / "s.html")
-    fails(good, "one file would overwrite the other", "--rejects", images / ".." / "s.jsonl")
-    fails(good, "one file would overwrite the other", "--rejects", tmp_path / "s.jsonl.cache")
+    fails(good, "is a folder, not a file", out=images)
+    fails(good, "two outputs have the same name", "--rejects", tmp_path / "s.jsonl")
+    fails(good, "two outputs have the same name", "--report", tmp_path / "s.html", out=tmp_path / "s.html")
+    fails(good, "two outputs have the same name", "--rejects", images / ".." / "s.jsonl")
+    fails(good, "two outputs have the same name", "--rejects", tmp_path / "s.jsonl.cache")
     os.mkfifo(tmp_path / "pipe")
     fails(good, "is a device or a pipe", "--force", out=tmp_path / "pipe")
     assert not (tmp_path / "pipe").is_file()  # nor would be /dev/null, for root
-    fails(good, "is what this mix is made from", "--force", out=images / "llava.json")
-    fails(good, "is what this mix is made from", "--force", "--rejects", good)
+    fails(good, "writing there would damage the input", "--force", out=images / "llava.json")
+    fails(good, "writing there would damage the input", "--force", "--rejects", good)
     for more in ((), ("--force",)):
-        fails(good, "llavanext mix has not written it", *more, out=images / "coco" / "0.jpg")
-        fails(good, "llavanext mix has not written it", *more, "--rejects", images / "coco" / "0.jpg")
+        fails(good, "exists and is not a mix", *more, out=images / "coco" / "0.jpg")
+        fails(good, "exists and is not a list of rejected records", *more, "--rejects", images / "coco" / "0.jpg")
     html = (images / "coco" / "0.jpg").rename(images / "coco" / "0.html")
-    fails(good, "llavanext mix has not written it", "--force", "--report", html)
+    fails(good, "exists and is not a report", "--force", "--report", html)
     fails(good, "the report is an HTML page", "--report", tmp_path / "r.png")
-    fails(good, "-: a mix writes whole files", out=Path("-"))
-    fails(good, "-: a mix writes whole files", "--rejects", "-")
+    fails(good, "-: a mix cannot write to stdout", out=Path("-"))
+    fails(good, "-: a mix cannot write to stdout", "--rejects", "-")
     fails(tmp_path / "none.yaml", "no such mix file")
     (tmp_path / "there.jsonl").write_text("mine")
-    fails(good, "there.jsonl exists", out=tmp_path / "there.jsonl")
+    fails(good, "there.jsonl exists and is not a mix", out=tmp_path / "there.jsonl")
     assert (tmp_path / "there.jsonl").read_text() == "mine"
 
     (tmp_path / "cut.json").write_text((images / "llava.json").read_text()[:700])
@@ -436,10 +441,10 @@ def test_faults_of_files_are_one_line_a_hint_and_nothing_left(tmp_path, images):
     fails(write_mix(tmp_path, {"json_path": "none.json"}), "none.json does not exist")
     fails(write_mix(tmp_path, {"json_path": "images/llava.json", "sampling_strategy": "first:101%"}), "more than 100 %")
     fails(
-        write_mix(tmp_path, {"json_path": "images/llava.json", "sampling_strategy": "end:0"}), "holds no records at all"
+        write_mix(tmp_path, {"json_path": "images/llava.json", "sampling_strategy": "end:0"}), "has no records at all"
     )
     (tmp_path / "empty.json").write_text("[]")
-    fails(write_mix(tmp_path, {"json_path": "empty.json"}), "holds no records at all")
+    fails(write_mix(tmp_path, {"json_path": "empty.json"}), "has no records at all")
 
 
 def test_all_records_bad_is_an_error(tmp_path):
@@ -516,25 +521,24 @@ def test_a_disk_without_room(tmp_path):
     command = [sys.executable, "-c", code, "mix", str(mix_file), "-o", str(tmp_path / "s.jsonl"), "--check", "none"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
-    assert "s.jsonl could not be written: File too large" in result.stderr and "Traceback" not in result.stderr
+    assert "s.jsonl cannot be written: File too large" in result.stderr and "Traceback" not in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "mix.yaml"]
 
 
 def test_a_disk_that_is_full_in_the_end_leaves_nothing(tmp_path, monkeypatch):
     write_data(tmp_path / "data.json", [record(1), record(2, "none.jpg")])
     mix_file = write_mix(tmp_path, {"json_path": "data.json"})
-    true_close = os.close
+    true_replace = os.replace
 
-    def close(descriptor: int) -> None:
-        name = os.readlink(f"/proc/self/fd/{descriptor}")
-        true_close(descriptor)
-        if ".r.html." in name:
+    def replace(source: Path, target: Path) -> None:
+        if target.name == "r.html":
             raise OSError(28, "No space left on device")
+        true_replace(source, target)
 
-    monkeypatch.setattr(os, "close", close)
+    monkeypatch.setattr(os, "replace", replace)
     more = ["--check", "exists", "--rejects", tmp_path / "bad.jsonl", "--report", tmp_path / "r.html"]
     result = mix(mix_file, "-o", tmp_path / "s.jsonl", *more)
-    assert result.exit_code == 1 and "r.html could not be written: No space left on device" in result.stderr
+    assert result.exit_code == 1 and "r.html cannot be written: No space left on device" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "mix.yaml"]
 
 
@@ -558,7 +562,7 @@ def test_ended_from_outside(tmp_path, number, code):
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".s.jsonl.*.part")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".s.jsonl.*.partial*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1.5)
     process.send_signal(number)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.mixing.mindformers_format import BETWEEN, CLOSING, OPENING, decode, encode
-from llavanext_cli.mixing.readers import Media
+from llavanext_cli.records import Medium, Sample
 
 OPEN, CLOSE = "<|reserved_special_token_3|>", "<|reserved_special_token_4|>"
 
 
 def as_the_original(records: list[dict], folder: str) -> str:
-    """The original's loop for files that all exist, retold."""
+    """The original's loop, for files that all exist."""
     samples = []
     for record in copy.deepcopy(records):
         conversation = record["conversations"]
@@ -44,13 +44,11 @@ record = st.fixed_dictionaries(
 
 @given(st.lists(record, min_size=1, max_size=4))
 def test_byte_for_byte(records):
-    media = [
-        [Media("image", path) for path in ([r["image"]] if isinstance(r.get("image"), str) else r.get("image", []))]
-        for r in records
-    ]
-    parts = [
-        encode([json.dumps(r).encode()], [m], "/data/images/").decode() for r, m in zip(records, media, strict=True)
-    ]
+    parts = []
+    for record in records:
+        paths = [record["image"]] if isinstance(record.get("image"), str) else record.get("image", [])
+        sample = Sample("", "", tuple(Medium("image", path) for path in paths), ())
+        parts.append(encode([json.dumps(record).encode()], [sample], "/data/images/").decode())
     assert OPENING + BETWEEN.join(parts) + CLOSING == as_the_original(records, "/data/images")
 
 
@@ -60,14 +58,14 @@ def read(*said: str, first: str = "human"):
     return decode({"conversations": turns}, "f.json, line 3", 5)
 
 
-def test_read_back_a_picture():
+def test_read_back_an_image():
     sample = read(f"{OPEN}/d/a.jpg{CLOSE}<image>\nWhat?", "<text>A cat.", "<text>And?", "<text>No <text>.")
     assert [(medium.kind, medium.path) for medium in sample.media] == [("image", "/d/a.jpg")]
     assert [turn.text for turn in sample.turns] == ["<image>\nWhat?", "A cat.", "And?", "No <text>."]
     assert (sample.id, sample.source) == ("5", "")
 
 
-def test_read_back_a_clip_whatever_the_case_of_its_name():
+def test_read_back_a_video_whatever_the_case_of_its_name():
     sample = read(f"{OPEN}/d/a.MP4{CLOSE}What?\n<image>", "<text>A cat.")
     assert sample.media[0].kind == "video"
     assert sample.turns[0].text == "What?\n<video>"

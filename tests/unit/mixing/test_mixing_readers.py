@@ -1,4 +1,4 @@
-"""Records to samples: what is kept as it is, what is put right, and what is rejected with which reason."""
+"""Records to samples: what is kept, what is corrected, and what is rejected for which reason."""
 
 from __future__ import annotations
 
@@ -9,16 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llavanext_cli.mixing.readers import (
-    BadRecordError,
-    Record,
-    build_converted,
-    decode_records,
-    describe_faults,
-    media_of,
-    sample_id,
-    texts_of,
-)
+from llavanext_cli.mixing.readers import BadRecordError, Record, decode_records, locate_rejects, read_record
 from llavanext_cli.processing.prompt import check_placeholders
 from llavanext_cli.records import build_sample
 
@@ -32,9 +23,7 @@ def convert(record: object, root: str = "/data/") -> dict:
     """One record through the whole path, to the dictionary that a line of the output holds."""
     data = json.dumps(record).encode()
     (found,) = decode_records(data, False, range(1))
-    media = media_of(found, root)
-    texts = texts_of(found, media)
-    return json.loads(msgspec.json.encode(build_converted(sample_id(found, 7), "s", media, texts)))
+    return json.loads(msgspec.json.encode(read_record(found, root, "s", 7)))
 
 
 def reason_of(record: object, root: str = "/data/") -> str:
@@ -44,7 +33,7 @@ def reason_of(record: object, root: str = "/data/") -> str:
     return error.value.reason
 
 
-def test_a_picture():
+def test_an_image():
     sample = convert({"id": "a1", "image": "coco/7.jpg", "conversations": talk("<image>\nWhat?", "A cat.")})
     assert sample == {
         "id": "a1",
@@ -54,7 +43,7 @@ def test_a_picture():
     }
 
 
-def test_a_clip_gets_its_own_placeholder():
+def test_a_video_gets_its_own_placeholder():
     sample = convert(
         {"id": 3, "video": "x/a.mp4", "conversations": talk("<image>\nWho?", "<image> is a tag.", "And?", "B")}
     )
@@ -81,12 +70,12 @@ def test_a_very_long_talk():
     assert [turn["text"] for turn in convert({"conversations": talk(*texts)})["turns"]] == texts
 
 
-def test_several_pictures():
+def test_several_images():
     sample = convert({"image": ["a.jpg", "b.jpg"], "conversations": talk("<image><image> Same?", "No.")})
     assert [medium["path"] for medium in sample["media"]] == ["a.jpg", "b.jpg"]
 
 
-def test_a_picture_and_a_clip_stand_in_the_order_of_their_placeholders():
+def test_an_image_and_a_video_come_in_the_order_of_their_placeholders():
     record = {"image": "a.jpg", "video": "b.mp4", "conversations": talk("<video> then <image>?", "Yes.")}
     assert [medium["kind"] for medium in convert(record)["media"]] == ["video", "image"]
     record["conversations"] = talk("<image> then <image>?", "Yes.")
@@ -94,7 +83,7 @@ def test_a_picture_and_a_clip_stand_in_the_order_of_their_placeholders():
 
 
 def test_words_that_only_look_like_placeholders():
-    """Where nothing is shown, `<image>` amid a sentence is talk about HTML; processing has the say on that."""
+    """Without media, `<image>` within a sentence is plain text; processing decides that."""
     assert convert({"conversations": talk("What does <image> mean in SVG?", "<image> embeds one.")})["media"] == []
     record = {"image": "a.jpg", "conversations": talk("<image>\nIs <video> a tag?", "Yes.")}
     assert convert(record)["turns"][0]["text"] == "<image>\nIs <video> a tag?"
@@ -163,14 +152,14 @@ def test_a_text_that_is_not_unicode():
     assert isinstance(found, BadRecordError) and found.reason == "not_unicode"
 
 
-def test_one_bad_record_spoils_no_other():
+def test_one_bad_record_does_not_spoil_others():
     good = {"id": 1, "conversations": talk("q", "a")}
     data = json.dumps([good, 5, good, {"id": "bad"}, good])[1:-1].encode()
     found = decode_records(data, False, range(5))
     assert [isinstance(record, Record) for record in found] == [True, False, True, False, True]
-    faults = describe_faults(data, False, 100, 9, [(n, r.reason, r.detail) for n, r in enumerate(found) if n in (1, 3)])
-    assert [(fault.number, fault.line, fault.id) for fault in faults] == [(101, 9, ""), (103, 9, "bad")]
-    assert "conversations" in faults[1].detail
+    rejects = locate_rejects(data, False, 100, 9, [(n, r.reason, r.detail) for n, r in enumerate(found) if n in (1, 3)])
+    assert [(reject.number, reject.line, reject.id) for reject in rejects] == [(101, 9, ""), (103, 9, "bad")]
+    assert "conversations" in rejects[1].detail
 
 
 @pytest.mark.parametrize("lines", [False, True])
@@ -190,10 +179,10 @@ texts = st.one_of(
 )
 
 
-@given(said=st.lists(texts, min_size=2, max_size=6).filter(lambda said: len(said) % 2 == 0), pictures=st.integers(0, 2))
-def test_the_line_is_what_the_contract_says(said, pictures):
-    """The fast way of writing gives what `records.Sample` gives, whatever is said, and processing accepts it."""
-    record = {"id": "x", "image": [f"{n}.jpg" for n in range(pictures)], "conversations": talk(*said)}
+@given(said=st.lists(texts, min_size=2, max_size=6).filter(lambda said: len(said) % 2 == 0), images=st.integers(0, 2))
+def test_the_line_is_what_the_contract_says(said, images):
+    """The plain and the general reader give the same samples, which processing accepts."""
+    record = {"id": "x", "image": [f"{n}.jpg" for n in range(images)], "conversations": talk(*said)}
     try:
         line = convert(record)
     except BadRecordError as error:

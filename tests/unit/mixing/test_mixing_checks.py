@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llavanext_cli.mixing import clips
-from llavanext_cli.mixing.media import FileState, Verdict, check_file, stat_file
+from llavanext_cli.mixing import video_check
+from llavanext_cli.mixing.check_result import CheckResult, FileState
+from llavanext_cli.mixing.checks import check_file, stat_file
 
 IMAGE_LEVELS = ["header", "full"]
 
@@ -24,7 +25,7 @@ def picture(path: Path, size: tuple[int, int] = (30, 20), **options) -> Path:
     return path
 
 
-def check(path: Path, level: str, kind: str = "image", frames: int = 4) -> Verdict:
+def check(path: Path, level: str, kind: str = "image", frames: int = 4) -> CheckResult:
     return check_file(kind, str(path), level, frames)
 
 
@@ -56,7 +57,7 @@ def test_what_is_not_there(tmp_path):
     }
     for name, reason in reasons.items():
         verdict = stat_file(f"{tmp_path}/{name}")
-        assert isinstance(verdict, Verdict) and verdict.reason == reason, name
+        assert isinstance(verdict, CheckResult) and verdict.reason == reason, name
         assert verdict.detail
 
 
@@ -76,7 +77,7 @@ def test_no_permission(tmp_path, monkeypatch):
 @pytest.mark.parametrize("level", IMAGE_LEVELS)
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.webp", "a.bmp"])
 def test_good_pictures(tmp_path, level, name):
-    assert check(picture(tmp_path / name), level) == Verdict(size=(20, 30))
+    assert check(picture(tmp_path / name), level) == CheckResult(size=(20, 30))
 
 
 @pytest.mark.parametrize("level", IMAGE_LEVELS)
@@ -102,7 +103,7 @@ def test_a_text_is_no_picture(tmp_path, level):
 def test_a_truncated_picture_has_a_header_and_does_not_decode(tmp_path):
     path = picture(tmp_path / "a.jpg", (300, 200))
     path.write_bytes(path.read_bytes()[:5000])
-    assert check(path, "header") == Verdict(size=(200, 300))
+    assert check(path, "header") == CheckResult(size=(200, 300))
     assert check(path, "full").reason == "corrupt"
 
 
@@ -153,16 +154,16 @@ def test_good_clips(write_clip, level, name, codec, frames):
 
 
 def test_the_quick_way_decides_without_the_slow_one(write_clip, monkeypatch):
-    monkeypatch.setattr(clips, "read_frames", None)
+    monkeypatch.setattr(video_check, "read_frames", None)
     for key_every in (1, 12, 250):
         assert check(write_clip(f"{key_every}.mp4", 60, key_every=key_every), "full", "video", 7).reason == ""
 
 
 def test_large_clips_are_not_held_in_memory(write_clip, monkeypatch):
     path = write_clip("a.mp4", 30)
-    monkeypatch.setattr(clips, "MAX_HELD_BYTES", 10)
-    assert check(path, "full", "video") == Verdict(size=(96, 128), frames=30, seconds=3.0)
-    monkeypatch.setattr(clips, "_decode_wanted", None)
+    monkeypatch.setattr(video_check, "MAX_HELD_BYTES", 10)
+    assert check(path, "full", "video") == CheckResult(size=(96, 128), frames=30, seconds=3.0)
+    monkeypatch.setattr(video_check, "_decode_wanted", None)
     assert check(path, "full", "video").frames == 30
 
 
@@ -326,8 +327,8 @@ def test_frames_that_only_the_reader_finds_too_large(write_clip, monkeypatch):
     """As where a header has no size, or frames grow within a clip."""
     from llavanext_cli.processing import decoding
 
-    monkeypatch.setattr(clips, "_decode_wanted", lambda *_: None)
+    monkeypatch.setattr(video_check, "_decode_wanted", lambda *_: None)
     path = write_clip("a.mp4", 30)
     monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
-    monkeypatch.setattr(clips, "frame_problem", lambda *_: None)
+    monkeypatch.setattr(video_check, "frame_problem", lambda *_: None)
     assert check(path, "full", "video").reason == "too_large"
