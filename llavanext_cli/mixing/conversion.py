@@ -33,7 +33,7 @@ MEMO_FILES = 200_000
 """Results of the level "exists" that a worker remembers."""
 
 SLOT_BYTES = 4 << 20
-"""Shared memory for the lines of one chunk, which take about a megabyte. They do not fit into the pool's pipe, and a
+"""Shared memory for the lines of one chunk, which take about two megabytes. They do not fit into the pool's pipe, and a
 worker would wait in the middle of sending them; only longer ones go that way."""
 
 _GOOD = CheckResult()
@@ -82,7 +82,7 @@ class Converted:
         tokens: samples by number of tokens, those that are too long included.
     """
 
-    body: bytes = b""
+    body: bytes | memoryview = b""
     shared: int = 0
     kept: int = 0
     rejects: list[Reject] = field(default_factory=list)

@@ -25,7 +25,7 @@ import msgspec
 from llavanext_cli.errors import DataError
 from llavanext_cli.records import INVALID_JSON
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 21
 """A worker converts a chunk of this size in about ten milliseconds."""
 
 MAX_RECORD_BYTES = 256 << 20

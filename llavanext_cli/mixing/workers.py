@@ -7,6 +7,7 @@ interpreters (spawned): nothing is inherited from a program that may have thread
 from __future__ import annotations
 
 import concurrent.futures
+import mmap
 import multiprocessing
 import os
 import signal
@@ -42,6 +43,8 @@ class WorkerPool:
         self.lookahead = 2 * number + 12
         """Chunks that are under way at a time: they bound the memory of a mix."""
         self._shared = os.memfd_create("llavanext-mix")
+        os.ftruncate(self._shared, self.lookahead * SLOT_BYTES)
+        self._lines = memoryview(mmap.mmap(self._shared, 0))
         self._pool = pebble.ProcessPool(
             number,
             initializer=start_worker,
@@ -103,7 +106,8 @@ class WorkerPool:
         placed = (job._replace(slot=number % self.lookahead) for number, job in enumerate(jobs))
         for job, converted in self.map(convert, placed):
             if converted.shared:
-                converted.body = os.pread(self._shared, converted.shared, job.slot * SLOT_BYTES)
+                begin = job.slot * SLOT_BYTES
+                converted.body = self._lines[begin : begin + converted.shared]  # until the slot's next job is submitted
             yield job, converted
 
 

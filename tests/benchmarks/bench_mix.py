@@ -1,15 +1,15 @@
 """How fast `llavanext mix` is, beside the data script it replaces, from one run on one machine.
 
     python tests/benchmarks/bench_mix.py                      the full size: about five minutes on two cores
-    python tests/benchmarks/bench_mix.py --records 20000 --clips 20
-    python tests/benchmarks/bench_mix.py --records 0          clips only
+    python tests/benchmarks/bench_mix.py --records 20000 --videos 20
+    python tests/benchmarks/bench_mix.py --records 0          videos only
 
-1. 665 298 records (as many as LLaVA's instruction mix), 4 turns each, one in sixteen without a picture, over 2 000
-   pictures: `mix --check exists` against the original's loop: json.load, isfile a record, json.dump with indent.
+1. 665 298 records (as many as LLaVA's instruction mix), 4 turns each, one in sixteen without a image, over 2 000
+   images: `mix --check exists` against the original's loop: json.load, isfile a record, json.dump with indent.
    Expected: at least 6 times as fast, in less than a quarter of the memory.
-2. 300 clips of 5 seconds: `mix --check full`, which decodes 16 frames of each, against the original's check: seek to
-   the first and the last frame with OpenCV, one clip after the other. Expected: at least 3 times as fast.
-3. Records a second and clips a second against the number of workers.
+2. 300 videos of 5 seconds: `mix --check full`, which decodes 16 frames of each, against the original's check: seek to
+   the first and the last frame with OpenCV, one video after the other. Expected: at least 3 times as fast.
+3. Records a second and videos a second against the number of workers.
 
 Each side runs in processes of its own, one after the other. Memory is the greatest sum of the resident sizes of all
 processes of a side. Files are read once before the first measurement, so that both sides find them in the page cache.
@@ -34,7 +34,7 @@ TALK = (
     "and of in on at looks appears image shows several people background visible scene"
 )
 WORDS = TALK.split()
-PICTURES = 2000
+IMAGES = 2000
 TURNS = 4
 
 
@@ -53,12 +53,12 @@ def write_records(folder: Path, count: int) -> Path:
     """A data set in the form of llava_v1_5_mix665k.json; its texts are random words from a fixed seed."""
     from PIL import Image
 
-    pictures = folder / "coco" / "train2017"
-    pictures.mkdir(parents=True)
-    Image.new("RGB", (64, 48), (90, 120, 30)).save(pictures / "0.jpg")
-    content = (pictures / "0.jpg").read_bytes()
-    for number in range(1, PICTURES):
-        (pictures / f"{number}.jpg").write_bytes(content)
+    images = folder / "coco" / "train2017"
+    images.mkdir(parents=True)
+    Image.new("RGB", (64, 48), (90, 120, 30)).save(images / "0.jpg")
+    content = (images / "0.jpg").read_bytes()
+    for number in range(1, IMAGES):
+        (images / f"{number}.jpg").write_bytes(content)
     draw = random.Random(0)
     questions = [" ".join(draw.choices(WORDS, k=draw.randint(6, 18))) + "?" for _ in range(997)]
     answers = [" ".join(draw.choices(WORDS, k=draw.randint(4, 110))) + "." for _ in range(1999)]
@@ -66,17 +66,17 @@ def write_records(folder: Path, count: int) -> Path:
     with path.open("w") as file:
         file.write("[\n")
         for number in range(count):
-            has_picture = number % 16 != 0
+            has_image = number % 16 != 0
             record: dict = {"id": f"{number:012d}"}
-            if has_picture:
-                record["image"] = f"coco/train2017/{draw.randrange(PICTURES)}.jpg"
+            if has_image:
+                record["image"] = f"coco/train2017/{draw.randrange(IMAGES)}.jpg"
             record["conversations"] = [
                 {"from": "human", "value": draw.choice(questions)}
                 if turn % 2 == 0
                 else {"from": "gpt", "value": draw.choice(answers)}
                 for turn in range(TURNS)
             ]
-            if has_picture:
+            if has_image:
                 record["conversations"][0]["value"] = "<image>\n" + record["conversations"][0]["value"]
             else:
                 record["model"] = ""
@@ -85,8 +85,8 @@ def write_records(folder: Path, count: int) -> Path:
     return path
 
 
-def write_clips(folder: Path, count: int) -> Path:
-    """`count` H.264 clips of 5 s, 30 frames a second, 320 x 240, with the encoder's own settings."""
+def write_videos(folder: Path, count: int) -> Path:
+    """`count` H.264 videos of 5 s, 30 frames a second, 320 x 240, with the encoder's own settings."""
     import av
     import numpy as np
 
@@ -101,10 +101,10 @@ def write_clips(folder: Path, count: int) -> Path:
             stream = container.add_stream("libx264", rate=30)
             stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
             for frame in range(150):
-                picture = np.roll(scene, frame // 2, axis=1)
+                image = np.roll(scene, frame // 2, axis=1)
                 left = (40 + number + frame * 3) % 280
-                picture[80:120, left : left + 40] = (255, 30, 30)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                image[80:120, left : left + 40] = (255, 30, 30)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode(None))
         turns = [{"from": "human", "value": "<image>\nWhat moves?"}, {"from": "gpt", "value": "A red square."}]
         records.append({"id": str(number), "data_source": "bench", "video": name, "conversations": turns})
@@ -143,8 +143,8 @@ def original_loop(data: Path, out: Path) -> None:
         json.dump(samples, file, indent=2, ensure_ascii=False)
 
 
-def original_clips(data: Path) -> None:
-    """The original's check of a clip, retold: seek to the first and to the last frame and read them."""
+def original_videos(data: Path) -> None:
+    """The original's check of a video, retold: seek to the first and to the last frame and read them."""
     import cv2
     import numpy as np
 
@@ -250,17 +250,17 @@ def compare(name: str, data: Path, side: str, check: str, count: int, workers: l
     return result
 
 
-def run(folder: Path, records: int, clips: int, workers: list[int]) -> dict:
+def run(folder: Path, records: int, videos: int, workers: list[int]) -> dict:
     """All measurements; a part of size 0 is left out."""
     result = {}
     if records:
-        say(f"writing {records} records over {PICTURES} pictures")
+        say(f"writing {records} records over {IMAGES} images")
         data = write_records(folder / "images", records)
         result["records"] = compare("records", data, "loop", "exists", records, workers, folder)
-    if clips:
-        say(f"writing {clips} clips")
-        data = write_clips(folder / "videos", clips)
-        result["clips"] = compare("clips", data, "clips", "full", clips, workers, folder)
+    if videos:
+        say(f"writing {videos} videos")
+        data = write_videos(folder / "videos", videos)
+        result["videos"] = compare("videos", data, "videos", "full", videos, workers, folder)
     return result
 
 
@@ -281,7 +281,7 @@ def table(result: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=665_298)
-    parser.add_argument("--clips", type=int, default=300)
+    parser.add_argument("--videos", type=int, default=300)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder by default")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
@@ -289,10 +289,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.only:
         side, data, out = options.only
-        original_loop(Path(data), Path(out)) if side == "loop" else original_clips(Path(data))
+        original_loop(Path(data), Path(out)) if side == "loop" else original_videos(Path(data))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        result = run(Path(folder), options.records, options.clips, options.workers)
+        result = run(Path(folder), options.records, options.videos, options.workers)
     print(table(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
