@@ -4,9 +4,9 @@
     python tests/benchmarks/bench_mix.py --records 20000 --videos 20
     python tests/benchmarks/bench_mix.py --records 0          videos only
 
-1. 665 298 records (as many as LLaVA's instruction mix), 4 turns each, one in sixteen without a image, over 2 000
+1. 665 298 records (as many as LLaVA's instruction mix), 4 turns each, one in sixteen without an image, over 2 000
    images: `mix --check exists` against the original's loop: json.load, isfile a record, json.dump with indent.
-   Expected: at least 6 times as fast, in less than a quarter of the memory.
+   Expected: at least 6 times as fast, in at most a tenth of the memory.
 2. 300 videos of 5 seconds: `mix --check full`, which decodes 16 frames of each, against the original's check: seek to
    the first and the last frame with OpenCV, one video after the other. Expected: at least 3 times as fast.
 3. Records a second and videos a second against the number of workers.
