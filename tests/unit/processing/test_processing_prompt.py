@@ -30,10 +30,59 @@ def supervised(segments: list[Segment]) -> str:
     return written([s for s in segments if s.supervised])
 
 
-def test_two_rounds():
-    segments = build_training_prompt(sample(["q1", "a1", "q2", "a2"]))
-    assert written(segments) == f"{SYSTEM} USER: q1 ASSISTANT: a1</s>USER: q2 ASSISTANT: a2</s>"
-    assert supervised(segments) == " a1</s> a2</s>"
+ROUNDS = ["q1", "a1", "q2", "a2"]
+MISTRAL = ["<image>\nq1", *ROUNDS[1:]]
+IN_TRAINING = {  # what is tested: turns, media, the prompt after "USER: "
+    "two rounds": (ROUNDS, [], "q1 ASSISTANT: a1</s>USER: q2 ASSISTANT: a2</s>"),
+    "already in place": (["<image>\n  What?  ", "a"], [PICTURE], "[0]\n  What?   ASSISTANT: a</s>"),
+    "several keep their places": (
+        ["First <image> and\n<image> then?", "a"],
+        [PICTURE, PICTURE],
+        "First [0] and\n[1] then? ASSISTANT: a</s>",
+    ),
+    "an image in a later turn": (
+        ["<image>\nq1", "a1", "q2 <image>", "a2"],
+        [PICTURE, PICTURE],
+        "[0]\nq1 ASSISTANT: a1</s>USER: [1]\nq2 ASSISTANT: a2</s>",
+    ),
+    "a video named an image": (["<image>\nq", "a"], [CLIP], "[0]\nq ASSISTANT: a</s>"),
+    "a video named a video": (["<video>\nq", "a"], [CLIP], "[0]\nq ASSISTANT: a</s>"),
+    "both in order": (["<image> or <video>?", "a"], [PICTURE, CLIP], "[0] or [1]? ASSISTANT: a</s>"),
+    "an empty answer": (["q", ""], [], "q ASSISTANT:</s>"),
+    "tags without media": (
+        ["How do I close a <video> tag, or an <image> one?", "So."],
+        [],
+        "How do I close a <video> tag, or an <image> one? ASSISTANT: So.</s>",
+    ),
+    "a tag beside an image": (
+        ["<image>\nIs this a <video> tag?", "Yes."],
+        [PICTURE],
+        "[0]\nIs this a <video> tag? ASSISTANT: Yes.</s>",
+    ),
+}
+PLACES = ["<image>\nWhat?", "What?\n<image>", "<image> What?", "<image>What?", "What? <image>  ", " <image>\nWhat?"]
+IN_TRAINING |= {repr(text): ([text, "a"], [PICTURE], "[0]\nWhat? ASSISTANT: a</s>") for text in PLACES}
+
+
+@pytest.mark.parametrize("name", IN_TRAINING)
+def test_a_training_prompt(name):
+    texts, media, prompt = IN_TRAINING[name]
+    segments = build_training_prompt(sample(texts, media))
+    assert written(segments) == f"{SYSTEM} USER: {prompt}"
+    assert supervised(segments) == "".join(f" {answer}</s>" if answer else "</s>" for answer in texts[1::2])
+    assert check_placeholders(sample(texts, media)) is None
+
+
+@pytest.mark.parametrize(
+    ("texts", "media", "prompt"),
+    [
+        (ROUNDS[:3], [], "q1 ASSISTANT: a1</s>USER: q2 ASSISTANT:"),
+        (["compare", "ok", "again"], [PICTURE, CLIP], "[0]\n[1]\ncompare ASSISTANT: ok</s>USER: again ASSISTANT:"),
+        (["  what?"], [CLIP], "[0]\n  what? ASSISTANT:"),
+    ],
+)
+def test_a_question_ends_where_the_model_answers(texts, media, prompt):
+    assert written(build_question_prompt(sample(texts, media))) == f"{SYSTEM} USER: {prompt}"
 
 
 def test_the_system_text_is_the_one_the_model_was_trained_with():
@@ -41,60 +90,14 @@ def test_the_system_text_is_the_one_the_model_was_trained_with():
     assert SYSTEM.endswith("polite answers to the user's questions.")
 
 
-def test_a_question_ends_where_the_model_goes_on():
-    segments = build_question_prompt(sample(["q1", "a1", "q2"]))
-    assert written(segments) == f"{SYSTEM} USER: q1 ASSISTANT: a1</s>USER: q2 ASSISTANT:"
-
-
 def test_two_rounds_with_mistral():
     form = "mistral_instruct"
-    segments = build_training_prompt(sample(["<image>\nq1", "a1", "q2", "a2"], [PICTURE]), form)
+    segments = build_training_prompt(sample(MISTRAL, [PICTURE]), form)
     assert written(segments) == "[INST] [0]\nq1 [/INST] a1 </s>[INST] q2 [/INST] a2 </s>"
     assert supervised(segments) == " a1 </s> a2 </s>"
-    asked = build_question_prompt(sample(["<image>\nq1", "a1", "q2"], [PICTURE]), form)
+    asked = build_question_prompt(sample(MISTRAL[:3], [PICTURE]), form)
     assert written(asked) == "[INST] [0]\nq1 [/INST] a1 </s>[INST] q2 [/INST]"
     assert written(build_training_prompt(sample(["q", ""]), form)) == "[INST] q [/INST]</s>"
-
-
-@pytest.mark.parametrize(
-    "text", ["<image>\nWhat?", "What?\n<image>", "<image> What?", "<image>What?", "What? <image>  ", " <image>\nWhat?"]
-)
-def test_a_single_placeholder_moves_to_the_front(text):
-    segments = build_training_prompt(sample([text, "a"], [PICTURE]))
-    assert written(segments) == f"{SYSTEM} USER: [0]\nWhat? ASSISTANT: a</s>"
-
-
-def test_what_is_already_in_place_is_left_alone():
-    segments = build_training_prompt(sample(["<image>\n  What?  ", "a"], [PICTURE]))
-    assert written(segments) == f"{SYSTEM} USER: [0]\n  What?   ASSISTANT: a</s>"
-
-
-def test_several_placeholders_keep_their_places():
-    segments = build_training_prompt(sample(["First <image> and\n<image> then?", "a"], [PICTURE, PICTURE]))
-    assert written(segments) == f"{SYSTEM} USER: First [0] and\n[1] then? ASSISTANT: a</s>"
-
-
-def test_an_image_in_a_later_turn():
-    segments = build_training_prompt(sample(["<image>\nq1", "a1", "q2 <image>", "a2"], [PICTURE, PICTURE]))
-    assert written(segments) == f"{SYSTEM} USER: [0]\nq1 ASSISTANT: a1</s>USER: [1]\nq2 ASSISTANT: a2</s>"
-
-
-@pytest.mark.parametrize("name", ["<image>", "<video>"])
-def test_videos_are_marked_by_either_word(name):
-    segments = build_training_prompt(sample([f"{name}\nq", "a"], [CLIP]))
-    assert written(segments) == f"{SYSTEM} USER: [0]\nq ASSISTANT: a</s>"
-
-
-def test_images_and_videos_in_order():
-    segments = build_training_prompt(sample(["<image> or <video>?", "a"], [PICTURE, CLIP]))
-    assert written(segments) == f"{SYSTEM} USER: [0] or [1]? ASSISTANT: a</s>"
-
-
-def test_media_that_nothing_names_come_first_when_asking():
-    segments = build_question_prompt(sample(["compare", "ok", "again"], [PICTURE, CLIP]))
-    assert written(segments) == f"{SYSTEM} USER: [0]\n[1]\ncompare ASSISTANT: ok</s>USER: again ASSISTANT:"
-    one = build_question_prompt(sample(["  what?"], [CLIP]))
-    assert written(one) == f"{SYSTEM} USER: [0]\n  what? ASSISTANT:"
 
 
 def test_an_answer_may_hold_control_words():
@@ -103,19 +106,6 @@ def test_an_answer_may_hold_control_words():
     assert supervised(segments) == f" {answer}</s> a</s>"
     assert sum(s.kind == END for s in segments) == 2
     assert sum(s.kind == MEDIUM for s in segments) == 1
-
-
-def test_an_empty_answer_is_an_end_alone():
-    segments = build_training_prompt(sample(["q", ""]))
-    assert supervised(segments) == "</s>"
-    assert written(segments).endswith("ASSISTANT:</s>")
-
-
-def test_talk_about_tags_needs_no_media():
-    segments = build_training_prompt(sample(["How do I close a <video> tag, or an <image> one?", "So."]))
-    assert "a <video> tag, or an <image> one?" in written(segments)
-    images = build_training_prompt(sample(["<image>\nIs this a <video> tag?", "Yes."], [PICTURE]))
-    assert "[0]\nIs this a <video> tag?" in written(images)
 
 
 @pytest.mark.parametrize(
@@ -147,10 +137,6 @@ def test_a_question_with_too_few_placeholders():
 def test_a_video_placeholder_on_an_image():
     with pytest.raises(DataError, match="placeholder 1 is <video>, but medium 1 is an image"):
         build_training_prompt(sample(["<video> <image>", "a"], [PICTURE, CLIP]))
-
-
-def test_check_passes_what_is_well_formed():
-    assert check_placeholders(sample(["<image>\nq", "a"], [PICTURE])) is None
 
 
 @pytest.mark.parametrize(

@@ -118,27 +118,28 @@ def test_it_travels_to_other_processes(make_tokenizer_folder):
     assert copy.decode(ids) == "what is it?"
 
 
-def test_folders_that_are_refused(make_tokenizer_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "content", "match"),
+    [
+        ("tokenizer_config.json", b"{broken", r"tokenizer_config\.json"),
+        ("tokenizer_config.json", b"[1]", "expected a JSON object, not list"),
+        ("tokenizer_config.json", b'{"eos_token": "<|end|>"}', r"eos_token '<\|end\|>'"),
+        ("tokenizer.model", b"<html>not found</html>", "not a SentencePiece model"),
+        ("tokenizer.model", b"", "not a SentencePiece model"),
+        ("tokenizer.model", None, "more than 67108864 bytes"),
+    ],
+)
+def test_folders_that_are_refused(make_tokenizer_folder, file, content, match):
     folder = make_tokenizer_folder()
-    (folder / "tokenizer_config.json").write_text("{broken")
-    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):
-        load_tokenizer(folder)
-    (folder / "tokenizer_config.json").write_text("[1]")
-    with pytest.raises(CheckpointError, match="expected a JSON object, not list"):
-        load_tokenizer(folder)
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
-    with pytest.raises(CheckpointError, match=r"eos_token '<\|end\|>'") as caught:
+    (folder / file).write_bytes(content or b"")
+    if content is None:
+        os.truncate(folder / file, 3_000_000_000)  # takes no room
+    with pytest.raises(CheckpointError, match=match) as caught:
         load_tokenizer(folder)
     assert caught.value.hint
-    (folder / "tokenizer.model").write_bytes(b"<html>not found</html>")
-    with pytest.raises(CheckpointError, match="not a SentencePiece model"):
-        load_tokenizer(folder)
-    (folder / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="not a SentencePiece model"):
-        load_tokenizer(folder)
-    os.truncate(folder / "tokenizer.model", 3_000_000_000)  # takes no room
-    with pytest.raises(CheckpointError, match="more than 67108864 bytes"):
-        load_tokenizer(folder)
+
+
+def test_a_tokenizer_json_alone_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.model is missing") as caught:
         load_tokenizer(tmp_path)
