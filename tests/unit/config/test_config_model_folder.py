@@ -104,7 +104,7 @@ def test_other_settings_are_refused_by_name(others: dict, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text(json.dumps(architecture_to_hf(Architecture())))
     assert load_architecture(tmp_path) == Architecture()
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(OURS | others))
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match="prepares images in a way that is not supported") as caught:
         load_architecture(tmp_path)
     assert caught.value.hint and len(caught.value.details) == len(others)
     for key in others:

@@ -81,14 +81,6 @@ def test_ckpt_files_are_for_mindspore(hf_folder: Path, tmp_path: Path) -> None:
     assert "--format safetensors" in caught.value.hint
 
 
-def test_parameters_are_loaded_as_one_type(hf_folder: Path, hub_tensors: dict, tmp_path: Path) -> None:
-    convert(hf_folder, tmp_path / "out", dtype="bfloat16")
-    loaded = load_parameters(tmp_path / "out")
-    for array in loaded.values():
-        assert array.dtype == np.float32 and not (array.view(np.uint32) & 0xFFFF).any()
-    np.testing.assert_allclose(loaded["image_newline"], hub_tensors["image_newline"], rtol=2**-8)
-
-
 def test_a_trained_model_goes_back_to_hugging_face(hf_folder: Path, hub_tensors: dict, tmp_path: Path) -> None:
     convert(hf_folder, tmp_path / "base")
     base = open_checkpoint(tmp_path / "base")

@@ -44,17 +44,8 @@ def test_parameters_get_their_names_and_bytes(
     )
 
 
-def test_there_and_back_is_the_same_to_the_bit(hf_folder: Path, hub_tensors: dict, tmp_path: Path) -> None:
-    (hf_folder / "tokenizer_config.json").write_text('{"legacy": false}')
-    convert(hf_folder, tmp_path / "out")
-    convert(tmp_path / "out", tmp_path / "back", to="hf", verify=True)
-    assert_same(read_all(tmp_path / "back"), hub_tensors)
-    for name in ("config.json", "tokenizer_config.json"):
-        assert (tmp_path / "back" / name).read_bytes() == (hf_folder / name).read_bytes()
-    assert not (tmp_path / "back" / "llavanext_manifest.json").exists()
-
-
 def test_shards_on_both_sides(hf_folder: Path, hub_tensors: dict, tmp_path: Path) -> None:
+    (hf_folder / "tokenizer_config.json").write_text('{"legacy": false}')
     report = convert(hf_folder, tmp_path / "out", shard_bytes=4000)
     sizes: dict[str, list[int]] = {}
     for spec in open_checkpoint(tmp_path / "out").parameters.values():
@@ -67,6 +58,9 @@ def test_shards_on_both_sides(hf_folder: Path, hub_tensors: dict, tmp_path: Path
     index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == report.nbytes and index["weight_map"].keys() == hub_tensors.keys()
     assert_same(read_all(tmp_path / "back"), hub_tensors)
+    for name in ("config.json", "tokenizer_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (hf_folder / name).read_bytes()
+    assert not (tmp_path / "back" / "llavanext_manifest.json").exists()
     convert(tmp_path / "back", tmp_path / "again")
     assert_same(read_all(tmp_path / "again"), read_all(tmp_path / "out"))
 
@@ -194,12 +188,6 @@ def test_sizes_that_config_does_not_give_come_first(missing: str | None, hf_fold
     assert fault.details[0].startswith(line)
 
 
-def test_images_prepared_in_another_way(hf_folder: Path, refused: Refused) -> None:
-    (hf_folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
-    fault = refused(hf_folder, "prepares images in a way that is not supported")
-    assert fault.details[0].startswith("preprocessor_config.json: image_mean: [0.5, 0.5, 0.5] is not supported")
-
-
 def test_parts_of_a_stack_must_have_one_type(make_hf: MakeHf, hub_tensors: dict, refused: Refused) -> None:
     name = f"{TOWER}encoder.layers.0.self_attn.q_proj.weight"
     hub_tensors[name] = hub_tensors[name].astype(np.float16)
@@ -231,27 +219,13 @@ def test_the_wrong_direction_is_explained(hf_folder: Path, tmp_path: Path, refus
     convert(hf_folder, tmp_path / "ours")
     fault = refused(tmp_path / "ours", "already converted")
     assert "--to hf" in fault.hint
-    refused(tmp_path / "nowhere", "no such folder")
     refused(hf_folder / "model.safetensors", "is a file; name the folder")
-
-
-def test_a_damaged_shard_stops_the_run(hf_folder: Path, refused: Refused) -> None:
-    path = hf_folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-5])
-    refused(hf_folder, "damaged or truncated")
 
 
 def test_a_disk_too_small(hf_folder: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("llavanext_cli.weights.folder.shutil.disk_usage", lambda _: usage)
     refused(hf_folder, "1 kB are free")
-
-
-def test_destination_inside_source(hf_folder: Path) -> None:
-    before = sorted(hf_folder.iterdir())
-    with pytest.raises(LlavaNextError, match="writing there would damage the input"):
-        convert(hf_folder, hf_folder / "ms")
-    assert sorted(hf_folder.iterdir()) == before
 
 
 def test_a_tokenizer_with_more_ids_than_rows(

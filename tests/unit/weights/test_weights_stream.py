@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.weights.ckpt_format import read_ckpt_header, write_ckpt
 from llavanext_cli.weights.protobuf import read_fields, read_numbers, write_delimited, write_varint
+from llavanext_cli.weights.readers import read_safetensors_header
 from llavanext_cli.weights.stream import Stream, digest_pieces, plan_shards, write_safetensors
 from llavanext_cli.weights.tensors import FileRange, GeneratedBytes, PlannedTensor
 
@@ -47,6 +48,7 @@ def test_tensors_are_written_and_hashed(tmp_path: Path) -> None:
         digests = write_safetensors(tmp_path / "x.safetensors", tensors_of(tmp_path, ARRAYS), stream)
     loaded = load_file(tmp_path / "x.safetensors")
     assert loaded.keys() == ARRAYS.keys()
+    assert read_safetensors_header(tmp_path / "x.safetensors")["wide"].offset % 8 == 0
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(loaded[name], array)
         assert digests[name] == hashlib.sha256(array.tobytes()).hexdigest()
