@@ -184,7 +184,7 @@ def check_command(
     Next: llavanext train PRESET --data FILE --checkpoint DIR --out DIR
     """
     from llavanext_cli.config.presets import check_presets
-    from llavanext_cli.simulation.simulate import simulate
+    from llavanext_cli.simulation.simulate import CompileRequest, simulate
 
     if layers and not compile_:
         raise typer.BadParameter("--layers needs --compile")
@@ -192,9 +192,9 @@ def check_command(
     wrong = [report for report in reports if not report.ok]
     compiled = {}
     for report in (r for r in reports if compile_ and r.ok):
-        with raise_on_termination(), console.progress(f"Compiling {report.name}", "ranks") as on_rank:
-            source = str(report.path)
-            compiled[report.name] = simulate(source, overrides=settings or (), layers=layers, progress=on_rank)
+        request = CompileRequest(str(report.path), tuple(settings or ()), layers=layers)
+        with raise_on_termination(), console.progress(f"Compiling {report.name}"):
+            compiled[report.name] = simulate(request)
     if json:
         summaries = {"compiled": [result.summary() for result in compiled.values()]} if compile_ else {}
         console.out_json({"presets": reports, **summaries})

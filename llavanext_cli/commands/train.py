@@ -172,22 +172,16 @@ def _show_plan(run: ReadyRun, json: bool) -> None:
 
 
 def _check(run: ReadyRun, json: bool) -> None:
-    from llavanext_cli.simulation.simulate import simulate
+    from llavanext_cli.simulation.simulate import CompileRequest, simulate
 
     job = run.job
-    with raise_on_termination(), console.progress("Compiling", "ranks") as on_rank:
-        report = simulate(
-            job.preset,
-            overrides=job.overrides,
-            devices=job.devices,
-            checkpoint=job.checkpoint,
-            progress=on_rank,
-        )
+    with raise_on_termination(), console.progress("Compiling"):
+        report = simulate(CompileRequest(job.preset, job.overrides, job.devices, job.checkpoint))
     if json:
         console.out_json(report.summary())
     report.raise_fault()
     if not json:
-        console.out(f"{report.name}: {report.describe()}")
+        console.out(f"{report.preset.name}: {report.describe()}")
 
 
 def describe(line: dict[str, Any]) -> str:

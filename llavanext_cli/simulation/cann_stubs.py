@@ -1,12 +1,12 @@
-"""Stand-ins for CANN, so that MindSpore's Ascend plugin loads on a machine that has none.
+"""Stubs of CANN, so that MindSpore's Ascend plugin loads on a machine without CANN.
 
 MindSpore's Linux wheel contains its Ascend plugin, which does not load without the libraries of CANN that it links
 against. Here one library is built that has every function the plugin asks for, each returning 0, under the names of
 all of CANN's libraries. Nothing is computed: with `MS_SIMULATION_LEVEL=0` MindSpore compiles graphs and runs none.
 
-    plugin's undefined names ─┐
-                              ├─ minus what MindSpore and the system define ─▶ stand_in.c ─cc─▶ libascendcl.so ◀─ links
-    names it looks up by text ┘
+    undefined names of the plugin ─┐
+                                   ├─ minus those of MindSpore and the system ─▶ stubs.c ─cc─▶ libascendcl.so ◀─ links
+    names it looks up as text ─────┘
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from llavanext_cli.errors import RuntimeMissingError
-from llavanext_cli.files import cache_folder
+from llavanext_cli.files import cache_folder, replacing
 
 SYSTEM_CANN = Path("/usr/local/Ascend/ascend-toolkit")
 
-WRITTEN = {
+WITH_RESULTS = {
     "aclrtGetSocName": 'const char* aclrtGetSocName(void){return "Ascend910B1";}',
     "aclrtGetDeviceCount": "int aclrtGetDeviceCount(uint32_t*n){*n=8;return 0;}",
     "aclrtGetMemInfo": "int aclrtGetMemInfo(int a,size_t*f,size_t*t){*f=60ULL<<30;*t=64ULL<<30;return 0;}",
@@ -49,7 +48,7 @@ WRITTEN = {
     "aclrtCreateEventExWithFlag": "int aclrtCreateEventExWithFlag(void**s,uint32_t f){*s=malloc(8);return 0;}",
     "aclrtCreateContext": "int aclrtCreateContext(void**s,int d){*s=malloc(8);return 0;}",
 }
-"""The few functions whose answer MindSpore reads: one node of 8 devices of 64 GB."""
+"""The functions whose results MindSpore reads: one node of 8 devices of 64 GB."""
 
 OPENED = ("libacl_op_compiler.so", "libacl_tdt_channel.so", "libacl_tdt_queue.so", "libcust_opapi.so", "libhccl.so")
 """Libraries the plugin opens by name at run time; those it links against are read from its files."""
@@ -59,17 +58,17 @@ _LOOKED_UP = re.compile(rb"\0((?:acl|Hccl|hccl|rt|hal|drv)[A-Za-z0-9]{3,60})(?=\
 
 @dataclass(frozen=True)
 class SimulationEnvironment:
-    """How to start a process that compiles for Ascend: its variables, and whether stand-ins take CANN's place."""
+    """How to start a process that compiles for Ascend: its variables, and whether stubs take CANN's place."""
 
     variables: dict[str, str]
-    stand_in: bool
+    cann_stubs: bool
 
 
 def simulation_environment(cache: Path | None = None) -> SimulationEnvironment:
-    """The environment of a process that compiles for Ascend without one. Builds stand-ins when they are needed.
+    """The environment of a process that compiles for Ascend on any machine. Stubs are built when they are needed.
 
     Args:
-        cache: folder that keeps what was built; None for the user's cache folder.
+        cache: folder that keeps the stubs; None for the user's cache folder.
 
     Raises:
         RuntimeMissingError: no MindSpore, a MindSpore without its Ascend plugin, no C compiler, or CANN is installed
@@ -77,11 +76,11 @@ def simulation_environment(cache: Path | None = None) -> SimulationEnvironment:
     """
     home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
     if home and (Path(home) / "lib64" / "libascendcl.so").exists():
-        return SimulationEnvironment({"MS_SIMULATION_LEVEL": "0"}, stand_in=False)
+        return SimulationEnvironment({"MS_SIMULATION_LEVEL": "0"}, cann_stubs=False)
     if (SYSTEM_CANN / "set_env.sh").is_file():
         raise RuntimeMissingError("CANN is not set up in this shell", hint=f"run `source {SYSTEM_CANN}/set_env.sh`")
     mindspore = find_mindspore()
-    folder = build_stand_ins(mindspore, cache or cache_folder())
+    folder = build_stubs(mindspore, cache or cache_folder())
     libraries = folder / "ascend-toolkit" / "latest" / "cann" / "lib64"
     search = [libraries, *sorted({file.parent for file in list_plugin(mindspore)}), mindspore / "lib"]
     return SimulationEnvironment(
@@ -91,7 +90,7 @@ def simulation_environment(cache: Path | None = None) -> SimulationEnvironment:
             "LD_LIBRARY_PATH": _joined(*map(str, search), os.environ.get("LD_LIBRARY_PATH", "")),
             "PYTHONPATH": _joined(str(folder / "python"), os.environ.get("PYTHONPATH", "")),
         },
-        stand_in=True,
+        cann_stubs=True,
     )
 
 
@@ -99,7 +98,7 @@ def find_mindspore() -> Path:
     """The folder of the installed MindSpore, which is not imported.
 
     Raises:
-        RuntimeMissingError: there is none, or it has no Ascend plugin.
+        RuntimeMissingError: it is missing, or has no Ascend plugin.
     """
     spec = importlib.util.find_spec("mindspore")
     if spec is None or spec.origin is None:
@@ -107,8 +106,8 @@ def find_mindspore() -> Path:
     folder = Path(spec.origin).parent
     if not (folder / "lib" / "plugin" / "ascend").is_dir():
         raise RuntimeMissingError(
-            f"this MindSpore has no Ascend plugin ({folder}/lib/plugin/ascend), so nothing can be compiled for Ascend",
-            hint="use its wheel for Linux: `pip install mindspore==2.9.0` on x86-64 or aarch64 Linux",
+            f"MindSpore's Ascend plugin is missing ({folder}/lib/plugin/ascend): it cannot compile for Ascend",
+            hint="install its wheel for Linux: `pip install mindspore==2.9.0` on x86-64 or aarch64 Linux",
         )
     return folder
 
@@ -119,8 +118,8 @@ def list_plugin(mindspore: Path) -> list[Path]:
     return sorted([*plugin.glob("*ascend*.so*"), *(plugin / "ascend").rglob("*.so*")])
 
 
-def build_stand_ins(mindspore: Path, cache: Path) -> Path:
-    """Build the stand-ins for this MindSpore, or find them in `cache`.
+def build_stubs(mindspore: Path, cache: Path) -> Path:
+    """Build the stubs for this MindSpore, or find them in `cache`.
 
     Returns:
         The folder, with `ascend-toolkit/latest/cann/lib64` (the path in which MindSpore looks for CANN) and `python`.
@@ -128,26 +127,23 @@ def build_stand_ins(mindspore: Path, cache: Path) -> Path:
     Raises:
         RuntimeMissingError: no C compiler or `nm`, or it fails, or `cache` cannot be written.
     """
-    folder = cache / f"cann-stand-in-{_fingerprint(mindspore)}"
+    folder = cache / f"cann-stubs-{_fingerprint(mindspore)}"
     if folder.is_dir():
         return folder
     compiler = _find_tool("gcc", "cc", "clang")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".building-") as building:
-            made = Path(building) / "made"
-            _build(mindspore, made, compiler)
-            if not folder.is_dir():  # another process may have been faster
-                made.rename(folder)
+        with replacing(folder) as partial:
+            _build(mindspore, partial, compiler)
     except OSError as fault:
         raise RuntimeMissingError(
-            f"stand-ins for CANN cannot be written: {fault}", hint="set XDG_CACHE_HOME to a folder with room"
+            f"stubs for CANN cannot be written: {fault}", hint="set XDG_CACHE_HOME to another folder"
         ) from fault
     return folder
 
 
 def _fingerprint(mindspore: Path) -> str:
-    """Of what the stand-ins depend on: the version of MindSpore, the machine, and this file."""
+    """A digest of what the stubs depend on: the version of MindSpore, the machine, and this file."""
     version = (mindspore / "version.py").read_bytes() + (mindspore / ".commit_id").read_bytes()
     parts = (version, platform.machine().encode(), Path(__file__).read_bytes())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
@@ -158,14 +154,14 @@ def _build(mindspore: Path, folder: Path, compiler: str) -> None:
     (libraries / "driver").mkdir(parents=True)
     (libraries.parent / "opp").mkdir()
     plugin = list_plugin(mindspore)
-    source = folder / "stand_in.c"
+    source = folder / "stubs.c"
     source.write_text(_source(_missing_names(mindspore, plugin) | _looked_up_names(plugin)), encoding="ascii")
     first = libraries / "libascendcl.so"
     _run([compiler, "-shared", "-fPIC", "-w", f"-Wl,-soname,{first.name}", "-o", str(first), str(source)])
     for name in sorted({*OPENED, *_missing_libraries(mindspore, plugin)} - {first.name}):
         (libraries / name).symlink_to(first.name)
     (libraries / "driver" / "libascend_hal.so").symlink_to(f"../{first.name}")
-    hccl = folder / "python" / "hccl"  # MindSpore asks it for a version
+    hccl = folder / "python" / "hccl"  # MindSpore reads its version
     hccl.mkdir(parents=True)
     (hccl / "__init__.py").touch()
     (hccl / "sys_version.py").write_text('__sys_version__ = "0.0"\n', encoding="ascii")
@@ -173,15 +169,15 @@ def _build(mindspore: Path, folder: Path, compiler: str) -> None:
 
 def _source(names: Iterable[str]) -> str:
     """C: every name a function that returns 0, or 64 empty words when it is a table of C++ (vtable, type)."""
-    lines = ["#include <stdint.h>", "#include <stdlib.h>", *WRITTEN.values()]
-    for name in sorted(set(names) - WRITTEN.keys()):
+    lines = ["#include <stdint.h>", "#include <stdlib.h>", *WITH_RESULTS.values()]
+    for name in sorted(set(names) - WITH_RESULTS.keys()):
         table = name.startswith(("_ZTV", "_ZTI", "_ZTS"))
         lines.append(f"void* {name}[64];" if table else f"long {name}(void){{return 0;}}")
     return "\n".join(lines) + "\n"
 
 
 def _missing_names(mindspore: Path, plugin: list[Path]) -> set[str]:
-    """What the plugin needs and nobody here defines. Names with a version are the system's own (GLIBC, GLIBCXX)."""
+    """Names that the plugin needs and MindSpore and the system lack. The system's own have a version (GLIBC)."""
     own = [*plugin, *(mindspore / "lib").glob("*.so*"), *mindspore.glob("*.so")]
     undefined = {name for kind, name in _symbols("--undefined-only", plugin) if kind == "U" and "@" not in name}
     defined = {name.partition("@")[0] for _, name in _symbols("--defined-only", own)}
@@ -193,7 +189,7 @@ def _missing_names(mindspore: Path, plugin: list[Path]) -> set[str]:
 
 
 def _defined_by_system(name: str) -> bool:
-    """Whether a library of the system has it, whose names happen to be without versions here."""
+    """Whether a library of the system defines it, without a version on this machine."""
     for library in ("libz.so.1", "libstdc++.so.6", None):
         with contextlib.suppress(OSError):
             if hasattr(ctypes.CDLL(library), name):
@@ -204,7 +200,7 @@ def _defined_by_system(name: str) -> bool:
 def _symbols(option: str, files: list[Path]) -> Iterator[tuple[str, str]]:
     """(kind, name) of the dynamic symbols of all files."""
     command = [_find_tool("nm", "llvm-nm"), "-D", option, *map(str, files)]
-    # Its exit code says only that one of the files is no library of this machine.
+    # Its exit code is not 0 when one of the files is a library for another machine.
     for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines():
         words = line.split()
         if len(words) >= 2 and len(words[-2]) == 1:
@@ -212,7 +208,7 @@ def _symbols(option: str, files: list[Path]) -> Iterator[tuple[str, str]]:
 
 
 def _looked_up_names(plugin: list[Path]) -> set[str]:
-    """Names of CANN's C functions that stand as text in the plugin: those it asks the loader for at run time."""
+    """Names of CANN's C functions in the plugin's text: it looks those up at run time."""
     found = set()
     for file in plugin:
         if file.parent.name in ("plugin", "ascend"):
@@ -221,7 +217,7 @@ def _looked_up_names(plugin: list[Path]) -> set[str]:
 
 
 def _missing_libraries(mindspore: Path, plugin: list[Path]) -> set[str]:
-    """Libraries that the plugin links against and that are neither MindSpore's nor the system's."""
+    """Libraries that the plugin links against and that neither MindSpore nor the system has."""
     own = {file.name for folder in (mindspore, mindspore / "lib") for file in folder.rglob("*.so*")}
     command = [_find_tool("readelf", "llvm-readelf"), "-d", *map(str, plugin)]
     sections = subprocess.run(command, capture_output=True, text=True).stdout
@@ -234,8 +230,8 @@ def _find_tool(*names: str) -> str:
         if found := shutil.which(name):
             return found
     raise RuntimeMissingError(
-        f"{names[0]} is not installed: stand-ins for CANN cannot be built without it",
-        hint="install it with `apt-get install gcc` or `dnf install gcc` (binutils comes along)",
+        f"{names[0]} is not installed: stubs for CANN cannot be built without it",
+        hint="install it with `apt-get install gcc` or `dnf install gcc` (which bring binutils)",
     )
 
 
@@ -244,7 +240,7 @@ def _run(command: list[str]) -> None:
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise RuntimeMissingError(
-            f"{Path(command[0]).name} could not build stand-ins for CANN: {lines[0] if lines else 'no message'}",
+            f"{Path(command[0]).name} cannot build stubs for CANN: {lines[0] if lines else 'no message'}",
             hint="check the compiler, and that the disk has room",
             details=lines[1:5],
         )

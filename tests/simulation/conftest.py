@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llavanext_cli.simulation.simulate import SimulationReport, simulate
+from llavanext_cli.simulation.simulate import WORKER, CompileRequest, SimulationReport, simulate
 
 Compile = Callable[..., SimulationReport]
 
@@ -29,22 +29,18 @@ def ascend_plugin() -> None:
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
     """`compiled(preset, *settings, layers=2)`: the report; its folder keeps the graph after parallel planning."""
-    made: dict[tuple, SimulationReport] = {}
+    reports: dict[tuple, SimulationReport] = {}
 
-    def compile_preset(preset: str, *settings: str, layers: int | None = 2, **options) -> SimulationReport:
-        key = (preset, settings, layers, *options.items())
-        if key not in made:
+    def compile_preset(
+        preset: str, *settings: str, layers: int | None = 2, worker: Path = WORKER, **options
+    ) -> SimulationReport:
+        request = CompileRequest(preset, settings, layers=layers, **options)
+        if (request, worker) not in reports:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "2"))
                 patch.setenv("MS_DEV_SAVE_GRAPHS", "2")
                 patch.setenv("MS_DEV_DUMP_IR_PASSES", "validate")
-                made[key] = simulate(
-                    preset,
-                    folder=tmp_path_factory.mktemp("compile"),
-                    overrides=settings,
-                    layers=layers,
-                    **options,
-                )
-        return made[key]
+                reports[request, worker] = simulate(request, tmp_path_factory.mktemp("compile"), worker)
+        return reports[request, worker]
 
     return compile_preset

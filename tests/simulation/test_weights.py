@@ -10,8 +10,6 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from llavanext_cli.config.hf_config import architecture_to_hf
-from llavanext_cli.config.presets import load_preset
-from llavanext_cli.simulation.simulate import shortened
 from llavanext_cli.weights.convert import run_convert
 from llavanext_cli.weights.keymap import expected_parameters, hub_tensors
 from llavanext_cli.weights.request import ConvertRequest
@@ -32,9 +30,7 @@ def test_slices_of_every_rank_are_numpy_slices(compiled: Compile, tmp_path: Path
 
     report = compiled(STAGE2, *SPLIT)
     assert report.fault == ""
-    (rank_0,) = report.ranks
-    preset = load_preset(STAGE2, SPLIT)
-    model = load_preset(STAGE2, [*SPLIT, *shortened(preset, 2)]).model
+    model = report.preset.model
     hub, converted, run = tmp_path / "hub", tmp_path / "converted", tmp_path / "run"
     write_random_hub(hub, model)
     run_convert(ConvertRequest(hub, converted))
@@ -46,7 +42,7 @@ def test_slices_of_every_rank_are_numpy_slices(compiled: Compile, tmp_path: Path
     for rank in range(DATA * TENSOR):
         ms.load_distributed_checkpoint(
             network=None,
-            predict_strategy=str(rank_0.strategy),
+            predict_strategy=str(report.strategy),
             unified_safetensors_dir=str(converted),
             dst_safetensors_dir=str(run),
             rank_id=rank,
@@ -60,7 +56,7 @@ def test_slices_of_every_rank_are_numpy_slices(compiled: Compile, tmp_path: Path
                 np.testing.assert_array_equal(bits(array), bits(expected), err_msg=f"{name}, rank {rank}")
                 cut += array.size < np.prod(whole[name].get_slice(name).get_shape())
                 if rank == 0:
-                    assert array.shape == rank_0.slices[name].shape, name
+                    assert array.shape == report.slices[name].shape, name
         file.unlink()
     assert cut >= 8 * 20
 

@@ -1,7 +1,7 @@
 """The compiling worker with one strategy made wrong on purpose: the index of the fusion is not split, its table is."""
 
 from llavanext_cli.model.fusion import Fusion
-from llavanext_cli.simulation import worker
+from llavanext_cli.simulation import compile_worker
 
 right = Fusion.shard
 
@@ -12,4 +12,4 @@ def wrong(self, parallel_config):
 
 
 Fusion.shard = wrong
-worker.main()
+compile_worker.main()

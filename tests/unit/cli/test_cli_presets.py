@@ -115,7 +115,7 @@ def test_check_of_presets_with_different_faults_says_where_each_has_its_hint(run
 def test_compiling_a_preset_in_a_file_says_what_became_of_it(run):
     run("copy", "tiny-ask", "mine.yaml")
     result = run("check", "mine.yaml", "--compile")
-    assert result.stdout == "mine.yaml: ok: it answers on a CPU, there is nothing to compile for NPUs\n"
+    assert result.stdout == "mine.yaml: ok: it answers on a CPU, so there is nothing to compile for NPUs\n"
 
 
 def test_check_without_names_checks_all(run):

@@ -1,4 +1,4 @@
-"""Stand-ins for CANN: what a user is told when they cannot be built, and that they are built once."""
+"""Stubs of CANN: they are built once, and an error says why they cannot be built."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def mindspore(tmp_path: Path) -> Path:
 
 
 def test_every_missing_function_gets_a_body_that_returns_0(mindspore: Path, tmp_path: Path):
-    folder = cann_stubs.build_stand_ins(mindspore, tmp_path / "cache")
+    folder = cann_stubs.build_stubs(mindspore, tmp_path / "cache")
     library = ctypes.CDLL(str(folder / "ascend-toolkit/latest/cann/lib64/libascendcl.so"))
     assert library.needed_of_cann() == 0
     assert library.aclrtLookedUp() == 0
@@ -49,25 +49,25 @@ def test_every_missing_function_gets_a_body_that_returns_0(mindspore: Path, tmp_
 
 
 def test_they_are_built_once_for_a_version(mindspore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    first = cann_stubs.build_stand_ins(mindspore, tmp_path / "cache")
+    first = cann_stubs.build_stubs(mindspore, tmp_path / "cache")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert cann_stubs.build_stand_ins(mindspore, tmp_path / "cache") == first
+    assert cann_stubs.build_stubs(mindspore, tmp_path / "cache") == first
     (mindspore / "version.py").write_text("__version__ = '1'")
     with pytest.raises(RuntimeMissingError, match="gcc is not installed"):
-        cann_stubs.build_stand_ins(mindspore, tmp_path / "cache")
+        cann_stubs.build_stubs(mindspore, tmp_path / "cache")
 
 
 def test_a_compiler_that_fails_is_quoted(mindspore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cann_stubs, "WRITTEN", {"f": "this is no C;"})
-    with pytest.raises(RuntimeMissingError, match="gcc could not build stand-ins for CANN: "):
-        cann_stubs.build_stand_ins(mindspore, tmp_path / "cache")
+    monkeypatch.setattr(cann_stubs, "WITH_RESULTS", {"f": "this is not C;"})
+    with pytest.raises(RuntimeMissingError, match="gcc cannot build stubs for CANN: "):
+        cann_stubs.build_stubs(mindspore, tmp_path / "cache")
     assert os.listdir(tmp_path / "cache") == []
 
 
 def test_a_folder_that_cannot_be_written(mindspore: Path, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(RuntimeMissingError) as caught:
-        cann_stubs.build_stand_ins(mindspore, tmp_path / "file")
+        cann_stubs.build_stubs(mindspore, tmp_path / "file")
     assert "XDG_CACHE_HOME" in caught.value.hint
 
 
@@ -76,7 +76,7 @@ def test_a_mindspore_without_the_plugin(monkeypatch: pytest.MonkeyPatch, tmp_pat
         origin = str(tmp_path / "__init__.py")
 
     monkeypatch.setattr(cann_stubs.importlib.util, "find_spec", lambda name: Spec)
-    with pytest.raises(RuntimeMissingError, match="has no Ascend plugin"):
+    with pytest.raises(RuntimeMissingError, match="Ascend plugin is missing"):
         cann_stubs.find_mindspore()
     monkeypatch.setattr(cann_stubs.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeMissingError, match="MindSpore is not installed"):
@@ -89,7 +89,7 @@ def test_cann_itself_is_used_when_it_is_set_up(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "cann" / "lib64" / "libascendcl.so").touch()
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path / "cann"))
     found = cann_stubs.simulation_environment(tmp_path / "cache")
-    assert not found.stand_in
+    assert not found.cann_stubs
     assert found.variables == {"MS_SIMULATION_LEVEL": "0"}
     assert not (tmp_path / "cache").exists()
 

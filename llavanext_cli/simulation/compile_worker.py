@@ -1,7 +1,7 @@
-"""One compile of `simulate`: `python worker.py REQUEST.json`, in a process of its own.
+"""One compile of `simulate`: `python compile_worker.py REQUEST.json`, in a process of its own.
 
 It builds what a worker of the preset builds for its rank, hands it to the same MindFormers trainer, and compiles where
-that would begin to train. Nothing runs. RESULT.json beside the request says what came of it.
+that would begin to train. Nothing runs. The result is written to result.json beside the request.
 """
 
 from __future__ import annotations
@@ -14,42 +14,46 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llavanext_cli.config.presets import load_preset
 from llavanext_cli.config.schema import Preset
 from llavanext_cli.launching.processes import end_with_parent
 from llavanext_cli.model.network import build_preset_network
 from llavanext_cli.model.runtime import load_libraries
+from llavanext_cli.simulation.simulate import CompileRequest
+
+Result = dict[str, Any]
 
 
 def main() -> None:
     end_with_parent()
-    request = Path(sys.argv[1])
-    fields = json.loads(request.read_text(encoding="utf-8"))
-    preset = load_preset(fields["preset"], fields["overrides"], fields["devices"], architecture_of(fields))
-    folder = request.parent
-    result: dict[str, Any] = {}
+    file = Path(sys.argv[1])
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    checkpoint = fields["checkpoint"] and Path(fields["checkpoint"])
+    request = CompileRequest(**fields | {"checkpoint": checkpoint})
+    preset, libraries = request.load_preset(), file.parent / "libraries"
+    result: Result = {}
     try:
         os.environ["RUN_MODE"] = "train" if preset.train else "predict"  # MindFormers' Llama asks for it
-        load_libraries(folder / "libraries", preset.runtime.target, verbose=True)
-        (compile_training if preset.train else compile_ask)(preset, fields, folder, result)
+        load_libraries(libraries, preset.runtime.target, verbose=True)
+        if preset.train:
+            compile_training(preset, libraries, result)
+        else:
+            compile_ask(preset, request.batch, libraries, result)
     except Exception as fault:
         result["fault"] = f"{type(fault).__name__}: {fault}"
         raise
     finally:
         result["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+        (file.parent / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def compile_training(preset: Preset, fields: dict[str, Any], folder: Path, result: dict[str, Any]) -> None:
+def compile_training(preset: Preset, libraries: Path, result: Result) -> None:
     """The step that MindFormers' trainer makes of the network, its optimizer and the preset's wrapper."""
     from mindformers import Trainer
     from mindformers.trainer import base_trainer
 
     from llavanext_cli.training.freeze import freeze
 
-    config, network = build_preset_network(
-        preset, architecture=architecture_of(fields), folder=folder / "libraries", steps=1000
-    )
+    config, network = build_preset_network(preset, architecture=preset.model, folder=libraries, steps=1000)
     freeze(network, preset.train)
 
     def compile_only(model, epochs, dataset, **options):
@@ -61,15 +65,14 @@ def compile_training(preset: Preset, fields: dict[str, Any], folder: Path, resul
     Trainer(args=config, model=network, train_dataset=example_dataset(preset, network.side)).train()
 
 
-def compile_ask(preset: Preset, fields: dict[str, Any], folder: Path, result: dict[str, Any]) -> None:
+def compile_ask(preset: Preset, rows: int, libraries: Path, result: Result) -> None:
     """The two graphs of an answer: the longest prompt with all of its media, then one token."""
     import numpy as np
 
     from llavanext_cli.inference.ascend import AscendEngine
     from llavanext_cli.records import Batch
 
-    rows, architecture = fields["batch"], architecture_of(fields)
-    _, network = build_preset_network(preset, architecture=architecture, folder=folder / "libraries", batch=rows)
+    _, network = build_preset_network(preset, architecture=preset.model, folder=libraries, batch=rows)
     network.set_train(False)
     ask, data, side = preset.ask, preset.data, network.side
     engine = AscendEngine(network, network.config.architecture, rows, ask.cache_tokens, ask.block_size)
@@ -81,24 +84,15 @@ def compile_ask(preset: Preset, fields: dict[str, Any], folder: Path, result: di
     compile_graph(network, engine.decode_inputs(np.zeros(rows, np.int32), lengths.repeat(rows)), "increment", result)
 
 
-def compile_graph(cell, inputs, name: str, result: dict[str, Any]) -> None:
+def compile_graph(cell, inputs, name: str, result: Result) -> None:
     """Compile, and note the time it took and what every parameter is on this rank afterwards."""
     started = time.monotonic()
     cell.compile(*inputs)
     result.setdefault("seconds", {})[name] = time.monotonic() - started
-    result["parameters"] = {
+    result["slices"] = {
         parameter.name: [list(parameter.shape), str(parameter.dtype).lower(), parameter.requires_grad]
         for parameter in cell.get_parameters()
     }
-
-
-def architecture_of(fields: dict[str, Any]):
-    """The checkpoint's, when one was given."""
-    if not fields.get("checkpoint"):
-        return None
-    from llavanext_cli.weights.checkpoint import open_checkpoint
-
-    return open_checkpoint(fields["checkpoint"]).architecture
 
 
 def example_dataset(preset: Preset, side: int):
