@@ -137,14 +137,14 @@ class _Launch:
                         workers.stop(self._saving)
                         self._pass_on()
                         hint = "resume it with the same commands and --resume, on every node"
-                        raise self._told(TrainingError(ended, hint))
+                        raise self._announced(TrainingError(ended, hint))
             except KeyboardInterrupt as interrupt:
                 self._stop(workers, interrupt.args[0] if interrupt.args else signal.SIGINT)
                 return self.last
             ended = workers.find_ended()
         self._pass_on()
         if code:
-            raise self._told(explain_failure(self.job, self.request.nodes, self.devices, code, ended))
+            raise self._announced(explain_failure(self.job, self.request.nodes, self.devices, code, ended))
         return self.last
 
     def _start(self) -> Workers:
@@ -173,10 +173,10 @@ class _Launch:
             workers.stop(self._saving)
         self._pass_on()
         if not self.job.model_folder.is_dir():
-            raise self._told(explain_stop(self.job, number)) from None
+            raise self._announced(explain_stop(self.job, number)) from None
 
-    def _told(self, fault: LlavaNextError) -> LlavaNextError:
-        """The fault, of which the other nodes have been told."""
+    def _announced(self, fault: LlavaNextError) -> LlavaNextError:
+        """The fault, after announcing it to the other nodes."""
         self.node_status.tell(fault.what)
         return fault
 

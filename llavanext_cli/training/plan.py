@@ -44,7 +44,7 @@ def plan_run(preset: Preset, samples: int) -> RunPlan:
 
 
 def run_settings(preset: Preset, plan: RunPlan, data: str, base: str) -> dict[str, Any]:
-    """What the losses of a run depend on, as plain values: a run that goes on must have the same.
+    """What the losses of a run depend on, as plain values: a resumed run must have the same.
 
     Devices, readers, threads and what is logged may change, as long as the global batch stays.
 

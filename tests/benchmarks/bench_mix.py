@@ -122,7 +122,7 @@ def write_mix_file(path: Path, data: Path) -> Path:
 
 
 def original_loop(data: Path, out: Path) -> None:
-    """The original's data script, retold: everything in memory, one file test a record, an indented dump."""
+    """The original's data script: everything in memory, one file test a record, an indented dump."""
     with data.open() as file:
         records = json.load(file)
     folder, samples = str(data.parent), []
@@ -144,7 +144,7 @@ def original_loop(data: Path, out: Path) -> None:
 
 
 def original_videos(data: Path) -> None:
-    """The original's check of a video, retold: seek to the first and to the last frame and read them."""
+    """The original's check of a video: seek to the first and to the last frame and read them."""
     import cv2
     import numpy as np
 

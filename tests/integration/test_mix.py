@@ -391,8 +391,8 @@ def test_token_counts(tmp_path, make_tokenizer_folder):
     shown = report.to_dict()["tokens"]
     assert (shown["longest"], shown["too_long"], shown["total"]) == (counts[1], 1, sum(counts))
 
-    told = mix(mix_file, "-o", tmp_path / "x.jsonl", "--tokenizer", folder, "--preset", "video-7b-stage2")
-    assert told.exit_code == 0 and "The longest sample has" in told.stderr and " fit: 0 are too long" in told.stderr
+    shown = mix(mix_file, "-o", tmp_path / "x.jsonl", "--tokenizer", folder, "--preset", "video-7b-stage2")
+    assert shown.exit_code == 0 and "The longest sample has" in shown.stderr and " fit: 0 are too long" in shown.stderr
     no_sizes = mix(mix_file, "-o", tmp_path / "y.jsonl", "--tokenizer", folder, "--check", "exists")
     assert no_sizes.exit_code == 1 and "counting tokens needs the sizes of images" in no_sizes.stderr
     no_tokenizer = mix(mix_file, "-o", tmp_path / "y.jsonl", "--max-tokens", 5)

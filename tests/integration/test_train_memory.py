@@ -23,9 +23,9 @@ sys.exit(done.returncode)
 
 @pytest.mark.full
 @pytest.mark.parametrize("length", [256, 512])
-def test_more_samples_take_the_memory_that_was_foretold(length, data, tiny_checkpoint, tmp_path):
+def test_more_samples_take_the_memory_that_was_expected(length, data, tiny_checkpoint, tmp_path):
     model = open_checkpoint(tiny_checkpoint).architecture
-    peaks, foretold = [], []
+    peaks, expected_bytes = [], []
     for batch in (4, 28):
         settings = (*SETTINGS, f"data.seq_length={length}", f"train.batch_size={batch}")
         words = [word for setting in settings for word in ("--set", setting)]
@@ -36,7 +36,7 @@ def test_more_samples_take_the_memory_that_was_foretold(length, data, tiny_check
         )
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout))
-        foretold.append(activation_bytes(load_preset("tiny-stage2", settings), model))
-    measured, expected = peaks[1] - peaks[0], foretold[1] - foretold[0]
-    print(f"{length} tokens, 24 more samples: {measured / 1e6:.0f} MB measured, {expected / 1e6:.0f} MB foretold")
+        expected_bytes.append(activation_bytes(load_preset("tiny-stage2", settings), model))
+    measured, expected = peaks[1] - peaks[0], expected_bytes[1] - expected_bytes[0]
+    print(f"{length} tokens, 24 more samples: {measured / 1e6:.0f} MB measured, {expected / 1e6:.0f} MB expected")
     assert 0.5 < measured / expected < 1.5

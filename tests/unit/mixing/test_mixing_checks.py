@@ -264,7 +264,7 @@ def write_noise(path: Path, *streams: tuple[int, int]) -> Path:
 
 
 def test_a_frame_that_its_decoder_calls_damaged(tmp_path):
-    """The decoder fills the hole and goes on. Training would take the frame, so that it must come out here."""
+    """The decoder fills the hole and continues. Training would take the frame, so that it must come out here."""
     import av
 
     from llavanext_cli.processing.video import read_frames
