@@ -43,7 +43,7 @@ IGNORE_INDEX = -100
 
 IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
-AS_MIX = "`llavanext mix` writes samples in the right form; `llavanext mix --help` shows how."
+AS_MIX = "`llavanext mix` writes samples in the right form; `llavanext mix --help` shows how"
 ROLES = ("user", "assistant")
 
 

@@ -132,7 +132,7 @@ def load_preset(
         )
         raise ConfigError(
             f"preset {name} has {'a problem' if len(lines) == 1 else f'{len(lines)} problems'}",
-            f"`llavanext presets show {example} --full` lists every key with its meaning.",
+            f"`llavanext presets show {example} --full` lists every key with its meaning",
             lines,
         )
     return Preset(name=name, path=path, **vars(settings))
@@ -160,7 +160,7 @@ def _read_file(path: Path) -> Document:
     where = document.origins.pop("extends")
     bases = base_files()
     if not isinstance(base, str):
-        raise ConfigError(f"{where}: extends: expected the name of a base", f"The bases are {', '.join(bases)}.")
+        raise ConfigError(f"{where}: extends: expected the name of a base", f"the bases are {', '.join(bases)}")
     places = [path.parent / f"{base}{suffix}" for suffix in ("", *SUFFIXES)]
     found = next((place for place in places if place.is_file() and not place.samefile(path)), None)
     found = found or (bases | preset_files()).get(base)
@@ -168,14 +168,14 @@ def _read_file(path: Path) -> Document:
         near = difflib.get_close_matches(base, bases, n=1, cutoff=0.4)
         raise ConfigError(
             f"{where}: extends: there is no {base}{f'; did you mean {near[0]}?' if near else ''}",
-            f"The bases are {', '.join(bases)}; a file is looked up beside {path.name}.",
+            f"the bases are {', '.join(bases)}; a file is looked up beside {path.name}",
         )
     below = load_yaml(found)
     if "extends" in below.values:
         source = base if base in preset_files() else shlex.quote(str(found))
         raise ConfigError(
             f"{where}: extends: {base} is not a base: it extends {below.values['extends']} itself",
-            f"Extend {' or '.join(bases)}, or change a copy: `llavanext presets copy {source} FILE`.",
+            f"extend {' or '.join(bases)}, or change a copy: `llavanext presets copy {source} FILE`",
         )
     return below.updated(document)
 
@@ -191,7 +191,7 @@ def parse_overrides(overrides: Sequence[str]) -> Document:
         key, equals, text = override.partition("=")
         key, where = key.strip(), f"--set {override}"
         if not equals or not key:
-            raise ConfigError(f"{where}: expected KEY=VALUE", "Such as --set data.frames=8.")
+            raise ConfigError(f"{where}: expected KEY=VALUE", "such as --set data.frames=8")
         inside: dict[str, str] = {}
         values = parse_yaml(text, where, inside)
         for part in reversed(key.split(".")):
@@ -214,7 +214,7 @@ def _share_devices(document: Document, devices: int) -> Document:
         if devices % (tensor * pipeline):
             raise ConfigError(
                 f"{where} is not a multiple of tensor {tensor} x pipeline {pipeline}",
-                f"Use a multiple of {tensor * pipeline}, or change parallel.tensor and parallel.pipeline with --set.",
+                f"use a multiple of {tensor * pipeline}, or change parallel.tensor and parallel.pipeline with --set",
             )
         shared = {"devices": devices, "data": devices // (tensor * pipeline)}
     return Document({"parallel": shared}, {f"parallel.{name}": where for name in shared})
@@ -237,7 +237,7 @@ def check_model_settings(preset: Preset, overrides: Sequence[str], architecture:
         if wanted != found:
             raise ConfigError(
                 f"{where}: the checkpoint's {key} is {shown(found)}",
-                "The checkpoint decides the architecture: leave the setting out, or convert another model.",
+                "the checkpoint decides the architecture: leave the setting out, or convert another model",
             )
     length, positions = preset.data.seq_length, architecture.text.positions
     if length is not None and length > positions:

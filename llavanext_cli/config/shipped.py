@@ -9,7 +9,7 @@ from llavanext_cli.errors import ConfigError
 from llavanext_cli.files import describe
 
 SUFFIXES = (".yaml", ".yml")
-LIST_HINT = "`llavanext presets list` shows the presets."
+LIST_HINT = "`llavanext presets list` shows the presets"
 
 
 def presets_folder() -> Path:
@@ -23,7 +23,7 @@ def presets_folder() -> Path:
         if (folder / "base").is_dir():
             return folder
     raise ConfigError(
-        f"the presets are missing from {package}", "The installation is damaged: `pip install --force-reinstall` it."
+        f"the presets are missing from {package}", "the installation is damaged: `pip install --force-reinstall` it"
     )
 
 
@@ -55,5 +55,5 @@ def find_preset(name_or_path: str | Path) -> tuple[str, Path]:
         raise ConfigError(f"the preset file {text} does not exist", LIST_HINT)
     near = difflib.get_close_matches(text, list(files), n=3, cutoff=0.4)
     raise ConfigError(
-        f"there is no preset named {text!r}", (f"Did you mean {' or '.join(near)}? " if near else "") + LIST_HINT
+        f"there is no preset named {text!r}", (f"did you mean {' or '.join(near)}? " if near else "") + LIST_HINT
     )

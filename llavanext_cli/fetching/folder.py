@@ -89,7 +89,7 @@ class Folder:
         for file in wanted:
             path = self.root / file.path
             if path.is_dir():
-                raise DataError(f"{path} is a folder, and a file goes there", "Move the folder away.")
+                raise DataError(f"{path} is a folder, and a file goes there", "move the folder away")
             if path.is_file() and (rehash or states[file.path] is State.PRESENT):
                 doubtful[file.path] = bool(file.git_blob)
             if rehash:
@@ -196,7 +196,7 @@ class Folder:
             if attempt + 1 == ATTEMPTS:
                 raise FetchError(
                     f"{file.path} is not what it should be: {mismatch}",
-                    "It was deleted. The server, or a proxy on the way, changes it: use another --source.",
+                    "it was deleted: the server, or a proxy on the way, changes it; use another --source",
                 )
         del self._running[file.path]
         self._finished += digests.size
@@ -257,7 +257,7 @@ class Folder:
         if foreign:
             raise DataError(
                 f"{file.path} would replace {len(foreign)} of your files, such as {foreign[0]}",
-                "Move them away, or replace them with --force.",
+                "move them away, or replace them with --force",
             )
 
 

@@ -134,14 +134,14 @@ class Hub:
         if isinstance(fault, errors.GatedRepoError):
             return FetchError(
                 f"{place.repo} is gated: its owner wants its terms accepted first",
-                f"Log in, accept them at {self._page(place)}, and set HF_TOKEN to a token of that account.",
+                f"log in, accept them at {self._page(place)}, and set HF_TOKEN to a token of that account",
             )
         if isinstance(fault, errors.RepositoryNotFoundError):
             private = "" if self.has_token else " If it is private, set HF_TOKEN."
             other = "" if place.kind == DATASET else f" A data set is written dataset:{place.repo}."
             return FetchError(
                 f"{self.host} has no {place.kind} {place.repo}, or it is private",
-                f"{near_names(place.repo) or 'Check the name.'}{private}{other}",
+                f"{near_names(place.repo) or 'check the name.'}{private}{other}",
             )
         if isinstance(fault, errors.OfflineModeIsEnabled):
             return network.UnreachableError("HF_HUB_OFFLINE is set, so nothing can be fetched", "Unset HF_HUB_OFFLINE.")
@@ -150,7 +150,7 @@ class Hub:
         if isinstance(fault, requests.HTTPError) and fault.response is not None:
             answer = fault.response
             if answer.status_code == 401:
-                return FetchError(f"{self.host} rejects the token (HTTP 401)", "Make a new one and set HF_TOKEN.")
+                return FetchError(f"{self.host} rejects the token (HTTP 401)", "make a new one and set HF_TOKEN")
             host = urlsplit(answer.url).hostname
             return network.explain_status(answer.status_code, what, host, answer.headers.get("Retry-After", ""))
         if isinstance(fault, requests.RequestException):
@@ -158,7 +158,7 @@ class Hub:
         reason = network.redact((str(fault).splitlines() or [""])[0])[:200]
         return FetchError(
             f"{self.host} does not deliver {what}: {reason}",
-            f"{network.RESUME} If that does not help, HF_HUB_DISABLE_XET=1 avoids the Hub's xet storage.",
+            f"{network.RESUME}; if that does not help, HF_HUB_DISABLE_XET=1 avoids the Hub's xet storage",
         )
 
     def _page(self, place: Place) -> str:

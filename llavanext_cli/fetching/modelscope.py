@@ -106,14 +106,14 @@ class ModelScope:
         if 404 in (response.status_code, answer.Code):
             raise FetchError(
                 f"{self.host} has no {place.kind} {place.repo} at revision {revision!r}",
-                near_names(place.repo, MODELSCOPE) or "Names differ between ModelScope and the Hub: look it up there.",
+                near_names(place.repo, MODELSCOPE) or "names differ between ModelScope and the Hub: look it up there",
             )
         if response.status_code != 200:
             raise explain_status(response.status_code, place.repo, self.host, response.headers.get("Retry-After", ""))
         if answer.Code not in (0, 200):
             raise FetchError(
                 f"{self.host} refuses {place.repo} (code {answer.Code}): {answer.Message[:200]}",
-                f"See {self.endpoint}/{place.kind}s/{place.repo}.",
+                f"see {self.endpoint}/{place.kind}s/{place.repo}",
             )
         try:
             return msgspec.convert(answer.Data, _Data)

@@ -27,8 +27,8 @@ LONGEST_WAIT = 60.0
 """Seconds. A server that asks for a longer wait gets an error in its place."""
 DEFAULT_ENDPOINTS = {HUB: "https://huggingface.co", MODELSCOPE: "https://www.modelscope.cn"}
 VARIABLES = {HUB: "HF_ENDPOINT", MODELSCOPE: "MODELSCOPE_DOMAIN"}
-ELSEWHERE = "Check the address and the network, or use a mirror (HF_ENDPOINT, --endpoint) or --source modelscope."
-RESUME = "Run the same command again: it resumes."
+ELSEWHERE = "check the address and the network, or use a mirror (HF_ENDPOINT, --endpoint) or --source modelscope"
+RESUME = "run the same command again: it resumes"
 
 
 class UnreachableError(FetchError):
@@ -52,7 +52,7 @@ def choose_endpoint(source: str, endpoint: str | None = None) -> str:
         name = "--endpoint" if endpoint else VARIABLES[source]
         raise ConfigError(
             f"{name}: {redact(chosen)!r} is not an address such as https://host",
-            "Write a scheme and a host; a token belongs in HF_TOKEN or MODELSCOPE_API_TOKEN.",
+            "write a scheme and a host; a token belongs in HF_TOKEN or MODELSCOPE_API_TOKEN",
         )
     return chosen.rstrip("/")
 
@@ -60,7 +60,7 @@ def choose_endpoint(source: str, endpoint: str | None = None) -> str:
 def check_token(token: str, variable: str) -> str:
     """Raises `ConfigError` for a token that cannot be sent in a header."""
     if not (token.isascii() and token.isprintable()) or set(token) & set(' ;,"\\'):
-        raise ConfigError(f"{variable}: the token has characters that no token has", "Copy the token again.")
+        raise ConfigError(f"{variable}: the token has characters that no token has", "copy the token again")
     return token
 
 
@@ -79,7 +79,7 @@ def check_redirect(source: str, target: str) -> None:
     if scheme not in allowed:
         raise FetchError(
             f"{urlsplit(source).hostname} redirects from {urlsplit(source).scheme} to {scheme}, which is not safe",
-            "Use another address, --endpoint or --source.",
+            "use another address, --endpoint or --source",
         )
 
 
@@ -136,7 +136,7 @@ def explained(url: str) -> Iterator[None]:
         if fault.errno is not None or "certificate" not in str(fault):
             raise
         raise ConfigError(
-            f"the file of certificates is missing: {fault}", "Correct or unset REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE."
+            f"the file of certificates is missing: {fault}", "correct or unset REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE"
         ) from cause_of(fault)
 
 
@@ -146,21 +146,23 @@ def explain_unreachable(fault: requests.RequestException, url: str) -> Unreachab
     host, text = parts.hostname, str(fault)
     if isinstance(fault, requests.exceptions.InvalidProxyURL | requests.exceptions.ProxyError):
         return UnreachableError(
-            f"the proxy between here and {host} does not work", "Check HTTP_PROXY, HTTPS_PROXY and NO_PROXY."
+            f"the proxy between here and {host} does not work", "check HTTP_PROXY, HTTPS_PROXY and NO_PROXY"
         )
     if isinstance(fault, requests.exceptions.ChunkedEncodingError):
-        return UnreachableError(f"{host} does not finish its answer: the connection breaks", f"{RESUME} {ELSEWHERE}")
+        return UnreachableError(
+            f"{host} does not finish its answer: the connection breaks", f"{RESUME}; or {ELSEWHERE}"
+        )
     if isinstance(fault, requests.exceptions.SSLError):
         return UnreachableError(
             f"the certificate of {host} is not trusted",
-            "Behind a company proxy, point REQUESTS_CA_BUNDLE to its certificate file. Is the clock right?",
+            "behind a company proxy, point REQUESTS_CA_BUNDLE to its certificate file. Is the clock right?",
         )
     if isinstance(fault, requests.TooManyRedirects):
-        return UnreachableError(f"{host} redirects in a circle", "Use another --endpoint or --source.")
+        return UnreachableError(f"{host} redirects in a circle", "use another --endpoint or --source")
     if "NameResolutionError" in text or "getaddrinfo" in text:
         return UnreachableError(f"the host {host} cannot be found (DNS)", ELSEWHERE)
     if isinstance(fault, requests.Timeout) or "timed out" in text:
-        return UnreachableError(f"{host} does not answer", f"{ELSEWHERE} A slow line needs a larger --timeout.")
+        return UnreachableError(f"{host} does not answer", f"{ELSEWHERE}; a slow line needs a larger --timeout")
     if "refused" in text:
         return UnreachableError(f"{parts.netloc.rpartition('@')[2]} refuses the connection", ELSEWHERE)
     return UnreachableError(f"{host} cannot be reached", ELSEWHERE)
@@ -169,17 +171,17 @@ def explain_unreachable(fault: requests.RequestException, url: str) -> Unreachab
 def explain_status(status: int, what: str, host: str | None, retry_after: str = "") -> FetchError:
     """The error for an answer that is not the file `what`."""
     if status in (404, 410):
-        return FetchError(f"{host} does not have {what} (HTTP {status})", "Check the address, or the --revision.")
+        return FetchError(f"{host} does not have {what} (HTTP {status})", "check the address, or the --revision")
     if status in (401, 403):
         return FetchError(
             f"{host} does not give out {what} (HTTP {status})",
-            "It may want a login or a token: HF_TOKEN for the Hub, MODELSCOPE_API_TOKEN for ModelScope.",
+            "it may want a login or a token: HF_TOKEN for the Hub, MODELSCOPE_API_TOKEN for ModelScope",
         )
     if status in BUSY:
         wait = f" and asks to wait {retry_after} s" if retry_after.isdecimal() else ""
         more = " Fewer --jobs, or a token (HF_TOKEN), help against a limit." if status == 429 else ""
-        return FetchError(f"{host} is busy (HTTP {status}){wait}: {what}", f"Try later: the command resumes.{more}")
-    return FetchError(f"{host} answers HTTP {status} for {what}", "Try later, or use another --source or --endpoint.")
+        return FetchError(f"{host} is busy (HTTP {status}){wait}: {what}", f"try later: the command resumes.{more}")
+    return FetchError(f"{host} answers HTTP {status} for {what}", "try later, or use another --source or --endpoint")
 
 
 def explain_stranger(host: str, source: str) -> FetchError:
@@ -187,7 +189,7 @@ def explain_stranger(host: str, source: str) -> FetchError:
     name = {HUB: "a Hub", MODELSCOPE: "ModelScope"}[source]
     return FetchError(
         f"{host} does not answer as {name} does",
-        f"Check --endpoint and {VARIABLES[source]}. A login page or a proxy may be answering in its place.",
+        f"check --endpoint and {VARIABLES[source]}. A login page or a proxy may be answering in its place.",
     )
 
 

@@ -43,7 +43,7 @@ def plan_files(sources: Sources, request: FetchRequest, manifest: Manifest) -> l
     """
     artifacts = [find_artifact(name) for name in dict.fromkeys(request.names)]
     if request.revision and len(artifacts) > 1:
-        raise ConfigError("--revision applies to one artifact, and several are named", "Fetch them one by one.")
+        raise ConfigError("--revision applies to one artifact, and several are named", "fetch them one by one")
     shards = parse_shards(request.shards)
     selections = []
     for artifact in artifacts:
@@ -68,7 +68,7 @@ def _select(artifact: Artifact, listing: Listing, only: Sequence[str], shards: f
     if not chosen:
         names = ", ".join(file.path for file in listing.files[:6]) or "nothing"
         wanted = f" like {', '.join(only)}" if only else " that is wanted"
-        raise ConfigError(f"{listing.where} has no file{wanted}", f"It has {names}{', …' * (len(listing.files) > 6)}.")
+        raise ConfigError(f"{listing.where} has no file{wanted}", f"it has {names}{', …' * (len(listing.files) > 6)}")
     files = []
     for file in chosen:
         path = check_name(f"{artifact.under}/{file.path}" if artifact.under else file.path, listing.where)
@@ -103,7 +103,7 @@ def parse_shards(text: str | None) -> frozenset[int]:
         match = re.fullmatch(r"\s*(?:(\d{1,6})(?:-(\d{1,6}))?)?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise ConfigError(
-                f"--shards {text}: {part.strip()!r} is not a number or a range", "Example: --shards 1,3-5"
+                f"--shards {text}: {part.strip()!r} is not a number or a range", "example: --shards 1,3-5"
             )
         if match[1]:
             chosen.update(range(int(match[1]), int(match[2] or match[1]) + 1))
@@ -114,12 +114,12 @@ def _select_shards(artifact: Artifact, files: list[RemoteFile], shards: frozense
     found = ((file.path, re.search(artifact.shards, file.path)) for file in files if artifact.shards)
     numbers = {path: int(match[1]) for path, match in found if match}
     if not numbers:
-        raise ConfigError(f"{artifact.name} has no shards", "Omit --shards, or choose files with --only.")
+        raise ConfigError(f"{artifact.name} has no shards", "omit --shards, or choose files with --only")
     missing = sorted(shards - set(numbers.values()))
     if missing:
         raise ConfigError(
             f"{artifact.name} has no shard {', '.join(map(str, missing[:5]))}{', …' * (len(missing) > 5)}",
-            f"It has {min(numbers.values())} to {max(numbers.values())}.",
+            f"it has {min(numbers.values())} to {max(numbers.values())}",
         )
     return [file for file in files if numbers.get(file.path) is None or numbers[file.path] in shards]
 
@@ -150,7 +150,7 @@ class Space:
         if self.needed > self.free:
             raise FetchError(
                 f"{to}: {format_size(self.needed)} are needed, and {format_size(self.free)} are free",
-                "Make room, choose another disk with --to, or fetch less with --only or --shards.",
+                "make room, choose another disk with --to, or fetch less with --only or --shards",
             )
 
 

@@ -222,7 +222,7 @@ def find_artifact(name: str) -> Artifact:
     if kind and is_repository(repo):
         place = Place(repo, kind)
         return Artifact(name, "named by its repository", "see its page", hub=place, modelscope=place)
-    raise ConfigError(f"unknown artifact {name!r}", near_names(name) or "`llavanext fetch --list` shows them all.")
+    raise ConfigError(f"unknown artifact {name!r}", near_names(name) or "`llavanext fetch --list` shows them all")
 
 
 def is_repository(text: str) -> bool:
@@ -239,7 +239,7 @@ def near_names(name: str, source: str = HUB) -> str:
             known.setdefault(spelling.lower(), artifact.name)
     found = get_close_matches(name.lower(), known, n=3) or [key for key in known if name.lower() in key][:3]
     names = [other for other in dict.fromkeys(known[key] for key in found) if other != name]
-    return f"Did you mean {' or '.join(names)}?" if names else ""
+    return f"did you mean {' or '.join(names)}?" if names else ""
 
 
 def public_address(url: str) -> str:
@@ -253,11 +253,11 @@ def _web_artifact(address: str) -> Artifact:
     algorithm, _, digest = fragment.partition("=")
     if fragment and (algorithm != "sha256" or not re.fullmatch(r"[0-9a-fA-F]{64}", digest)):
         raise ConfigError(
-            "what follows # in an address must be sha256= and 64 hexadecimal digits", "sha256sum prints them."
+            "what follows # in an address must be sha256= and 64 hexadecimal digits", "sha256sum prints them"
         )
     web = WebFile(url, sha256=digest.lower())
     if not urlsplit(url).hostname or web.name in ("", ".", "..") or "/" in web.name:
         raise ConfigError(
-            "an address needs a host and must end in a file's name", "Example: https://host/path/file.zip"
+            "an address needs a host and must end in a file's name", "example: https://host/path/file.zip"
         )
     return Artifact(public_address(url), "named by its address", "see its page", web=web)

@@ -100,8 +100,8 @@ def run_fetch(request: FetchRequest, progress: Progress = silent) -> FetchReport
         if comparison.changed and not request.force:
             raise DataError(
                 f"{root}: files that differ from what would be fetched: {len(comparison.changed)}",
-                f"Replace them with --force, repair what was fetched with llavanext fetch --check {root}, "
-                "or choose another folder.",
+                f"replace them with --force, repair what was fetched with llavanext fetch --check {root}, "
+                "or choose another folder",
                 details=_shortened(comparison.changed),
             )
         comparison.missing += [file for file in wanted if file.path in comparison.changed]
@@ -140,7 +140,7 @@ def run_check(request: FetchRequest, progress: Progress = silent) -> CheckReport
     started = time.monotonic()
     root = _absolute(request.to)
     if not (root / STATE / "manifest.json").is_file():
-        raise DataError(f"{root} has nothing that was fetched", "llavanext fetch NAME --to FOLDER fills a folder.")
+        raise DataError(f"{root} has nothing that was fetched", "llavanext fetch NAME --to FOLDER fills a folder")
     with _claimed(root, request):
         folder = Folder(root, request, Sources(request), progress)
         manifest = folder.manifest
@@ -148,7 +148,7 @@ def run_check(request: FetchRequest, progress: Progress = silent) -> CheckReport
         if comparison.broken and request.dry_run:
             raise DataError(
                 f"{root}: broken or missing files: {len(comparison.broken)}",
-                f"Repair them: llavanext fetch --check {root}",
+                f"repair them: llavanext fetch --check {root}",
                 details=_shortened(comparison.broken),
             )
         space = _space(folder, comparison.missing)
@@ -171,23 +171,21 @@ def run_check(request: FetchRequest, progress: Progress = silent) -> CheckReport
 def _claimed(root: Path, request: FetchRequest) -> Iterator[None]:
     """Hold the folder while it is written, and explain a full disk."""
     if root.exists() and not root.is_dir():
-        raise ConfigError(f"{root} is a file, not a folder", "Choose another --to.")
+        raise ConfigError(f"{root} is a file, not a folder", "choose another --to")
     try:
         with nullcontext() if request.dry_run else claim(root / STATE / "download"):
             yield
     except OSError as fault:
         if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise FetchError(
-            f"{root}: the disk is full", "Make room and run the same command again: it resumes."
-        ) from fault
+        raise FetchError(f"{root}: the disk is full", "make room and run the same command again: it resumes") from fault
 
 
 def _absolute(path: Path) -> Path:
     try:
         return Path(os.path.abspath(path.expanduser()))
     except RuntimeError:
-        raise ConfigError(f"{path}: no such user", f"For a folder of that name write ./{path}") from None
+        raise ConfigError(f"{path}: no such user", f"for a folder of that name write ./{path}") from None
 
 
 def _space(folder: Folder, missing: Iterable[RemoteFile]) -> Space:

@@ -54,12 +54,12 @@ class Sources:
         if artifact.web is not None and (source == HUB or place is None):
             if revision:
                 raise ConfigError(
-                    f"{artifact.name} is one file at a plain address: it has no revisions", "Omit --revision."
+                    f"{artifact.name} is one file at a plain address: it has no revisions", "omit --revision"
                 )
             return self._list_address(artifact.web)
         if place is None:
             names = [name for name, other in ARTIFACTS.items() if other.place(source)]
-            raise ConfigError(f"{artifact.name} is not available from {source}", f"Available: {', '.join(names)}.")
+            raise ConfigError(f"{artifact.name} is not available from {source}", f"available: {', '.join(names)}")
         if source == HUB:
             return self.hub.list_files(place, revision)
         listing = self.modelscope.list_files(place, revision)

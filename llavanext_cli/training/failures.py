@@ -15,7 +15,7 @@ from llavanext_cli.launching.msrun import Nodes
 from llavanext_cli.launching.processes import Ended
 from llavanext_cli.training.job import TrainJob
 
-RESUME = "The same command with --resume continues from the newest checkpoint."
+RESUME = "the same command with --resume continues from the newest checkpoint"
 _INCOMPLETE = "Failed to initialize distributed job cluster"
 _REGISTERED = re.compile(r"rank id: (\d+),.* is registered successfully")
 _READER_KILLED = re.compile(r"Dataset worker process \d+ was killed by signal: (\w+)")
@@ -67,9 +67,9 @@ def explain_failure(job: TrainJob, nodes: Nodes, devices: int, code: int, ended:
         if log.is_file() and (killed := _READER_KILLED.search(log.read_text(encoding="utf-8", errors="replace"))):
             return TrainingError(
                 f"a data reader of worker {rank} was killed: {killed[1]}",
-                f"often the memory ran out: lower data.workers with --set. {RESUME}",
+                f"often the memory ran out: lower data.workers with --set; {RESUME}",
             )
-        return TrainingError(f"{what} and left no traceback", f"see {log}. {RESUME}")
+        return TrainingError(f"{what} and left no traceback", f"see {log}; {RESUME}")
     first = min(records, key=lambda record: record["time"])
     hint = first["hint"] or f"see {job.logs_folder}/worker_{first['rank']}.log"
     return TrainingError(f"worker {first['rank']} failed: {first['what'].splitlines()[0]}", hint, first["details"])

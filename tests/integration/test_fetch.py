@@ -228,8 +228,8 @@ def test_progress_is_shown_and_the_working_folder_stays_clean(llavanext, hub, tm
     [
         ((), 2, "name what to fetch, or use --list or --check DIR"),
         (("video-7b",), 2, "--to FOLDER is missing"),
-        (("video7b",), 1, "unknown artifact 'video7b'\nHint: Did you mean video-7b?"),
-        (("video7b", "--to", "x"), 1, "unknown artifact 'video7b'\nHint: Did you mean video-7b?"),
+        (("video7b",), 1, "unknown artifact 'video7b'\nHint: did you mean video-7b?"),
+        (("video7b", "--to", "x"), 1, "unknown artifact 'video7b'\nHint: did you mean video-7b?"),
         (("video-7b", "--to", "x", "--source", "ftp"), 2, "'ftp' is not one of 'hf', 'modelscope'"),
         (("video-7b", "--to", "x", "--endpoint", "nonsense"), 1, "--endpoint: 'nonsense' is not an address"),
         (("video-7b", "--to", "x", "--shards", "1"), 1, "video-7b has no shards"),

@@ -79,9 +79,9 @@ def test_a_base_beside_the_file(write):
         ),
         ("mine", "tiny-ask", "tiny-ask is not a base: it extends base/tiny itself", "presets copy tiny-ask FILE"),
         ("tiny-ask", "tiny-ask", "tiny-ask is not a base: it extends base/tiny itself", "presets copy tiny-ask FILE"),
-        ("mine", "mine", "there is no mine", "The bases are base/tiny, base/video-7b; a file is looked up beside"),
-        ("mine", "base/tinny", "there is no base/tinny; did you mean base/tiny?", "The bases are base/tiny, base/vid"),
-        ("mine", "7", "expected the name of a base", "The bases are base/tiny, base/video-7b."),
+        ("mine", "mine", "there is no mine", "the bases are base/tiny, base/video-7b; a file is looked up beside"),
+        ("mine", "base/tinny", "there is no base/tinny; did you mean base/tiny?", "the bases are base/tiny, base/vid"),
+        ("mine", "7", "expected the name of a base", "the bases are base/tiny, base/video-7b"),
     ],
 )
 def test_a_base_extends_nothing(write, tmp_path, name, base, what, hint):
@@ -105,8 +105,8 @@ def test_find_by_name_and_by_path(write):
 @pytest.mark.parametrize(
     ("name", "what", "hint"),
     [
-        ("video-7b-stge2", "there is no preset named 'video-7b-stge2'", "Did you mean video-7b-stage2"),
-        ("base/tiny", "there is no preset named 'base/tiny'", "Did you mean tiny-ask or "),
+        ("video-7b-stge2", "there is no preset named 'video-7b-stge2'", "did you mean video-7b-stage2"),
+        ("base/tiny", "there is no preset named 'base/tiny'", "did you mean tiny-ask or "),
         ("no.yaml", "the preset file no.yaml does not exist", "`llavanext presets list` shows the presets."),
         ("folder.yaml", "folder.yaml is a folder, and a preset is a YAML file or a name", "`llavanext presets list`"),
         ("pipe", "pipe is a device or a pipe, and a preset is a YAML file or a name", "`llavanext presets list`"),
@@ -270,7 +270,7 @@ def test_training_devices_share_the_samples_and_asking_devices_each_layer(preset
 def test_devices_that_cannot_share_the_work():
     error = fault("video-7b-stage2", ["parallel.tensor=2"], devices=3)
     assert error.what == "--devices 3 is not a multiple of tensor 2 x pipeline 1"
-    assert "Use a multiple of 2" in error.hint
+    assert "use a multiple of 2" in error.hint
     details = fault("video-7b-ask-image", devices=3).details
     assert details[0] == "--devices 3: parallel.tensor: 3 devices cannot share num_attention_heads 32 evenly"
 

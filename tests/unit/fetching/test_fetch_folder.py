@@ -239,7 +239,7 @@ def test_a_full_disk(tmp_path, kind):
         )
     assert done.stderr == "" and done.stdout.splitlines() == [
         f"{disk}/in: the disk is full",
-        "Make room and run the same command again: it resumes.",
+        "make room and run the same command again: it resumes",
         "",
     ]
 

@@ -191,7 +191,7 @@ def test_private_and_missing(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     fetch(hub, tmp_path, "org/private")
     assert "has no dataset none/like-it" in failure(hub, tmp_path, "dataset:none/like-it").what
-    assert "Did you mean video-7b" in failure(hub, tmp_path, "org/LLaVA-NeXT-Video-7B-hf").hint
+    assert "did you mean video-7b" in failure(hub, tmp_path, "org/LLaVA-NeXT-Video-7B-hf").hint
     error = failure(hub, tmp_path, "org/model", revision="v9")
     assert error.what == "127.0.0.1 does not have org/model at revision v9 (HTTP 404)" and "--revision" in error.hint
 
