@@ -129,7 +129,7 @@ def run_worker(job: TrainJob, stop: GracefulStop) -> None:
         session.save(job.model_folder, plan.steps, final=True)
     except CheckpointError as fault:
         resume = RESUME if any(job.checkpoints_folder.glob("step-*")) else ""
-        raise CheckpointError(fault.what, f"{fault.hint} {resume}".strip(), fault.details) from fault
+        raise CheckpointError(fault.what, "; ".join(filter(None, (fault.hint, resume))), fault.details) from fault
 
 
 if __name__ == "__main__":

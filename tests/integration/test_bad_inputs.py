@@ -367,10 +367,10 @@ MIX = {
         "report.png: the report is an HTML page",
         lambda f: [*mix(f, [record()]), "--report", f / "report.png"],
     ),
-    "out to stdout": ("not to stdout", lambda f: [*mix(f, [record()])[:-1], "-"]),
+    "out to stdout": ("a mix cannot write to stdout", lambda f: [*mix(f, [record()])[:-1], "-"]),
     "only invalid records": ("all 3 records are bad", mix_of([1, "two", None])),
     "a path out of its root": (
-        "climbs out of the media folder",
+        "is outside the media folder",
         mix_of([record(image="../../etc/passwd")], "all", "--on-bad", "fail"),
     ),
     "an image that is text": (

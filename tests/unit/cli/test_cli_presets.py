@@ -85,7 +85,7 @@ def test_copy_then_change_then_check(run, tmp_path):
         "  mine.yaml, line 14: train.batch_sise: unknown key; did you mean train.batch_size?",
     ]
     assert result.stderr.splitlines()[3].endswith(
-        "presets show video-7b-stage2 --full` lists every key with its meaning."
+        "presets show video-7b-stage2 --full` lists every key with its meaning"
     )
     (report,) = json.loads(run("check", "mine.yaml", "--json").stdout)["presets"]
     assert len(report["problems"]) == 2 and "presets show" in report["hint"]
@@ -96,7 +96,7 @@ def test_copy_then_change_then_check(run, tmp_path):
     [
         (b"", "my.yaml is empty", "`llavanext presets copy NAME FILE` makes a preset to start from."),
         (b"\x93\xff", "my.yaml cannot be read: it is not UTF-8 text", "save it as UTF-8"),
-        (None, "the preset file my.yaml does not exist", "`llavanext presets list` shows the presets."),
+        (None, "the preset file my.yaml does not exist", "`llavanext presets list` shows the presets"),
     ],
 )
 def test_check_of_what_is_no_preset_has_the_hint_that_helps(run, tmp_path, data, what, hint):

@@ -107,7 +107,7 @@ def test_find_by_name_and_by_path(write):
     [
         ("video-7b-stge2", "there is no preset named 'video-7b-stge2'", "did you mean video-7b-stage2"),
         ("base/tiny", "there is no preset named 'base/tiny'", "did you mean tiny-ask or "),
-        ("no.yaml", "the preset file no.yaml does not exist", "`llavanext presets list` shows the presets."),
+        ("no.yaml", "the preset file no.yaml does not exist", "`llavanext presets list` shows the presets"),
         ("folder.yaml", "folder.yaml is a folder, and a preset is a YAML file or a name", "`llavanext presets list`"),
         ("pipe", "pipe is a device or a pipe, and a preset is a YAML file or a name", "`llavanext presets list`"),
         ("link", "link is a broken link, and a preset is a YAML file or a name", "`llavanext presets list`"),
@@ -285,7 +285,7 @@ def test_an_invalid_preset_does_not_stop_the_check(write):
     assert "train.learning_rate: expected a number, not 'fast'" in reports[0].problems[0]
     assert reports[2].path is None
     assert reports[2].problems == ("there is no preset named 'nothing'",)
-    assert reports[2].hint.endswith("`llavanext presets list` shows the presets.")
+    assert reports[2].hint.endswith("`llavanext presets list` shows the presets")
 
 
 def test_check_reports_a_file_with_a_key_given_twice(write):

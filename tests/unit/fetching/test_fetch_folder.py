@@ -56,7 +56,7 @@ def test_shards_are_chosen_and_added(videos, images, tmp_path):
     assert files(tmp_path) == {ANSWER_FILE: ANSWERS, **VIDEOS[1]}
     with pytest.raises(ConfigError, match=r"videos has no shard 3, 4") as caught:
         fetch(videos, tmp_path, shards="1,3-4")
-    assert caught.value.hint == "It has 1 to 2."
+    assert caught.value.hint == "it has 1 to 2"
     with pytest.raises(ConfigError, match=r"--shards 2-1: '2-1' is not a number or a range"):
         fetch(videos, tmp_path, shards="2-1")
     with pytest.raises(ConfigError, match=r"images has no shards"):
