@@ -17,12 +17,11 @@ from difflib import get_close_matches
 from urllib.parse import unquote, urlsplit
 
 from llavanext_cli.errors import ConfigError
-from llavanext_cli.processing.tokens import TOKENIZER_FILES
+from llavanext_cli.processing.tokenizer import TOKENIZER_FILES
 
 HUB = "hf"
 MODELSCOPE = "modelscope"
 URL = "url"
-SOURCES = (HUB, MODELSCOPE)
 MODEL, DATASET = "model", "dataset"
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")

@@ -20,7 +20,7 @@ from llavanext_cli.inference.request import AskRequest
 from llavanext_cli.inference.sampling import Sampling
 from llavanext_cli.machine.doctor import require_cann
 from llavanext_cli.processing.processor import Processor
-from llavanext_cli.processing.tokens import load_tokenizer
+from llavanext_cli.processing.tokenizer import load_tokenizer
 from llavanext_cli.weights.checkpoint import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:

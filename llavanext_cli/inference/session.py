@@ -23,7 +23,7 @@ from llavanext_cli.inference.engines import build_engine
 from llavanext_cli.inference.sampling import Sampling, next_token
 from llavanext_cli.inference.step import BUCKET, CACHE_STEP
 from llavanext_cli.inference.streaming import TextStreamer
-from llavanext_cli.processing.tokens import Tokenizer, load_tokenizer
+from llavanext_cli.processing.tokenizer import Tokenizer, load_tokenizer
 from llavanext_cli.records import EncodedSample
 from llavanext_cli.weights.untrusted import short
 

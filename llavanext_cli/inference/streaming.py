@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from llavanext_cli.processing.tokens import Tokenizer
+from llavanext_cli.processing.tokenizer import Tokenizer
 
 
 class TextStreamer:

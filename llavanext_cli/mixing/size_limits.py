@@ -75,7 +75,7 @@ def build_counter(limits: SizeLimits) -> Processor:
     """
     from llavanext_cli.config.model_folder import load_architecture
     from llavanext_cli.processing.processor import Processor
-    from llavanext_cli.processing.tokens import load_tokenizer
+    from llavanext_cli.processing.tokenizer import load_tokenizer
 
     return Processor(load_architecture(limits.folder), load_tokenizer(limits.folder), frames=limits.frames)
 

@@ -27,7 +27,7 @@ from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.image import build_tiles, load_image, normalise, read_image_size
 from llavanext_cli.processing.prompt import CONVERSATIONS, Segment, build_question_prompt, build_training_prompt
 from llavanext_cli.processing.sample_layout import MediumPlan, VideoPlan, lay_out, measure
-from llavanext_cli.processing.tokens import Tokenizer
+from llavanext_cli.processing.tokenizer import Tokenizer
 from llavanext_cli.processing.video import load_video
 from llavanext_cli.records import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, EncodedSample, Medium, Sample, SampleSize
 

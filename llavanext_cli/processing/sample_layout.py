@@ -37,7 +37,7 @@ from llavanext_cli.config.architecture import Architecture
 from llavanext_cli.errors import DataError
 from llavanext_cli.processing.geometry import TilePlan, count_video_tokens
 from llavanext_cli.processing.prompt import MEDIUM, TEXT, Segment
-from llavanext_cli.processing.tokens import Tokenizer
+from llavanext_cli.processing.tokenizer import Tokenizer
 from llavanext_cli.records import IGNORE_INDEX, UNITS, Batch, EncodedSample, SampleSize
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llavanext_cli.errors import DataError
 from llavanext_cli.processing.processor import Processor, resolve_path
-from llavanext_cli.processing.tokens import load_tokenizer
+from llavanext_cli.processing.tokenizer import load_tokenizer
 from llavanext_cli.records import UNITS, SampleSize
 
 if TYPE_CHECKING:

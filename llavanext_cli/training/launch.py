@@ -25,8 +25,8 @@ from llavanext_cli.training.failures import explain_failure, explain_stop
 from llavanext_cli.training.job import TrainJob
 from llavanext_cli.training.node_status import NodeStatus
 from llavanext_cli.training.ready_run import ReadyRun
+from llavanext_cli.training.run_checkpoints import find_unfinished
 from llavanext_cli.training.run_folder import claim_out, make_out, resume_run
-from llavanext_cli.training.state import find_unfinished
 from llavanext_cli.training.stopping import GracefulStop
 from llavanext_cli.training.train_report import write_report
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mindspore import Callback
 
 from llavanext_cli.errors import CheckpointError, TrainingError
-from llavanext_cli.training.state import keep_newest, step_folder
+from llavanext_cli.training.run_checkpoints import keep_newest, step_folder
 
 if TYPE_CHECKING:
     from llavanext_cli.config.schema import Train

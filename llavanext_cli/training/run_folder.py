@@ -16,7 +16,7 @@ from llavanext_cli.config.schema import Preset
 from llavanext_cli.errors import LlavaNextError
 from llavanext_cli.training.job import JOB_FILE, TrainJob, TrainRequest
 from llavanext_cli.training.plan import RunPlan, digest_file, run_settings
-from llavanext_cli.training.state import check_settings, find_run_state, remove_leftovers
+from llavanext_cli.training.run_checkpoints import check_settings, find_run_state, remove_leftovers
 from llavanext_cli.weights.checkpoint import open_checkpoint
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from llavanext_cli.config.schema import Parallel
 from llavanext_cli.errors import CheckpointError
+from llavanext_cli.training.run_checkpoints import RunState, read_exact, save_run_state
 from llavanext_cli.training.slices import join_slices, parts_of, plan_array, wait_for_ranks, write_slices
-from llavanext_cli.training.state import RunState, read_exact, save_run_state
 from llavanext_cli.weights.adapter import merge_adapter
 from llavanext_cli.weights.checkpoint import Checkpoint, save_checkpoint_folder
 from llavanext_cli.weights.ranks import read_strategy

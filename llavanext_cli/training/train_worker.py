@@ -61,8 +61,8 @@ def run_worker(job: TrainJob, stop: GracefulStop) -> None:
     from llavanext_cli.training.inputs import build_processor
     from llavanext_cli.training.metrics import TrainingMonitor
     from llavanext_cli.training.plan import RankOrder, SampleOrder, digest_file, plan_run, run_settings
+    from llavanext_cli.training.run_checkpoints import open_run_state
     from llavanext_cli.training.session import TrainingSession
-    from llavanext_cli.training.state import open_run_state
     from llavanext_cli.weights.adapter import adapted_weights
     from llavanext_cli.weights.checkpoint import load_into
 

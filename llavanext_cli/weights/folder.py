@@ -12,7 +12,7 @@ from typing import Any
 
 from llavanext_cli.errors import CheckpointError
 from llavanext_cli.files import check_target, replacing
-from llavanext_cli.processing.tokens import TOKENIZER_FILES
+from llavanext_cli.processing.tokenizer import TOKENIZER_FILES
 from llavanext_cli.units import format_size
 from llavanext_cli.weights.stream import disk_error
 

@@ -10,7 +10,7 @@ from llavanext_cli.config.hf_config import name_defaults
 from llavanext_cli.config.model_folder import load_architecture, read_config, read_optional
 from llavanext_cli.config.validation import is_int
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.processing.tokens import load_tokenizer
+from llavanext_cli.processing.tokenizer import load_tokenizer
 from llavanext_cli.weights import compose, keymap, original
 from llavanext_cli.weights.checkpoint import open_checkpoint
 from llavanext_cli.weights.dtypes import copy_tensor

@@ -124,7 +124,7 @@ def build_samples(folder: Path, size: str, preset: Any) -> list[Any]:
     from PIL import Image
 
     from llavanext_cli.processing.processor import Processor
-    from llavanext_cli.processing.tokens import load_tokenizer
+    from llavanext_cli.processing.tokenizer import load_tokenizer
     from llavanext_cli.records import Medium, Sample, Turn
     from llavanext_cli.weights.checkpoint import open_checkpoint
 

@@ -112,7 +112,7 @@ def read_hub_folder(path: Path) -> None:
 
 
 def read_tokenizer(path: Path) -> None:
-    from llavanext_cli.processing.tokens import load_tokenizer
+    from llavanext_cli.processing.tokenizer import load_tokenizer
 
     refuse(lambda: load_tokenizer(path.parent).encode("what is it? <image>"))
 

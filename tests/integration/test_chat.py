@@ -12,7 +12,7 @@ from llavanext_cli.inference.inputs import read_inputs
 from llavanext_cli.inference.sampling import Sampling
 from llavanext_cli.mixing.samples import read_samples
 from llavanext_cli.processing.processor import Processor
-from llavanext_cli.processing.tokens import load_tokenizer
+from llavanext_cli.processing.tokenizer import load_tokenizer
 from llavanext_cli.records import Turn
 from llavanext_cli.weights.checkpoint import open_checkpoint
 

@@ -367,7 +367,7 @@ def test_token_counts(tmp_path, make_tokenizer_folder):
     from llavanext_cli.config.architecture import Architecture
     from llavanext_cli.config.hf_config import architecture_to_hf
     from llavanext_cli.processing.processor import Processor
-    from llavanext_cli.processing.tokens import load_tokenizer
+    from llavanext_cli.processing.tokenizer import load_tokenizer
 
     folder = make_tokenizer_folder()
     tokens = json.loads((folder / "added_tokens.json").read_text())

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from llavanext_cli.app import app
 from llavanext_cli.machine import doctor
 from llavanext_cli.training.plan import SampleOrder
-from llavanext_cli.training.state import open_run_state
+from llavanext_cli.training.run_checkpoints import open_run_state
 from tests.integration.conftest import sample, write_samples
 from tests.integration.test_train import COMMON, losses, start
 

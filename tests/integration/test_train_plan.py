@@ -54,7 +54,7 @@ def counted(path: Path, data: Path, checkpoint: Path, frames: int, **size: int) 
     from llavanext_cli.config.model_folder import load_architecture
     from llavanext_cli.mixing.samples import read_samples
     from llavanext_cli.processing.processor import Processor
-    from llavanext_cli.processing.tokens import load_tokenizer
+    from llavanext_cli.processing.tokenizer import load_tokenizer
 
     processor = Processor(load_architecture(checkpoint), load_tokenizer(checkpoint), frames=frames)
     file = read_samples(data)
@@ -81,7 +81,7 @@ def counted(path: Path, data: Path, checkpoint: Path, frames: int, **size: int) 
 def test_sizes_that_mix_recorded_are_used_if_the_run_would_count_the_same(
     data, tiny_checkpoint, tmp_path, monkeypatch, frames, size, said, fault
 ):
-    from llavanext_cli.processing.tokens import Tokenizer
+    from llavanext_cli.processing.tokenizer import Tokenizer
 
     file = counted(tmp_path / "mix.jsonl", data, tiny_checkpoint, frames, **size)
     encoded, lines = [], []

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from llavanext_cli.launching.processes import MARK
-from llavanext_cli.training.state import find_run_state
+from llavanext_cli.training.run_checkpoints import find_run_state
 from tests.integration.test_train import COMMON, losses
 
 STEPS = 20

@@ -57,7 +57,7 @@ def make_goldens() -> dict[str, np.ndarray]:
 
     from llavanext_cli.config.model_folder import load_architecture
     from llavanext_cli.processing.processor import Processor
-    from llavanext_cli.processing.tokens import load_tokenizer
+    from llavanext_cli.processing.tokenizer import load_tokenizer
     from tests.parity.cases import FRAMES, build_cases
     from tests.parity.models import tiny_config, write_hf_folder
     from tests.parity.torch_side import Reference

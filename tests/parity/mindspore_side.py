@@ -18,7 +18,7 @@ from llavanext_cli.model.config import LlavaNextConfig
 from llavanext_cli.model.llava_next import LlavaNext
 from llavanext_cli.processing.processor import Processor
 from llavanext_cli.processing.sample_layout import collate
-from llavanext_cli.processing.tokens import load_tokenizer
+from llavanext_cli.processing.tokenizer import load_tokenizer
 from llavanext_cli.records import IGNORE_INDEX, Batch, EncodedSample
 from llavanext_cli.weights.checkpoint import Checkpoint, load_into, open_checkpoint
 from llavanext_cli.weights.convert import run_convert

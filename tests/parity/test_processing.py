@@ -16,7 +16,7 @@ from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.image import build_tiles, load_image, normalise
 from llavanext_cli.processing.prompt import MEDIUM, TEXT, build_question_prompt, build_training_prompt
 from llavanext_cli.processing.sample_layout import VideoPlan, lay_out
-from llavanext_cli.processing.tokens import load_tokenizer
+from llavanext_cli.processing.tokenizer import load_tokenizer
 from llavanext_cli.processing.video import load_video
 from llavanext_cli.records import IGNORE_INDEX, Medium, Sample, Turn
 from tests.conftest import train_sentencepiece

@@ -3,7 +3,7 @@
 import pytest
 
 from llavanext_cli.inference.streaming import TextStreamer
-from llavanext_cli.processing.tokens import load_tokenizer
+from llavanext_cli.processing.tokenizer import load_tokenizer
 
 
 @pytest.fixture

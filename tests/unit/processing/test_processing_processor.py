@@ -12,7 +12,7 @@ from llavanext_cli.config.architecture import Architecture, VisionArchitecture
 from llavanext_cli.errors import CheckpointError, DataError
 from llavanext_cli.processing.image import normalise
 from llavanext_cli.processing.processor import Processor
-from llavanext_cli.processing.tokens import load_tokenizer
+from llavanext_cli.processing.tokenizer import load_tokenizer
 from llavanext_cli.processing.video import load_video
 from llavanext_cli.records import IGNORE_INDEX, Medium, Sample, Turn
 

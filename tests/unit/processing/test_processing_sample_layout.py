@@ -10,7 +10,7 @@ from llavanext_cli.errors import DataError
 from llavanext_cli.processing.geometry import plan_tiles
 from llavanext_cli.processing.prompt import END, MEDIUM, TEXT, Segment, build_training_prompt
 from llavanext_cli.processing.sample_layout import VideoPlan, collate, count_medium, index_media, lay_out, measure
-from llavanext_cli.processing.tokens import load_tokenizer
+from llavanext_cli.processing.tokenizer import load_tokenizer
 from llavanext_cli.records import IGNORE_INDEX, EncodedSample, Medium, Sample, Turn
 
 ARCH = Architecture()

@@ -18,9 +18,7 @@ from llavanext_cli.config.architecture import Architecture, TextArchitecture, Vi
 from llavanext_cli.config.schema import Parallel
 from llavanext_cli.errors import CheckpointError, TrainingError
 from llavanext_cli.training import session
-from llavanext_cli.training.session import TrainingSession
-from llavanext_cli.training.slices import write_slices
-from llavanext_cli.training.state import (
+from llavanext_cli.training.run_checkpoints import (
     RunState,
     check_settings,
     find_run_state,
@@ -30,6 +28,8 @@ from llavanext_cli.training.state import (
     remove_leftovers,
     step_folder,
 )
+from llavanext_cli.training.session import TrainingSession
+from llavanext_cli.training.slices import write_slices
 from llavanext_cli.weights.checkpoint import open_checkpoint, write_checkpoint
 from llavanext_cli.weights.keymap import expected_parameters
 from llavanext_cli.weights.slices import SliceLayout
@@ -107,7 +107,7 @@ import sys
 import time
 from pathlib import Path
 from tests.unit.training.test_training_state import save
-from llavanext_cli.training.state import keep_newest, step_folder
+from llavanext_cli.training.run_checkpoints import keep_newest, step_folder
 base, checkpoints = Path(sys.argv[1]), Path(sys.argv[2])
 step = int(sys.argv[3])
 while True:

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from llavanext_cli.errors import CheckpointError
-from llavanext_cli.processing.tokens import load_tokenizer
+from llavanext_cli.processing.tokenizer import load_tokenizer
 from tests.conftest import train_sentencepiece
 
 TEXTS = ["what is it?", "héllo wörld", "emoji 🐈‍⬛ and 漢字", "  two  spaces  ", "line\nbreak\ttab", "1234 5.6", "a\0b"]
