@@ -44,7 +44,7 @@ def test_greedy_answers(model, mindspore_cpu, questions, answers, batch):
     # one shape for all, so that little is compiled
     shapes = {"batch_size": batch, "cache_tokens": 512, "bucket": 512, "cache_step": 512}
     session = Session(model.checkpoint, load_preset("tiny-ask", []), mindspore_cpu, **shapes)
-    keep_alive(session.network)
+    keep_alive(session.engine.layer)
     order = np.random.RandomState(1).permutation(COUNT) if batch > 1 else np.arange(0, COUNT, 3)
     given = {}
     for begin in range(0, len(order), batch):
