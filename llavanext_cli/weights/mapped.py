@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llavanext_cli.weights.dtypes import RAW_TYPES
+from llavanext_cli.weights.dtypes import NUMPY_TYPES
 
 if TYPE_CHECKING:
     from llavanext_cli.records import AnyArray, Float32Array
@@ -43,12 +43,12 @@ class MappedWeights:
         self._turn = 0
 
     def stored(self, name: str) -> AnyArray:
-        """A weight as it is stored, mapped: `float32`, `float16`, or `uint16` for bfloat16."""
+        """A weight as it is stored, mapped."""
         spec = self.specs[name]
         if spec.path not in self._files:
             self._files[spec.path] = np.memmap(spec.path, np.uint8, mode="r")
         data = self._files[spec.path][spec.offset : spec.offset + spec.nbytes]
-        array = data.view(RAW_TYPES[spec.dtype]).reshape(spec.shape)
+        array = data.view(NUMPY_TYPES[spec.dtype]).reshape(spec.shape)
         if name not in self.parts:
             return array
         axis, begin, end = self.parts[name]
@@ -111,7 +111,7 @@ class MappedWeights:
 
 
 def widen(raw: AnyArray) -> Float32Array:
-    """`uint16` (bfloat16), `float16` or `float32` → `float32`, exactly; float32 is not copied."""
+    """`bfloat16`, `float16` or `float32` → `float32`, exactly; float32 is not copied."""
     if raw.dtype == np.float32:
         return raw
     wide = np.zeros(raw.shape, np.float32)
@@ -121,7 +121,7 @@ def widen(raw: AnyArray) -> Float32Array:
 
 def widen_into(raw: AnyArray, buffer: Float32Array) -> None:
     """Widen into a buffer of the same shape. Of bfloat16 only the upper halves of the floats are written."""
-    if raw.dtype == np.uint16:
-        np.copyto(buffer.view(np.uint16)[..., 1::2], raw)
+    if raw.dtype == NUMPY_TYPES["BF16"]:
+        np.copyto(buffer.view(np.uint16)[..., 1::2], raw.view(np.uint16))
     else:
         np.copyto(buffer, raw)
