@@ -4,9 +4,9 @@
     prefill   a prompt, or what a cache lacks of it  one graph of a layer for each prompt bucket
     decode    one more token                         one graph of a layer for each batch and cache
 
-Weights are graph inputs, mapped from the checkpoint (weights/mapped.py). Keys and values are NumPy arrays that MindSpore
-reads where they are. Nothing here depends on what was asked before, so that a question gets the same shapes, and with
-them the same answer, whenever it is asked.
+Weights are graph inputs, mapped from the checkpoint (weights/mapped.py). Keys and values are NumPy arrays, which
+MindSpore reads in place. Nothing here depends on what was asked before, so a question gets the same shapes, and with them the same
+answer, whenever it is asked.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class CpuEngine:
         """All layers: `hidden float32[B, S, D]` at positions `past int32[B]` onwards; only row `last` is wanted."""
         from mindspore import Tensor
 
-        batch, length, _ = hidden.shape
+        length = hidden.shape[1]
         position = past[:, None] + np.arange(length, dtype=np.int32)  # [B, S]
         cos, sin = self.rotary(position)
         last_cos, last_sin = self.rotary(np.take_along_axis(position, last[:, None], 1))
@@ -224,9 +224,7 @@ class CpuEngine:
         names = [tuple(f"vision_tower.layers.{number}.{name}" for name in TOWER_LAYER) for number in range(count)]
         for number, group in enumerate(names):
             hidden = self.call(self.tower_layer, hidden, *get(group, names[(number + 1) % count]))
-        weights = [
-            *get([f"projector.{name}" for name in PROJECTOR if f"projector.{name}" in self.weights.specs])
-        ]
+        weights = [*get([f"projector.{name}" for name in PROJECTOR if f"projector.{name}" in self.weights.specs])]
         if len(weights) == 2:  # no biases
             weights = [weights[0], None, weights[1], None]
         return self.call(self.projections[is_video], hidden, *weights).asnumpy()

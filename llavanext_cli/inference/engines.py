@@ -25,24 +25,23 @@ def build_engine(
     cache_tokens: int,
     bucket: int,
     cache_step: int,
-    graphs: Path | None,
     verbose: bool,
-) -> tuple[Any, Any]:
-    """Load the libraries, build the network and load its weights; arguments as for `Session`.
+) -> Any:
+    """Load the libraries and the weights; arguments as for `Session`.
 
     With several devices this runs in each of the workers that msrun started.
 
     Returns:
-        The engine and its network.
+        The engine.
     """
     assert preset.ask is not None, "an engine needs an ask preset"
     if preset.runtime.target == "CPU":
-        return _build_for_cpu(checkpoint, preset, folder, batch_size, bucket, cache_step, verbose), None
+        return _build_for_cpu(checkpoint, preset, folder, batch_size, bucket, cache_step, verbose)
     ask = replace(preset.ask, cache_tokens=cache_tokens)
     network = _build_for_ascend(checkpoint, replace(preset, ask=ask), folder, batch_size, verbose)
     from llavanext_cli.inference.ascend import AscendEngine
 
-    return AscendEngine(network, checkpoint.architecture, batch_size, cache_tokens, ask.block_size), network
+    return AscendEngine(network, checkpoint.architecture, batch_size, cache_tokens, ask.block_size)
 
 
 def _build_for_cpu(

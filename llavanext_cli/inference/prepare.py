@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.config.rules import has_room
 from llavanext_cli.errors import ConfigError
-from llavanext_cli.files import cache_folder
 from llavanext_cli.inference.request import AskRequest
 from llavanext_cli.inference.sampling import Sampling
 from llavanext_cli.machine.doctor import require_cann
@@ -120,8 +119,7 @@ def open_session(
             with open_remote(checkpoint.folder, preset, folder, limit, shapes) as session:
                 yield session
             return
-        graphs = cache_folder() / "graphs"
-        yield Session(checkpoint, preset, folder, cache_tokens=limit, graphs=graphs, verbose=verbose, **shapes)
+        yield Session(checkpoint, preset, folder, cache_tokens=limit, verbose=verbose, **shapes)
 
 
 @contextmanager

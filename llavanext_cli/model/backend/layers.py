@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import math
 
-from mindspore import nn
 from mindspore import dtype as mstype
+from mindspore import nn
 from mindspore.ops import operations as P
 
 from llavanext_cli.model.activation import build_activation
@@ -46,7 +46,7 @@ class Dense(nn.Cell):
 
 
 class TowerInput(nn.Cell):
-    """Patches with the class token before them and positions added, normed: `float32[T, 3, R, R]` → `[T, P*P+1, Dv]`."""
+    """Patches behind the class token, with positions, normed: `float32[T, 3, R, R]` → `[T, P*P+1, Dv]`."""
 
     def __init__(self, vision):
         super().__init__()
@@ -144,8 +144,8 @@ class DecoderLayer(nn.Cell):
         - **hidden** - `[B, S, D]`.
         - **last** - `int32[B, 1]`, the only row of each sequence that is wanted; None: all of them.
         - **cos**, **sin** - `[B, heads, S, head_dim]`; **last_cos**, **last_sin** - `[B, heads, 1, head_dim]` or None.
-        - **mask** - `[c, c]`, added to the scores of a chunk's own keys, where c is S or `CHUNK`, whichever is less; with
-          `last` `[B, S]`, added to those of the one row.
+        - **mask** - `[c, c]`, added to the scores of a chunk's own keys, where c is the lesser of S and `CHUNK`; with `last`
+          `[B, S]`, added to those of the one row.
         - **keys**, **values** - `[B, kv_heads, C, head_dim]` of earlier positions, or None.
         - **cache_mask** - `[B, C]`, added to the scores of those keys, or None.
         - the weights, in the order of `keymap`'s layer.
@@ -218,19 +218,19 @@ class DecoderLayer(nn.Cell):
         """`[B, heads, T, head_dim]` against the keys of `[B, kv_heads, S, head_dim]` and the cache → `[B, T, D]`."""
         batch, heads, length, dim = query.shape
         cached = 0 if keys is None else keys.shape[2]
+        is_last = length < key.shape[2]  # one row, which sees all keys before it
         parts = ()
         for begin in range(0, length, CHUNK):
             count = min(CHUNK, length - begin)
-            end = begin + count if length == key.shape[2] else key.shape[2]  # one last row sees all of them
-            before = begin if length == key.shape[2] else 0
+            before, end = (0, key.shape[2]) if is_last else (begin, begin + count)
             rows = self.reshape(query[:, :, begin : begin + count], (batch, self.kv_heads, self.group * count, dim))
-            own = mask[:count, :count] if length == key.shape[2] else mask
             scores = ()
             if cached:
-                scores += (self.add(self.scores(rows, keys), self.spread(cache_mask, batch, count)),)
+                scores += (self.add(self.scores(rows, keys), self.spread_row(cache_mask, count)),)
             if before:
                 scores += (self.scores(rows, key[:, :, :before]),)
-            scores += (self.add(self.scores(rows, key[:, :, before:end]), self.spread(own, batch, count, length == key.shape[2])),)
+            own = self.spread_row(mask, count) if is_last else self.spread_square(mask[:count, :count], batch)
+            scores += (self.add(self.scores(rows, key[:, :, before:end]), own),)
             weights = self.softmax(scores[0] if len(scores) == 1 else self.join(scores))
             if cached:
                 part = self.mix(weights[:, :, :, :cached], values)
@@ -241,12 +241,14 @@ class DecoderLayer(nn.Cell):
         context = parts[0] if len(parts) == 1 else self.join_rows(parts)
         return self.reshape(self.transpose(context, (0, 2, 1, 3)), (batch, length, heads * dim))
 
-    def spread(self, mask, batch, count, is_triangle=False):
-        """A mask of full size for `count` rows of each head: `[c, c]` or `[B, K]` → `[B, kv_heads, group * c, K]`."""
-        rows, keys = mask.shape
-        if is_triangle:
-            return self.tile(self.reshape(mask, (1, 1, rows, keys)), (batch, self.kv_heads, self.group, 1))
+    def spread_row(self, mask, count):
+        """`[B, K]`, the same for `count` rows of each head → `[B, kv_heads, group * count, K]`."""
+        batch, keys = mask.shape
         return self.tile(self.reshape(mask, (batch, 1, 1, keys)), (1, self.kv_heads, self.group * count, 1))
+
+    def spread_square(self, mask, batch):
+        """`[c, c]`, the same for each head → `[B, kv_heads, group * c, c]`."""
+        return self.tile(self.reshape(mask, (1, 1, *mask.shape)), (batch, self.kv_heads, self.group, 1))
 
 
 class Head(nn.Cell):
