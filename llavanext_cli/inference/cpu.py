@@ -5,8 +5,8 @@
     decode    one more token                         one graph of a layer for each batch and cache
 
 Weights are graph inputs, mapped from the checkpoint (weights/mapped.py). Keys and values are NumPy arrays, which
-MindSpore reads in place. Nothing here depends on what was asked before, so a question gets the same shapes, and with them the same
-answer, whenever it is asked.
+MindSpore reads in place. Nothing here depends on what was asked before, so a question gets the same shapes, and with
+them the same answer, whenever it is asked.
 """
 
 from __future__ import annotations

@@ -144,8 +144,8 @@ class DecoderLayer(nn.Cell):
         - **hidden** - `[B, S, D]`.
         - **last** - `int32[B, 1]`, the only row of each sequence that is wanted; None: all of them.
         - **cos**, **sin** - `[B, heads, S, head_dim]`; **last_cos**, **last_sin** - `[B, heads, 1, head_dim]` or None.
-        - **mask** - `[c, c]`, added to the scores of a chunk's own keys, where c is the lesser of S and `CHUNK`; with `last`
-          `[B, S]`, added to those of the one row.
+        - **mask** - `[c, c]`, added to the scores of a chunk's own keys, where c is the lesser of S and `CHUNK`; or,
+          with `last`, `[B, S]`, added to those of the one row.
         - **keys**, **values** - `[B, kv_heads, C, head_dim]` of earlier positions, or None.
         - **cache_mask** - `[B, C]`, added to the scores of those keys, or None.
         - the weights, in the order of `keymap`'s layer.
