@@ -43,6 +43,9 @@ DECODER_LAYER = (
 )  # fmt: skip
 PROJECTOR = ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias")
 MODEL = "language_model.model"
+EMBEDDING = f"{MODEL}.tok_embeddings.embedding_weight"
+WORDS = 8016
+"""Rows of a half-precision output matrix that are widened at a time; a fourth of LLaVA-NeXT's."""
 
 
 class CpuEngine:
@@ -75,6 +78,7 @@ class CpuEngine:
             for name in ("weight", "bias"):
                 getattr(pooler.conv, name).set_data(weights.tensor(f"pooler.conv.{name}"))
         self.layer, self.head = DecoderLayer(text, workers), Head(text)
+        self.head_name = EMBEDDING if text.tie_word_embeddings else "language_model.lm_head.weight"
         self.rates = rotary_rates(text)
         self.length = 0
         self.caches: list[tuple[np.ndarray, np.ndarray]] = []
@@ -97,7 +101,7 @@ class CpuEngine:
 
     def decode(self, tokens: np.ndarray, lengths: np.ndarray) -> Step:
         """One more token `int32[B]` of each sequence; `lengths` count it."""
-        hidden = self.weights.rows(f"{MODEL}.tok_embeddings.embedding_weight", tokens)[:, None]
+        hidden = self.weights.rows(EMBEDDING, tokens)[:, None]
         past = np.minimum(lengths, self.length).astype(np.int32) - 1
         return self.run(hidden, past, np.zeros(self.batch, np.int32))
 
@@ -140,11 +144,19 @@ class CpuEngine:
             masks = (last_mask if is_last else mask, *cached, cache_mask if past.any() else None)
             state, key, value = self.call(self.layer, state, *rows, *masks, *weights)
             self.store(number, past, key.asnumpy(), value.asnumpy())
-        embedding = "language_model.lm_head.weight"
-        if self.arch.text.tie_word_embeddings:
-            embedding = f"{MODEL}.tok_embeddings.embedding_weight"
-        tokens, logits = self.call(self.head, state, *self.weights.group((f"{MODEL}.norm_out.weight", embedding)))
-        return Step(tokens.asnumpy(), logits)
+        return self.predict(state)
+
+    def predict(self, state: Any) -> Step:
+        """The last norm and the output matrix, a block of words at a time: `[B, 1, D]` → likeliest tokens and logits."""
+        vocabulary = self.arch.text.vocab_size
+        block = vocabulary if self.weights.is_wide(self.head_name) else min(vocabulary, WORDS)
+        norm = self.weights.tensor(f"{MODEL}.norm_out.weight")
+        logits = np.zeros((self.batch, vocabulary), np.float32)
+        for begin in range(0, vocabulary, block):
+            begin = min(begin, vocabulary - block)  # the last block overlaps, so that all have one shape
+            weight = self.weights.block(self.head_name, begin, begin + block)
+            logits[:, begin : begin + block] = self.call(self.head, state, norm, weight).asnumpy()
+        return Step(logits.argmax(-1).astype(np.int32), lambda: logits)
 
     def layer_names(self) -> list[tuple[str, ...]]:
         count = self.arch.text.num_hidden_layers
@@ -181,7 +193,7 @@ class CpuEngine:
         ids = batch.input_ids[:, past : past + bucket]
         index = batch.feature_index[:, past : past + bucket]
         count = tiles * self.arch.tile_features + frames * self.arch.frame_features  # N: row N is the newline
-        hidden = self.weights.rows(f"{MODEL}.tok_embeddings.embedding_weight", ids)
+        hidden = self.weights.rows(EMBEDDING, ids)
         for row, sample in enumerate(samples):
             if first := next((other for other in range(row) if samples[other] is sample), None):
                 hidden[row] = hidden[first]

@@ -37,7 +37,7 @@ class MappedWeights:
         self.specs, self.parts, self.keep_wide = checkpoint.parameters, parts or {}, keep_wide
         self._files: dict[Any, AnyArray] = {}
         self._kept: dict[str, Any] = {}
-        self._buffers: dict[tuple[int, int], tuple[Float32Array, Any]] = {}
+        self._buffers: dict[Any, tuple[Float32Array, Any]] = {}  # and each one's tensor
         self._thread = ThreadPoolExecutor(1)
         self._coming: dict[tuple[str, ...], Future[list[Any]]] = {}
         self._turn = 0
@@ -74,6 +74,12 @@ class MappedWeights:
             self._kept[name] = Tensor.from_numpy(np.ascontiguousarray(self.array(name)))
         return self._kept[name]
 
+    def block(self, name: str, begin: int, end: int) -> Any:
+        """Rows `begin` to `end` of a weight, valid until the next block of this size."""
+        if self.is_wide(name):
+            return self.tensor(name)
+        return self._widened(self.stored(name)[begin:end], "block")
+
     def group(self, names: Sequence[str], following: Sequence[str] = ()) -> list[Any]:
         """The weights of one layer; those of the `following` one begin to be widened meanwhile.
 
@@ -92,22 +98,23 @@ class MappedWeights:
         return self._thread.submit(self._widen_group, tuple(names), self._turn % 2)
 
     def _widen_group(self, names: Sequence[str], side: int) -> list[Any]:
+        small = [self.is_wide(name) or len(self.specs[name].shape) < 2 for name in names]
+        return [
+            self.tensor(name) if is_small else self._widened(self.stored(name), (side, place))
+            for place, (name, is_small) in enumerate(zip(names, small, strict=True))
+        ]
+
+    def _widened(self, raw: AnyArray, use: Any) -> Any:
+        """A half-precision array in the buffer of its shape and use."""
         from mindspore import Tensor
 
-        tensors = []
-        for place, name in enumerate(names):
-            raw = self.stored(name)
-            if raw.dtype == np.float32 or raw.ndim < 2:
-                tensors.append(self.tensor(name))
-                continue
-            buffer, tensor = self._buffers.get((side, place), (None, None))
-            if buffer is None or buffer.shape != raw.shape:
-                buffer = np.zeros(raw.shape, np.float32)
-                tensor = Tensor.from_numpy(buffer)
-                self._buffers[side, place] = buffer, tensor
-            widen_into(raw, buffer)
-            tensors.append(tensor)
-        return tensors
+        key = (use, raw.shape)
+        if key not in self._buffers:
+            buffer = np.zeros(raw.shape, np.float32)
+            self._buffers[key] = buffer, Tensor.from_numpy(buffer)
+        buffer, tensor = self._buffers[key]
+        widen_into(raw, buffer)
+        return tensor
 
 
 def widen(raw: AnyArray) -> Float32Array:

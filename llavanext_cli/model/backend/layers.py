@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 
-from mindspore import dtype as mstype
 from mindspore import nn
 from mindspore.ops import operations as P
 
@@ -252,16 +251,14 @@ class DecoderLayer(nn.Cell):
 
 
 class Head(nn.Cell):
-    """The last norm and the output matrix: `[B, 1, D]` → likeliest tokens `int32[B]` and logits `[B, V]`."""
+    """The last norm and some rows of the output matrix: `[B, 1, D]` → logits `[B, rows]`."""
 
     def __init__(self, text):
         super().__init__()
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
         self.matmul = P.MatMul(transpose_b=True)
-        self.argmax = P.Argmax(axis=-1, output_type=mstype.int32)
         self.reshape = P.Reshape()
 
     def construct(self, hidden, norm, weight):
         rows = self.reshape(hidden, (hidden.shape[0], hidden.shape[2]))
-        logits = self.matmul(self.norm(rows, norm)[0], weight)
-        return self.argmax(logits), logits
+        return self.matmul(self.norm(rows, norm)[0], weight)
