@@ -147,7 +147,7 @@ class CpuEngine:
         return self.predict(state)
 
     def predict(self, state: Any) -> Step:
-        """The last norm and the output matrix, a block of words at a time: `[B, 1, D]` → likeliest tokens and logits."""
+        """The last norm and the output matrix, a block of words at a time, for the last hidden state `[B, 1, D]`."""
         vocabulary = self.arch.text.vocab_size
         block = vocabulary if self.weights.is_wide(self.head_name) else min(vocabulary, WORDS)
         norm = self.weights.tensor(f"{MODEL}.norm_out.weight")
@@ -259,7 +259,7 @@ def rotary_rates(text: TextArchitecture) -> np.ndarray:
     """Angle of one position for each element of a head, `float32[head_dim]` (Su et al. 2021). Linear scaling divides it
     (Chen et al. 2023)."""
     rates = 1.0 / text.rope_theta ** (np.arange(0, text.head_dim, 2, dtype=np.float32) / text.head_dim)
-    scaling = text.rope_scaling["factor"] if text.rope_scaling else 1.0
+    scaling = text.rope_scaling.factor if text.rope_scaling else 1.0
     return np.tile(rates, 2).astype(np.float32) / np.float32(scaling)
 
 

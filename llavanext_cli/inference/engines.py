@@ -67,7 +67,7 @@ def _build_for_cpu(
 
 
 def _build_for_ascend(checkpoint: Checkpoint, preset: Preset, folder: Path, batch_size: int, verbose: bool) -> Any:
-    """As `simulation` compiles it."""
+    """The same network that simulation compiles."""
     from llavanext_cli.model.runtime import load_libraries
 
     os.environ["RUN_MODE"] = "predict"  # MindFormers' Llama reads it
