@@ -75,9 +75,11 @@ class MappedWeights:
         return self._kept[name]
 
     def block(self, name: str, begin: int, end: int) -> Any:
-        """Rows `begin` to `end` of a weight, valid until the next block of this size."""
+        """Rows `begin` to `end` of a weight, valid until the next block of this size; of float32, mapped."""
+        from mindspore import Tensor
+
         if self.is_wide(name):
-            return self.tensor(name)
+            return Tensor.from_numpy(self.stored(name)[begin:end])
         return self._widened(self.stored(name)[begin:end], "block")
 
     def group(self, names: Sequence[str], following: Sequence[str] = ()) -> list[Any]:
