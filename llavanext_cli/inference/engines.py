@@ -62,7 +62,7 @@ def _build_for_cpu(
 
         init()
         parts = worker_parts(checkpoint.architecture, get_rank(), workers)
-    weights = MappedWeights(checkpoint, parts)
+    weights = MappedWeights(checkpoint, parts, keep_wide=preset.runtime.parameter_dtype == "float32")
     return CpuEngine(weights, checkpoint.architecture, batch, bucket, cache_step, workers)
 
 
