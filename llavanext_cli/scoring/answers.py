@@ -1,6 +1,6 @@
 """Answers and their references, read from the files in which people have them and joined by id.
 
-answers      `ask --batch` writes {"id", "question", "answer", "reference", ...}, LLaVA's scripts {"question_id", "text"}
+answers      `ask --batch`: {"id", "question", "answer", "reference", ...}; LLaVA's scripts: {"question_id", "text"}
 references   JSON Lines, a JSON list, or VQA's {"annotations": [...]}: an id, references, and perhaps options and a kind
 """
 
