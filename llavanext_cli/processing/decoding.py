@@ -1,4 +1,4 @@
-"""Decodes the wanted frames of a video, each with its time, by PyAV or decord. Below video, which scales and crops them.
+"""Decodes the wanted frames of a video, each with its time, by PyAV or decord. video.py scales and crops them.
 
 Both libraries give the same frames, bit for bit. PyAV has wheels for every machine and is faster, so it is tried first;
 decord (x86-64 only), where it is installed, tries what PyAV cannot read. 16 frames to tiles, median of five on two busy
