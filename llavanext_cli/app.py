@@ -61,6 +61,7 @@ COMMANDS = (
     Entry("convert", "llavanext_cli.commands.convert", "convert", "Prepare"),
     Entry("train", "llavanext_cli.commands.train", "train", "Train and ask"),
     Entry("ask", "llavanext_cli.commands.ask", "ask", "Train and ask"),
+    Entry("score", "llavanext_cli.commands.score", "score", "Train and ask"),
     Entry("presets", "llavanext_cli.commands.presets", "presets", "Settings and health"),
     Entry("doctor", "llavanext_cli.commands.doctor", "doctor", "Settings and health"),
 )

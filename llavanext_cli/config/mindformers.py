@@ -104,18 +104,18 @@ def _context(preset: Preset) -> dict[str, Any]:
 
 def model_section(preset: Preset, architecture: Architecture, batch: int = 1) -> dict[str, Any]:
     """The arguments of `model.config.LlavaNextConfig`. Arguments as of `expand`."""
-    cache = {}
+    cache, runtime = {}, preset.runtime
     if preset.ask:
         blocks = -(-preset.ask.cache_tokens // preset.ask.block_size)
         cache = {"block_size": preset.ask.block_size, "num_blocks": blocks * batch}
     return {
         "architecture": _plain(asdict(architecture)),
-        "target": preset.runtime.target,
+        "target": runtime.target,
         "batch_size": preset.train.batch_size if preset.train else batch,
         "seq_length": preset.ask.cache_tokens if preset.ask else preset.data.seq_length,
         "frames": preset.data.frame_budget,
-        "compute_dtype": preset.runtime.compute_dtype,
-        "param_init_type": preset.runtime.parameter_dtype,
+        "compute_dtype": runtime.compute_dtype,
+        "param_init_type": runtime.compute_dtype if runtime.parameter_dtype == "stored" else runtime.parameter_dtype,
         "use_flash_attention": preset.runtime.flash_attention,
         "use_past": preset.ask is not None and preset.runtime.target == "Ascend",  # the CPU has a cache of its own
         "calculate_per_token_loss": _sums_losses(preset),

@@ -165,12 +165,23 @@ def parallel_rules(preset: Settings) -> Findings:
 def runtime_rules(preset: Settings) -> Findings:
     runtime = preset.runtime
     on_cpu = runtime.target == "CPU"
-    for name in ("compute_dtype", "parameter_dtype"):
-        if on_cpu and getattr(runtime, name) == "bfloat16":
-            yield (
-                (f"runtime.{name}", "runtime.target"),
-                "MindSpore cannot multiply bfloat16 matrices on CPU: use float32",
-            )
+    if on_cpu and (runtime.compute_dtype == "bfloat16" or (preset.ask and runtime.compute_dtype != "float32")):
+        yield (
+            ("runtime.compute_dtype", "runtime.target"),
+            f"MindSpore cannot multiply {runtime.compute_dtype} matrices on CPU: use float32",
+        )
+    if on_cpu and preset.ask and runtime.parameter_dtype not in ("float32", "stored"):
+        yield (
+            ("runtime.parameter_dtype", "runtime.target"),
+            "answers on CPU need stored (weights are widened when they are used) or float32 (all of them at once)",
+        )
+    if on_cpu and preset.train and runtime.parameter_dtype == "bfloat16":
+        yield (
+            ("runtime.parameter_dtype", "runtime.target"),
+            "MindSpore cannot multiply bfloat16 matrices on CPU: use float32",
+        )
+    if preset.train and runtime.parameter_dtype == "stored":
+        yield ("runtime.parameter_dtype",), "stored is for ask presets: use float32"
     if on_cpu and runtime.flash_attention:
         yield ("runtime.flash_attention", "runtime.target"), "is for Ascend only: set it to false on CPU"
     if on_cpu and runtime.memory is not None:

@@ -17,6 +17,7 @@ Task = Literal["train", "ask"]
 Part = Literal["vision", "projector", "newline", "language"]
 Projection = Literal["wq", "wk", "wv", "wo", "w1", "w2", "w3"]
 DType = Literal["bfloat16", "float16", "float32"]
+ParameterDType = Literal["bfloat16", "float16", "float32", "stored"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,9 @@ class Runtime:
 
     target: Literal["Ascend", "CPU"] = setting(doc="Ascend or CPU")
     compute_dtype: DType = setting(doc="precision of the matrix products")
-    parameter_dtype: DType = setting("float32", doc="precision of the weights")
+    parameter_dtype: ParameterDType = setting(
+        "float32", doc="precision of the weights; stored (ask only): the checkpoint's on CPU, compute_dtype on Ascend"
+    )
     flash_attention: bool = setting(False, doc="use the fused attention kernel (Ascend only)")
     memory: str | None = setting(None, doc='memory that MindSpore may use of one NPU, such as "57GB" (Ascend only)')
     threads: int | None = setting(None, doc="threads per worker; null: the workers share all cores (CPU only)", least=1)

@@ -1,8 +1,8 @@
 """The file of a batch's answers: one JSON line for each question, in the order of the questions.
 
-A line is an answer, {"index", "id", "question", "answer", "reference", "prompt_tokens", "answer_tokens", "finish",
-"made_with"}, or an error, {"index", "id", "error"}. Lines are appended as answers come, so a killed run leaves a file
-whose last line may be cut off.
+A line is an answer, {"index", "id", "question", "answer", "reference", "source", "media", "prompt_tokens",
+"answer_tokens", "finish", "made_with"}, or an error, {"index", "id", "error", ...}; `llavanext score` reads both.
+Lines are appended as answers come, so a killed run leaves a file whose last line may be cut off.
 """
 
 from __future__ import annotations

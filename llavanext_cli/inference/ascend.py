@@ -126,4 +126,4 @@ def padded_length(length: int) -> int:
 
 def _choose(logits: Any) -> Step:
     """`logits` are `[B, V]`."""
-    return Step(logits.asnumpy().argmax(-1).astype(np.int32), logits)
+    return Step(logits.asnumpy().argmax(-1).astype(np.int32), logits.asnumpy)

@@ -12,6 +12,7 @@ computes the batches of its missing lines just as an undisturbed run would, and 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from llavanext_cli.inference.questions import check_media
 from llavanext_cli.inference.request import AskRequest
 from llavanext_cli.inference.session import check_room, load_eos_token_ids
 from llavanext_cli.inference.step import BATCH_BUCKET
+from llavanext_cli.processing.processor import resolve_path
 from llavanext_cli.records import EncodedSample
 
 WINDOW = 4
@@ -157,7 +159,7 @@ class _Batch:
         """Output lines of one batch; a question that cannot be asked does not affect the others."""
         ready = {index: encoded for index, encoded in group.items() if not isinstance(encoded, str)}
         lines = {
-            index: {"index": index, "id": self.items[index].id, "error": error}
+            index: {"index": index, "id": self.items[index].id, "error": error, **self._about(index)}
             for index, error in group.items()
             if index not in ready
         }
@@ -170,13 +172,26 @@ class _Batch:
                 "id": item.id,
                 "question": item.sample.turns[-1].text,
                 "answer": answer.text,
-                "reference": item.reference,
+                "reference": None,
+                **self._about(index),
                 "prompt_tokens": answer.prompt_tokens,
                 "answer_tokens": len(answer.tokens),
                 "finish": answer.finish,
                 "made_with": self.made_with,
             }
         return lines
+
+    def _about(self, index: int) -> dict[str, Any]:
+        """What `score` needs beside an answer, as far as it is known: reference, source, and the files of the media."""
+        item = self.items[index]
+        if item.sample is None:
+            return {}
+        try:
+            media = [os.path.abspath(resolve_path(item.sample, medium, self.roots)) for medium in item.sample.media]
+        except LlavaNextError:  # no root: the error of this question says so
+            media = []
+        about = {"reference": item.reference, "source": item.sample.source, "media": media}
+        return {name: value for name, value in about.items() if value}
 
     def _length(self, index: int) -> int:
         """Prompt tokens, from image headers; 0 for a question that cannot be asked, which is reported later."""

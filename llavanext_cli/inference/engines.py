@@ -25,70 +25,57 @@ def build_engine(
     cache_tokens: int,
     bucket: int,
     cache_step: int,
-    graphs: Path | None,
     verbose: bool,
-) -> tuple[Any, Any]:
-    """Load the libraries, build the network and load its weights; arguments as for `Session`.
+) -> Any:
+    """Load the libraries and the weights; arguments as for `Session`.
 
     With several devices this runs in each of the workers that msrun started.
 
     Returns:
-        The engine and its network.
+        The engine.
     """
+    assert preset.ask is not None, "an engine needs an ask preset"
+    if preset.runtime.target == "CPU":
+        return _build_for_cpu(checkpoint, preset, folder, batch_size, bucket, cache_step, verbose)
+    ask = replace(preset.ask, cache_tokens=cache_tokens)
+    network = _build_for_ascend(checkpoint, replace(preset, ask=ask), folder, batch_size, verbose)
+    from llavanext_cli.inference.ascend import AscendEngine
+
+    return AscendEngine(network, checkpoint.architecture, batch_size, cache_tokens, ask.block_size)
+
+
+def _build_for_cpu(
+    checkpoint: Checkpoint, preset: Preset, folder: Path, batch: int, bucket: int, cache_step: int, verbose: bool
+) -> Any:
     from llavanext_cli.model.runtime import load_libraries, share_threads
 
-    assert preset.ask is not None, "an engine needs an ask preset"
-    on_cpu, workers = preset.runtime.target == "CPU", preset.parallel.devices
-    scratch = folder / "graphs" if graphs and on_cpu else None
-    if not on_cpu:
-        os.environ["RUN_MODE"] = "predict"  # MindFormers' Llama reads it
-    threads = share_threads(preset.runtime.threads, workers)
-    load_libraries(folder, preset.runtime.target, threads=threads, graphs=scratch, verbose=verbose)
-    from llavanext_cli.weights.checkpoint import load_into
+    workers = preset.parallel.devices
+    load_libraries(
+        folder, "CPU", threads=share_threads(preset.runtime.threads, workers), mindformers=False, verbose=verbose
+    )
+    from llavanext_cli.inference.cpu import CpuEngine, worker_parts
+    from llavanext_cli.weights.mapped import MappedWeights
 
-    ask = replace(preset.ask, cache_tokens=cache_tokens)
-    build = _build_for_cpu if on_cpu else _build_for_ascend
-    network = build(replace(preset, ask=ask), checkpoint, folder, batch_size)
-    load_into(network, checkpoint)
-    network.set_train(False)
-    if not on_cpu:
-        from llavanext_cli.inference.ascend import AscendEngine
-
-        return AscendEngine(network, checkpoint.architecture, batch_size, cache_tokens, ask.block_size), network
-
-    from llavanext_cli.inference.cpu import CpuEngine
-    from llavanext_cli.inference.graphs import GraphStore
-
+    parts = {}
     if workers > 1:
-        from mindspore.communication import get_rank
-
-        from llavanext_cli.model.backend.sharing import share_layers
-
-        share_layers(network.language_model, get_rank(), workers)
-    known = f"{checkpoint.architecture} {preset.runtime}"
-    store = GraphStore(graphs, scratch, known) if graphs and scratch else None
-    return CpuEngine(network, checkpoint.architecture, batch_size, bucket, cache_step, store, workers), network
-
-
-def _build_for_cpu(preset: Preset, checkpoint: Checkpoint, folder: Path, batch_size: int) -> Any:
-    from mindspore.nn.utils import no_init_parameters
-
-    from llavanext_cli.config.mindformers import model_section
-    from llavanext_cli.model.config import LlavaNextConfig
-    from llavanext_cli.model.llava_next import LlavaNext
-
-    if preset.parallel.devices > 1:
-        from mindspore.communication import init
+        from mindspore.communication import get_rank, init
 
         init()
-    config = LlavaNextConfig(**model_section(preset, checkpoint.architecture, batch_size))
-    with no_init_parameters():  # drawing random weights takes longer than loading the real ones
-        return LlavaNext(config)
+        parts = worker_parts(checkpoint.architecture, get_rank(), workers)
+    weights = MappedWeights(checkpoint, parts, keep_wide=preset.runtime.parameter_dtype == "float32")
+    return CpuEngine(weights, checkpoint.architecture, batch, bucket, cache_step, workers)
 
 
-def _build_for_ascend(preset: Preset, checkpoint: Checkpoint, folder: Path, batch_size: int) -> Any:
+def _build_for_ascend(checkpoint: Checkpoint, preset: Preset, folder: Path, batch_size: int, verbose: bool) -> Any:
     """The same network that simulation compiles."""
+    from llavanext_cli.model.runtime import load_libraries
+
+    os.environ["RUN_MODE"] = "predict"  # MindFormers' Llama reads it
+    load_libraries(folder, preset.runtime.target, threads=preset.runtime.threads, verbose=verbose)
     from llavanext_cli.model.network import build_preset_network
+    from llavanext_cli.weights.checkpoint import load_into
 
     network = build_preset_network(preset, architecture=checkpoint.architecture, folder=folder, batch=batch_size)[1]
+    load_into(network, checkpoint)
+    network.set_train(False)
     return network

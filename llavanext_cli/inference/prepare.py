@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llavanext_cli.config.presets import check_model_settings, load_preset
 from llavanext_cli.config.rules import has_room
 from llavanext_cli.errors import ConfigError
-from llavanext_cli.files import cache_folder
+from llavanext_cli.inference.memory import check_ask_memory, plan_ask_memory
 from llavanext_cli.inference.request import AskRequest
 from llavanext_cli.inference.sampling import Sampling
 from llavanext_cli.machine.doctor import require_cann
@@ -106,7 +106,7 @@ def open_session(
         shapes: as in `Session`.
 
     Raises:
-        RuntimeMissingError: the preset is for NPUs, and CANN is missing.
+        RuntimeMissingError: the preset is for NPUs, and CANN is missing; or a CPU has too little memory.
     """
     from llavanext_cli.inference.remote import open_remote
     from llavanext_cli.inference.session import Session
@@ -115,13 +115,14 @@ def open_session(
     if preset.runtime.target == "Ascend":
         require_cann(advice="; on a CPU, leave --preset out or use video-7b-ask-cpu")
     limit = min(cache_tokens, prepared.settings.cache_tokens)
+    if preset.runtime.target == "CPU":
+        check_ask_memory(plan_ask_memory(checkpoint, preset, shapes.get("batch_size", 1), limit))
     with temporary_folder() as folder:
         if preset.parallel.devices > 1:
             with open_remote(checkpoint.folder, preset, folder, limit, shapes) as session:
                 yield session
             return
-        graphs = cache_folder() / "graphs"
-        yield Session(checkpoint, preset, folder, cache_tokens=limit, graphs=graphs, verbose=verbose, **shapes)
+        yield Session(checkpoint, preset, folder, cache_tokens=limit, verbose=verbose, **shapes)
 
 
 @contextmanager

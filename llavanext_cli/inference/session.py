@@ -74,7 +74,6 @@ class Session:
         cache_tokens: most room for prompt and answer of each; the preset's when None.
         bucket, cache_step: prompts and caches are as long as multiples of these (CPU). Large steps compile less often,
             small ones compute less.
-        graphs: folder in which compiled graphs are kept from one run to the next (CPU); None: they are not kept.
         verbose: leave the libraries' warnings on the terminal.
 
     Attributes:
@@ -92,7 +91,6 @@ class Session:
         cache_tokens: int | None = None,
         bucket: int = BUCKET,
         cache_step: int = CACHE_STEP,
-        graphs: Path | None = None,
         verbose: bool = False,
     ):
         assert preset.ask is not None, "a session needs an ask preset"
@@ -101,7 +99,7 @@ class Session:
         self.ends = load_eos_token_ids(checkpoint.folder, self.tokenizer.eos_id)
         self.batch_size = batch_size
         self.cache_tokens = cache_tokens or preset.ask.cache_tokens
-        self.engine, self.network = build_engine(
+        self.engine = build_engine(
             checkpoint,
             preset,
             folder,
@@ -109,7 +107,6 @@ class Session:
             cache_tokens=self.cache_tokens,
             bucket=bucket,
             cache_step=cache_step,
-            graphs=graphs,
             verbose=verbose,
         )
         self.keeps_cache = preset.runtime.target == "CPU" and batch_size == 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,12 +26,12 @@ def round_up(number: int, step: int) -> int:
 
 @dataclass(frozen=True)
 class Step:
-    """Result of a prefill or of one step of decoding: the likeliest tokens `int32[B]`, and the logits, which stay on
-    the device until somebody needs them."""
+    """Result of a prefill or of one step of decoding.
+
+    Attributes:
+        tokens: the likeliest tokens, `int32[B]`.
+        logits: called for `float32[B, V]`, which stay on the device until somebody needs them.
+    """
 
     tokens: np.ndarray
-    device_logits: Any
-
-    def logits(self) -> np.ndarray:
-        """`float32[B, V]`."""
-        return self.device_logits.asnumpy()
+    logits: Callable[[], np.ndarray]

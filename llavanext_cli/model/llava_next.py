@@ -17,7 +17,7 @@ from mindspore.context import ParallelMode
 from mindspore.ops import operations as P
 from mindspore.parallel._utils import _get_parallel_mode
 
-from llavanext_cli.model.backend import use_cpu_cells
+from llavanext_cli.model.backend.cpu import use_cpu_cells
 from llavanext_cli.model.config import LlavaNextConfig
 from llavanext_cli.model.fusion import Fusion
 from llavanext_cli.model.lora import add_lora

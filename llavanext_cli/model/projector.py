@@ -7,7 +7,6 @@ original LLaVA-NeXT's bilinear pooling. Shapes: records.py.
 from __future__ import annotations
 
 import numpy as np
-from mindformers.modules.layers import Linear
 from mindspore import Tensor, nn
 from mindspore.ops import operations as P
 
@@ -19,6 +18,8 @@ class Projector(nn.Cell):
 
     def __init__(self, config):
         super().__init__()
+        from mindformers.modules.layers import Linear  # here: answering on a CPU does without MindFormers
+
         arch = config.architecture
         dtypes = {"compute_dtype": config.compute_dtype, "param_init_type": config.param_init_type}
         bias = arch.multimodal_projector_bias

@@ -38,7 +38,7 @@ _done: set[str] = set()
 
 
 def load_libraries(
-    folder: Path, target: str, *, threads: int | None = None, graphs: Path | None = None, verbose: bool = False
+    folder: Path, target: str, *, threads: int | None = None, mindformers: bool = True, verbose: bool = False
 ) -> None:
     """Import MindSpore, MindFormers and our classes quietly, and choose the device and threads, once in a process.
 
@@ -46,7 +46,7 @@ def load_libraries(
         folder: for the libraries' own logs; created if missing.
         target: "Ascend" or "CPU".
         threads: threads of the CPU kernels; None for all cores that this process may use (MindSpore's default is 25).
-        graphs: folder for compiled graphs, see inference/graphs.py; None does not keep them.
+        mindformers: False imports MindSpore alone, which takes a third of the time.
         verbose: leave warnings and logs on the terminal.
 
     Raises:
@@ -54,20 +54,18 @@ def load_libraries(
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(library_environment(folder, verbose))
-    if graphs is not None:
-        graphs.mkdir(parents=True, exist_ok=True)
-        os.environ.update({"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(graphs)})
     try:
         with contextlib.nullcontext() if verbose else _silence():
             with defer_signals():
                 import mindspore
-            with defer_signals():
-                import llavanext_cli.model.backend.optimizer
-                import llavanext_cli.model.backend.train_step
-                import llavanext_cli.model.registry  # noqa: F401 - puts our classes into MindFormers' registry
+            if mindformers:
+                with defer_signals():
+                    import llavanext_cli.model.backend.optimizer
+                    import llavanext_cli.model.backend.train_step
+                    import llavanext_cli.model.registry  # noqa: F401 - puts our classes into MindFormers' registry
     except ImportError as fault:
         raise RuntimeMissingError(f"{fault}", hint="run `pip install mindspore==2.9.0 mindformers==1.9.0`") from fault
-    if not verbose:
+    if mindformers and not verbose:
         _drop_stream_handlers()
     mindspore.set_context(mode=mindspore.GRAPH_MODE)
     mindspore.set_device(target)

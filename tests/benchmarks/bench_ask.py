@@ -163,7 +163,7 @@ def run_ours(folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
     preset = load_preset("tiny-ask", SETTINGS)
 
     def session(batch: int) -> Session:
-        kept = {"batch_size": batch, "graphs": folder / "graphs"}
+        kept = {"batch_size": batch}
         return Session(open_checkpoint(folder / "model"), preset, folder / "libraries", **kept)
 
     def timed(samples: list[Any]) -> tuple[float, float, list[list[int]]]:

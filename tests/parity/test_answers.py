@@ -44,7 +44,7 @@ def test_greedy_answers(model, mindspore_cpu, questions, answers, batch):
     # one shape for all, so that little is compiled
     shapes = {"batch_size": batch, "cache_tokens": 512, "bucket": 512, "cache_step": 512}
     session = Session(model.checkpoint, load_preset("tiny-ask", []), mindspore_cpu, **shapes)
-    keep_alive(session.network)
+    keep_alive(session.engine.layer)
     order = np.random.RandomState(1).permutation(COUNT) if batch > 1 else np.arange(0, COUNT, 3)
     given = {}
     for begin in range(0, len(order), batch):
@@ -53,3 +53,34 @@ def test_greedy_answers(model, mindspore_cpu, questions, answers, batch):
         given |= dict(zip(group, session.answer(samples, Sampling(max_new_tokens=TOKENS)), strict=True))
     assert [questions[n].name for n in order if list(given[n].tokens) != answers[n]] == []
     assert all((answer.finish == "stop") == (len(answers[n]) < TOKENS) for n, answer in given.items())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_weights_answer_as_widened_ones(dtype, source, mindspore_cpu, questions, tmp_path):
+    """Weights that are widened layer by layer give the answers of a float32 checkpoint with the same values."""
+    import shutil
+
+    import ml_dtypes  # noqa: F401 - NumPy's bfloat16
+    from safetensors.numpy import load_file, save_file
+
+    from llavanext_cli.config.presets import load_preset
+    from llavanext_cli.inference.sampling import Sampling
+    from llavanext_cli.inference.session import Session
+    from llavanext_cli.weights.checkpoint import open_checkpoint
+    from tests.loading import convert
+    from tests.parity.mindspore_side import keep_alive
+
+    folder = shutil.copytree(source, tmp_path / "rounded")
+    weights = load_file(folder / "model.safetensors")
+    rounded = {name: array.astype(dtype).astype(np.float32) for name, array in weights.items()}
+    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
+    given = []
+    for name, options in (("wide", {}), ("half", {"dtype": dtype})):
+        convert(folder, tmp_path / name, **options)
+        shapes = {"batch_size": BATCH, "cache_tokens": 512, "bucket": 512, "cache_step": 512}
+        session = Session(open_checkpoint(tmp_path / name), load_preset("tiny-ask", []), mindspore_cpu, **shapes)
+        keep_alive(session.engine.layer)
+        encoded = [question.encoded for question in questions[:BATCH]]
+        given.append([answer.tokens for answer in session.answer(encoded, Sampling(max_new_tokens=TOKENS))])
+    assert given[0] == given[1]
+    assert len(set(given[0])) > BATCH / 2

@@ -107,7 +107,7 @@ def test_greedy_tokens_with_the_cache(both_sides, mindspore_cpu, monkeypatch):
     session = Session(
         model.checkpoint, load_preset("tiny-ask", []), mindspore_cpu, batch_size=4, cache_tokens=model.length
     )
-    keep_alive(session.network)
+    keep_alive(session.engine.layer)
     encoded = [case.encoded for case in questions]
     given = session.answer(encoded, Sampling(max_new_tokens=ANSWER_TOKENS))
     assert [list(answer.tokens) for answer in given] == answers

@@ -16,7 +16,7 @@ FLOORS = (
     ("errors",),
     ("config", "files", "machine", "plots", "records", "signals", "units"),
     ("processing", "mixing", "fetching"),
-    ("model", "weights"),
+    ("model", "scoring", "weights"),
     ("launching",),
     ("training", "inference"),
     ("simulation",),
