@@ -84,7 +84,7 @@ def test_a_node_that_never_comes_is_named(machines, data, tiny_checkpoint, tmp_p
 
 @pytest.mark.full
 def test_a_node_that_dies_ends_the_other_and_both_go_on(machines, data, tiny_checkpoint, tmp_path):
-    """A worker of the second node is killed; then Ctrl-C there lets the first save, and --resume continues with both."""
+    """A worker of the second node is killed; then Ctrl-C there lets the first save; --resume continues with both."""
     out, more = tmp_path / "run", ["--set", "train.steps=40", "--set", "train.save_every=4"]
     nodes = start_nodes(machines, data, tiny_checkpoint, out, *more)
     wait_for_step(out, 5, nodes)

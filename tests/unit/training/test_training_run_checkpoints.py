@@ -106,7 +106,7 @@ WRITER = """
 import sys
 import time
 from pathlib import Path
-from tests.unit.training.test_training_state import save
+from tests.unit.training.test_training_run_checkpoints import save
 from llavanext_cli.training.run_checkpoints import keep_newest, step_folder
 base, checkpoints = Path(sys.argv[1]), Path(sys.argv[2])
 step = int(sys.argv[3])
