@@ -97,6 +97,31 @@ def test_sizes_that_mix_recorded_are_used_if_the_run_would_count_the_same(
     assert [line.partition(" or number")[0] for line in lines] == said
 
 
+def test_what_mix_counts_is_trusted(run_llavanext, tiny_checkpoint, tmp_path):
+    """The counts of `mix --tokenizer --preset` themselves, for the run's settings and for others."""
+    from PIL import Image
+
+    for number in range(20):
+        Image.new("RGB", (40 + number, 30)).save(tmp_path / f"{number}.png")
+    said = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
+    records = [{"id": number, "image": f"{number}.png", "conversations": said} for number in range(20)]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    (tmp_path / "mix.yaml").write_text("datasets:\n  - json_path: data.json\n    sampling_strategy: all\n")
+    (tmp_path / "preset.yaml").write_text(
+        "extends: base/tiny\ntask: train\ndescription: a test\ndata: {seq_length: 256, tiles: 5, frames: 4}\n"
+        "train: {batch_size: 2, epochs: 1, learning_rate: 1e-3, trainable: [projector]}\n"
+    )
+    count = ("--tokenizer", tiny_checkpoint, "--preset", tmp_path / "preset.yaml")
+    mixed = run_llavanext("mix", tmp_path / "mix.yaml", "--out", tmp_path / "mix.jsonl", *count)
+    assert mixed.returncode == 0, mixed.stderr
+    plan = ("train", tmp_path / "preset.yaml", "--data", tmp_path / "mix.jsonl", "--checkpoint", tiny_checkpoint)
+    done = run_llavanext(*plan, "--out", "run", "--plan")
+    assert done.returncode == 0, done.stderr
+    assert "Counting" not in done.stderr
+    other = run_llavanext(*plan, "--out", "run", "--plan", "--set", "data.frames=8")
+    assert "Counting 20 samples again" in other.stderr
+
+
 def test_media_are_looked_for_even_if_all_samples_are_counted(data, tiny_checkpoint, tmp_path):
     file = counted(tmp_path / "mix.jsonl", data, tiny_checkpoint, 4)
     file.write_text(file.read_text().replace("5.png", "gone.png"))
