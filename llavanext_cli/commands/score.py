@@ -71,9 +71,8 @@ def score(
     from llavanext_cli.scoring.score import ScoreRequest, run_score
 
     if report is not None:
-        is_page = lambda path: path.read_bytes()[:15].lower().startswith(b"<!doctype html")  # noqa: E731
         inputs = [answers, *([references] if references else [])]
-        check_target(report, kind="a page", is_ours=is_page, force=force, option="--report", inputs=inputs)
+        check_target(report, kind="a page", is_ours=_is_page, force=force, option="--report", inputs=inputs)
     found = run_score(ScoreRequest(answers, references, metric.value if metric else None, seed))
     if report is not None:
         with console.progress("Writing the report"):
@@ -84,6 +83,11 @@ def score(
     show(found)
     if report is not None:
         console.say(f"Report: {report}")
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(15).lower() == b"<!doctype html>"
 
 
 def show(found: ScoreReport) -> None:
