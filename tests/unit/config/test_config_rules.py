@@ -55,15 +55,24 @@ BROKEN = {  # preset → settings: what is said of the first key, or of another 
         "model.text.hidden_size=0": "must be at least 1, not 0 (channels)",
         "model.vision.patch_size=0": "must be at least 1, not 0 (pixels along",
         "model.text.num_attention_heads=33": "hidden_size 4096 over 33 heads must be a whole, even number",
+        "model.text.num_key_value_heads=5": "5 does not divide the 32 attention heads",
         "model.vision.num_attention_heads=15": "15 heads do not divide hidden_size 1024",
+        "model.vision.patch_size=16; model.vision.image_size=337": "337 is not a multiple of patch_size 16",
+        "model.vision.hidden_act=relu": "expected quick_gelu or gelu, not 'relu'",
         "model.spatial_pool_mode=mean": "expected one of average, max, conv, interpolate, not 'mean'",
         "model.vision_feature_select_strategy=cls": "expected default or full, not 'cls'",
         "model.image_grid_pinpoints=[]": "must name at least one [height, width]",
+        "model.image_grid_pinpoints=[[336, 500]]": "[336, 500] is not a multiple of the tile's 336 pixels",
         "model.vision_feature_layer=-26": "layer -26 does not exist: the tower has 24",
         "model.spatial_pool_stride=0": "spatial_pool_stride: must be at least 1, not 0",
         "model.spatial_pool_stride=25": "25 is more than the 24 patches along a side of a tile",
+        "model.image_token_index=32064": "token 32064 is outside the vocabulary of 32064",
         "model.image_token_index=32000": "images and videos need different token ids",
+        "model.text.rope_scaling={type: dynamic, factor: 2}": (
+            "model.text.rope_scaling.type: expected linear, not 'dynamic'"
+        ),
         "model.text.rope_scaling={type: linear, factor: x}": "rope_scaling.factor: expected a number, not 'x'",
+        "model.text.rope_scaling={type: linear, factor: 0.5}": "rope_scaling.factor: must be at least 1, not 0.5",
     },
     "tiny-stage2": {
         "parallel.tensor=2; parallel.devices=2": (
