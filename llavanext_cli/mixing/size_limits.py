@@ -25,7 +25,7 @@ class SizeLimits(NamedTuple):
 
     Attributes:
         folder: has tokenizer.model and config.json.
-        frames: frames of a video.
+        frames: frames of a video; 0 if the preset has no room for videos.
         max_tokens, max_tiles, max_frames: of a sample; None does not limit.
     """
 
@@ -52,7 +52,8 @@ def plan_size_limits(
         max_tokens = max_tokens or data.seq_length
         max_tiles, max_frames = data.tiles, data.videos * (frames or data.frames) if data.frames else 0
         frames = frames or data.frames
-    frames = frames or DEFAULT_FRAMES
+    counted_frames = DEFAULT_FRAMES if frames is None else frames  # 0 if a preset says so: train counts with it too
+    frames = frames or DEFAULT_FRAMES  # for the check, which decodes at least one
     if tokenizer is None:
         if max_tokens is not None:
             raise ConfigError(
@@ -64,7 +65,7 @@ def plan_size_limits(
         raise ConfigError(
             f"counting tokens needs the sizes of images, and --check {check} reads none", "--check header"
         )
-    return SizeLimits(str(tokenizer.absolute()), frames, max_tokens, max_tiles, max_frames), frames
+    return SizeLimits(str(tokenizer.absolute()), counted_frames, max_tokens, max_tiles, max_frames), frames
 
 
 def build_counter(limits: SizeLimits) -> Processor:
@@ -84,8 +85,10 @@ def measure_sample(counter: Processor, sample: Sample) -> SampleSize:
     """Size of a sample whose images have their sizes.
 
     Raises:
-        BadRecordError: the prompt cannot be built.
+        BadRecordError: the prompt cannot be built, or there is no room for videos.
     """
+    if not counter.frames and any(medium.kind == "video" for medium in sample.media):
+        raise BadRecordError("too_many_frames", "the sample has a video, and 0 frames fit")
     try:
         return counter.measure(sample)
     except DataError as error:

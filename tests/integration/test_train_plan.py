@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 from msgspec.structs import replace
+from typer.testing import CliRunner
 
+from llavanext_cli.app import app
 from llavanext_cli.errors import DataError, TrainingError
 from llavanext_cli.training.job import TrainRequest
 from llavanext_cli.training.ready_run import check_training
@@ -97,29 +99,23 @@ def test_sizes_that_mix_recorded_are_used_if_the_run_would_count_the_same(
     assert [line.partition(" or number")[0] for line in lines] == said
 
 
-def test_what_mix_counts_is_trusted(run_llavanext, tiny_checkpoint, tmp_path):
-    """The counts of `mix --tokenizer --preset` themselves, for the run's settings and for others."""
-    from PIL import Image
-
-    for number in range(20):
-        Image.new("RGB", (40 + number, 30)).save(tmp_path / f"{number}.png")
-    said = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
-    records = [{"id": number, "image": f"{number}.png", "conversations": said} for number in range(20)]
-    (tmp_path / "data.json").write_text(json.dumps(records))
-    (tmp_path / "mix.yaml").write_text("datasets:\n  - json_path: data.json\n    sampling_strategy: all\n")
-    (tmp_path / "preset.yaml").write_text(
-        "extends: base/tiny\ntask: train\ndescription: a test\ndata: {seq_length: 256, tiles: 5, frames: 4}\n"
-        "train: {batch_size: 2, epochs: 1, learning_rate: 1e-3, trainable: [projector]}\n"
-    )
-    count = ("--tokenizer", tiny_checkpoint, "--preset", tmp_path / "preset.yaml")
-    mixed = run_llavanext("mix", tmp_path / "mix.yaml", "--out", tmp_path / "mix.jsonl", *count)
-    assert mixed.returncode == 0, mixed.stderr
-    plan = ("train", tmp_path / "preset.yaml", "--data", tmp_path / "mix.jsonl", "--checkpoint", tiny_checkpoint)
-    done = run_llavanext(*plan, "--out", "run", "--plan")
-    assert done.returncode == 0, done.stderr
-    assert "Counting" not in done.stderr
-    other = run_llavanext(*plan, "--out", "run", "--plan", "--set", "data.frames=8")
-    assert "Counting 20 samples again" in other.stderr
+def test_a_mix_for_an_image_preset_is_not_counted_again(media, tiny_checkpoint, tmp_path):
+    """tiny-stage2 takes no frames, so mix must count without frames too; a sample with a video does not fit."""
+    talk = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]
+    records = [{"id": str(number), "image": f"{number % 6}.png", "conversations": talk} for number in range(16)]
+    records.append({"id": "film", "video": "clip.mp4", "conversations": talk})
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    (tmp_path / "mix.yaml").write_text(f"datasets:\n  - json_path: records.json\n    media_root: {media}\n")
+    out = tmp_path / "mix.jsonl"
+    counting = ["--tokenizer", tiny_checkpoint, "--preset", "tiny-stage2", "--rejects", tmp_path / "rejects.jsonl"]
+    done = CliRunner().invoke(app, [*map(str, ["mix", tmp_path / "mix.yaml", "--out", out, *counting])])
+    assert done.exit_code == 0, done.stderr
+    rejected = json.loads((tmp_path / "rejects.jsonl").read_text())
+    assert (rejected["id"], rejected["reason"]) == ("film", "too_many_frames")
+    lines = []
+    request = TrainRequest("tiny-stage2", out, tiny_checkpoint, tmp_path / "run")
+    assert check_training(request, say=lines.append).plan.samples == 16
+    assert not lines
 
 
 def test_media_are_looked_for_even_if_all_samples_are_counted(data, tiny_checkpoint, tmp_path):
