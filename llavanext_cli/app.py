@@ -35,7 +35,7 @@ OS_ERROR_HINTS = {
     errno.EROFS: "choose a place that is not read-only",
     errno.EACCES: "choose a place where you may read and write",
     errno.EPERM: "choose a place where you may read and write",
-    errno.EIO: "the disk or network drive fails: copy the files to another one",
+    errno.EIO: "the disk or network drive is failing: copy the files to another one",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "allow more open files: ulimit -n 65536",
 }

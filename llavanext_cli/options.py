@@ -60,7 +60,7 @@ Set = Annotated[
         "--set",
         "-s",
         metavar="KEY=VALUE",
-        help="Change one value of the preset, such as data.frames=8. Repeatable.",
+        help="Change one value of the preset, such as data.frames=8. May be repeated.",
         show_default=False,
         autocompletion=complete_setting,
     ),

@@ -32,7 +32,7 @@ def ask(
     question: Annotated[str | None, typer.Argument(help="What to ask; - reads it from stdin.")] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option("--image", "-i", metavar="FILE", help="An image; - is stdin. May be repeated."),
+        typer.Option("--image", "-i", metavar="FILE", help="An image; - reads it from stdin. May be repeated."),
     ] = None,
     video: Annotated[
         list[str] | None, typer.Option("--video", "-V", metavar="FILE", help="A video. May be repeated.")
@@ -42,12 +42,15 @@ def ask(
     set_: options.Set = None,
     chat: Annotated[bool, typer.Option("--chat", help="Have a conversation; /help lists its commands.")] = False,
     batch: Annotated[
-        Path | None, typer.Option("--batch", help="A file of questions; or a folder of media, with one QUESTION.")
+        Path | None,
+        typer.Option(
+            "--batch", help="A file of questions, or a folder of images and videos to ask one QUESTION about."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the answers of --batch.")] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=1, help="Questions answered at once.", show_default=str(BATCH_SIZE)),
+        typer.Option("--batch-size", min=1, help="Questions that are answered together.", show_default=str(BATCH_SIZE)),
     ] = None,
     frames: Annotated[
         int | None,
@@ -58,15 +61,19 @@ def ask(
         typer.Option("--time-instruction", help="Tell the model how long each video is, and the time of each frame."),
     ] = False,
     allow_url: Annotated[
-        bool, typer.Option("--allow-url", help="Media may be http(s) addresses, which are downloaded.")
+        bool, typer.Option("--allow-url", help="Allow http(s) addresses of images and videos, and download them.")
     ] = False,
-    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Maximum length of an answer, in tokens.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", min=0, help="0: always the likeliest token.")
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option("--top-p", min=0, max=1, help="Draw from the likeliest tokens with this total probability."),
+        typer.Option(
+            "--top-p", min=0, max=1, help="Draw from the likeliest tokens whose probabilities add up to this."
+        ),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option("--top-k", min=0, help="Draw from this many of the likeliest tokens; 0: all.")
@@ -85,13 +92,13 @@ def ask(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Ask about images and videos; the answer is written as it comes.
+    """Ask about images and videos; the answer is printed while it is generated.
 
     Example:
 
       llavanext ask "What is it?" --image a.jpg --checkpoint run/model
 
-    <image> and <video> in the question say where the media belong; without them the media come first.
+    <image> and <video> in the question say where the images and videos belong; otherwise these come first.
 
     A conversation; then many questions, with one line for each answer:
 
@@ -138,7 +145,7 @@ def ask(
     if question is not None and not question.strip():
         raise LlavaNextError("the question is empty", hint='try: llavanext ask "What is it?" --image a.jpg -c DIR')
     if mode == "one question" and question is None:
-        raise LlavaNextError("no question", hint='try: llavanext ask "What is it?" --image a.jpg -c DIR')
+        raise LlavaNextError("the question is missing", hint='try: llavanext ask "What is it?" --image a.jpg -c DIR')
     if warning := check_chat_template(checkpoint):
         console.warn(warning)
     sampling: dict[str, Any] = {
@@ -209,7 +216,7 @@ def _batch(request: AskRequest, json: bool) -> None:
     if json:
         console.out_json(report)
     if report.failed and not report.answered + report.kept:
-        raise LlavaNextError("all questions failed", f"each line of {report.out} says why")
+        raise LlavaNextError("all questions failed", f"see {report.out}: each line says why")
     if not json:
         before = f", {report.kept} answered before" if report.kept else ""
         other = f", {report.skipped} files skipped (neither image nor video)" if report.skipped else ""

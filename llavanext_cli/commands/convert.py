@@ -28,17 +28,25 @@ def convert(
         Literal["mindspore", "hf"],
         typer.Option(help="mindspore: a folder for train and ask. hf: one for transformers."),
     ] = "mindspore",
-    from_vision: Annotated[bool, typer.Option("--from-vision", help="SRC is CLIP alone.")] = False,
-    from_language: Annotated[bool, typer.Option("--from-language", help="SRC is Vicuna or Llama alone.")] = False,
+    from_vision: Annotated[bool, typer.Option("--from-vision", help="SRC holds a CLIP vision tower alone.")] = False,
+    from_language: Annotated[
+        bool, typer.Option("--from-language", help="SRC holds a Vicuna or Llama model alone.")
+    ] = False,
     vision: Annotated[
         Path | None,
-        typer.Option(help="CLIP, for a base model together with --language; then there is no SRC.", show_default=False),
+        typer.Option(
+            help="Folder of a CLIP model, to build a base model together with --language, without SRC.",
+            show_default=False,
+        ),
     ] = None,
     language: Annotated[
-        Path | None, typer.Option(help="Vicuna or Llama, for a base model.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Folder of a Vicuna or Llama model, to build a base model together with --vision.", show_default=False
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the random weights of such a base model.", show_default="0")
+        int | None, typer.Option(min=0, help="Seed of the random weights of such a base model.", show_default="0")
     ] = None,
     base_checkpoint: Annotated[
         Path | None,
@@ -54,7 +62,7 @@ def convert(
     dtype: Annotated[
         Literal["keep", "float32", "float16", "bfloat16"], typer.Option(help="Type of the weights.")
     ] = "keep",
-    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Greatest size of one file of weights.")] = "5GB",
+    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Maximum size of one file of weights.")] = "5GB",
     verify: Annotated[bool, typer.Option("--verify", help="Read the result back and compare digests.")] = False,
     dry_run: options.DryRun = False,
     force: options.Force = False,
@@ -78,13 +86,13 @@ def convert(
 
     together = vision is not None or language is not None
     if together and destination is not None:
-        raise typer.BadParameter("with --vision and --language there is no SRC: name only the folder to write")
+        raise typer.BadParameter("--vision and --language take the place of SRC: name only the folder to write")
     if together:
         source, destination = None, source
     if from_vision and from_language:
-        raise typer.BadParameter("--from-vision and --from-language exclude each other")
+        raise typer.BadParameter("use either --from-vision or --from-language, not both")
     if seed is not None and not together:
-        raise typer.BadParameter("--seed is for a base model of --vision and --language, which has new weights")
+        raise typer.BadParameter("--seed needs --vision and --language: only a new base model has random weights")
     if destination is None:
         usage = "--vision DIR --language DIR DST" if together else "SRC DST"
         raise typer.BadParameter(f"an argument is missing: llavanext convert {usage}")
@@ -118,15 +126,20 @@ def convert(
 
 
 def _check_usage(request: ConvertRequest, together: bool) -> None:
-    """Options that exclude or need each other; a wrong combination is a usage error."""
+    """Refuse options that cannot be combined, or that need each other."""
     if together and (request.vision is None or request.language is None):
-        raise typer.BadParameter("--vision and --language belong together")
+        raise typer.BadParameter("--vision and --language must be given together")
     if together and (request.part or request.base_checkpoint):
-        raise typer.BadParameter("--vision and --language exclude --from-vision, --from-language and --like")
+        raise typer.BadParameter(
+            "--vision and --language cannot be combined with --from-vision, --from-language or --like"
+        )
     if request.part and request.base_checkpoint:
-        raise typer.BadParameter("--like is for the slices of a whole model")
+        raise typer.BadParameter("--like cannot be combined with --from-vision or --from-language")
     if request.to == "hf" and (together or request.part or request.weight_format == "ckpt"):
-        raise typer.BadParameter("--to hf takes one of our folders, and writes safetensors")
+        raise typer.BadParameter(
+            "--to hf converts one whole checkpoint folder to safetensors: omit --vision, "
+            "--language, --from-vision, --from-language and --format ckpt"
+        )
 
 
 def _print_report(request: ConvertRequest, report: ConvertReport) -> None:

@@ -23,7 +23,9 @@ def demo(
     folder: Annotated[Path, typer.Option("--dir", help="Folder for everything; it must be new or empty.")] = Path(
         "llavanext-demo"
     ),
-    quick: Annotated[bool, typer.Option("--quick", help="With little data: only shows that everything runs.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use little data: this only shows that everything runs.")
+    ] = False,
     seed: options.Seed = 0,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an earlier demo.")] = False,
     json: options.Json = False,

@@ -11,7 +11,7 @@ from llavanext_cli.errors import RuntimeMissingError
 
 MARKS = {"ok": "✓", "warning": "!", "fault": "✗"}
 PLAIN_MARKS = {"ok": "ok", "warning": "!", "fault": "x"}
-"""For a terminal that cannot write those."""
+"""For a terminal that cannot show the marks above."""
 
 
 def doctor(

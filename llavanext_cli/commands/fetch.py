@@ -32,13 +32,15 @@ def fetch(
         ),
     ] = None,
     to: Annotated[Path | None, typer.Option("--to", help="Folder to fill.", show_default=False)] = None,
-    list_artifacts: Annotated[bool, typer.Option("--list", help="Show the artifacts that have a name.")] = False,
+    list_artifacts: Annotated[
+        bool, typer.Option("--list", help="List the artifacts that llavanext knows by name.")
+    ] = False,
     check: Annotated[
         Path | None,
         typer.Option(
             "--check",
             metavar="DIR",
-            help="Read what was fetched into DIR and repair what is broken; with --dry-run only list it.",
+            help="Check all files that were fetched into DIR and repair broken ones; with --dry-run, only list them.",
             show_default=False,
         ),
     ] = None,
@@ -53,26 +55,29 @@ def fetch(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="GLOB", help="Only files like this. May be given more than once."),
+        typer.Option("--only", metavar="GLOB", help="Fetch only files that match this pattern. May be repeated."),
     ] = None,
     shards: Annotated[
-        str | None, typer.Option("--shards", metavar="1,3-5", help="Only these of the numbered video archives.")
+        str | None, typer.Option("--shards", metavar="1,3-5", help="Fetch only the video archives with these numbers.")
     ] = None,
     keep_archives: Annotated[
-        bool, typer.Option("--keep-archives", help="Keep archives beside what was unpacked.")
+        bool, typer.Option("--keep-archives", help="Keep archives after they are unpacked.")
     ] = False,
     jobs: options.Jobs = 4,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Silence after which a connection is dead.")
+        float,
+        typer.Option(
+            "--timeout", min=0.1, metavar="SECONDS", help="Time without any data after which a connection is closed."
+        ),
     ] = 30.0,
     retries: Annotated[
-        int, typer.Option("--retries", min=0, help="Further attempts after one that brought nothing.")
+        int, typer.Option("--retries", min=0, help="Further attempts after one that received no data.")
     ] = 5,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Download models and data sets, whole and verified, to where the other commands look for them.
+    """Download models and data sets, verify them, and put them where the other commands look for them.
 
     Archives of the artifacts in --list are unpacked; those of other repositories and addresses stay as they are.
     A download that was cut off or killed resumes when the same command runs again. Tokens are read from HF_TOKEN
@@ -168,7 +173,7 @@ def _fetch(request: FetchRequest, json: bool) -> None:
         disk = f"{format_size(report.needed)} of disk needed, {format_size(report.free)} free"
         console.say(f"To fetch: {_files(report.fetched)}, {format_size(report.transferred)}; {disk}.")
         if report.needed > report.free:
-            console.warn("the disk is too small for that")
+            console.warn("the disk does not have enough free space")
         return
     if report.unverified:
         console.say(f"{_files(report.unverified)} without a published digest: only the size was compared.")
@@ -192,7 +197,7 @@ def _check(request: FetchRequest, json: bool) -> None:
             f"({format_size(report.transferred)} fetched)."
         )
     else:
-        console.say(f"{_files(report.files)} read ({format_size(report.bytes)}): all are whole.")
+        console.say(f"{_files(report.files)} read ({format_size(report.bytes)}): all are intact.")
     for name in report.incomplete:
         console.warn(f"the fetch of {name} has not ended: run it again to resume")
 

@@ -80,7 +80,7 @@ def show_command(
     from llavanext_cli.config.writing import preset_to_dict, preset_to_yaml
 
     if full and resolved:
-        raise typer.BadParameter("--full and --resolved exclude each other")
+        raise typer.BadParameter("use either --full or --resolved, not both")
     loaded = load_preset(preset, settings or ())
     if resolved:
         import yaml
@@ -106,7 +106,10 @@ def diff_command(
     other: Annotated[
         str,
         typer.Argument(
-            metavar="OTHER", help="The preset to compare it with.", show_default=False, autocompletion=complete_preset
+            metavar="OTHER",
+            help="Name or file of the preset to compare with.",
+            show_default=False,
+            autocompletion=complete_preset,
         ),
     ],
     json: Json = False,
@@ -128,7 +131,7 @@ def diff_command(
     elif differences:
         console.table(("key", first.name, second.name), [(key, *values) for key, values in differences.items()])
     else:
-        console.say("They are the same.")
+        console.say("The presets are the same.")
 
 
 @presets.command("copy")

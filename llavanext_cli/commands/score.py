@@ -55,8 +55,8 @@ def score(
 ) -> None:
     """Score answers against references: overall, by source and by kind of question, with 95 % intervals.
 
-    A reference file has an id (id, question_id, questionId or qid) and one reference or more (reference, references,
-    answer, answers, label, captions) a record, as JSON Lines or a JSON list; options and a kind are read too.
+    A file of references is JSON Lines or a JSON list. Each record has an id (id, question_id, questionId or qid) and
+    one or more references (reference, references, answer, answers, label, captions). Options and a kind are read too.
 
     Example:
       llavanext score answers.jsonl

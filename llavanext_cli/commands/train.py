@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class OnBad(str, Enum):
-    """What happens at a sample that cannot be read."""
+    """What to do with a sample that cannot be read."""
 
     fail = "fail"
     skip = "skip"
@@ -40,12 +40,15 @@ def train(
     set_: options.Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in OUT.")] = False,
     on_bad: Annotated[
-        OnBad, typer.Option("--on-bad", help="A sample that cannot be read ends the run, or is skipped.")
+        OnBad, typer.Option("--on-bad", help="Whether a sample that cannot be read ends the run or is skipped.")
     ] = OnBad.fail,
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines of the run; start it on each.")] = 1,
-    node_rank: Annotated[int, typer.Option("--node-rank", min=0, help="Which of the nodes this is.")] = 0,
+    nodes: Annotated[
+        int, typer.Option("--nodes", min=1, help="Number of machines; start the same command on each.")
+    ] = 1,
+    node_rank: Annotated[int, typer.Option("--node-rank", min=0, help="Number of this node, counted from 0.")] = 0,
     master: Annotated[
-        str | None, typer.Option("--master", metavar="ADDR:PORT", help="Where node 0 listens.", show_default=False)
+        str | None,
+        typer.Option("--master", metavar="ADDR:PORT", help="Address and port of node 0.", show_default=False),
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, max=1e6, help="Minutes to wait for all nodes.")] = 10,
     dry_run: Annotated[
@@ -55,7 +58,7 @@ def train(
         ),
     ] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print what a run takes: memory of a device, steps, tokens, checkpoints.")
+        bool, typer.Option("--plan", help="Print what the run needs: memory per device, steps, tokens, disk space.")
     ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Compile the training step for its devices, in simulation; nothing runs.")
@@ -81,9 +84,9 @@ def train(
     from llavanext_cli.training.run_folder import check_out
 
     if dry_run and (plan or check):
-        raise typer.BadParameter("give it alone, without --plan and --check", param_hint="--dry-run")
+        raise typer.BadParameter("cannot be combined with --plan or --check", param_hint="--dry-run")
     if plan and check and json:
-        raise typer.BadParameter("give --plan or --check, as each prints one object", param_hint="--json")
+        raise typer.BadParameter("use either --plan or --check, as each prints one JSON object", param_hint="--json")
     if not math.isfinite(timeout):
         raise typer.BadParameter(f"{timeout} is not a number of minutes", param_hint="--timeout")
     request = TrainRequest(
@@ -116,7 +119,7 @@ def train(
         return
     if not force:
         check_resources(run)
-        require_versions(run.preset.runtime.target, advice="; llavanext doctor says more, --force starts all the same")
+        require_versions(run.preset.runtime.target, advice="; llavanext doctor says more, --force starts anyway")
     with console.progress("Training", "steps") as on_train:
         report = run_training(
             run, on_step=lambda line: on_train(line["step"], line["steps"], describe(line)), say=console.say
@@ -154,7 +157,7 @@ def _show_plan(run: ReadyRun, json: bool) -> None:
     rows = [(name, format_memory(size), kinds.get(name, "exact")) for name, size in memory.parts.items()]
     pool = format_memory(memory.pool) if memory.pool else "none set"
     rows += [("total", format_memory(memory.total), ""), ("pool", pool, "runtime.memory")]
-    console.table(("memory of a device", "size", ""), rows)
+    console.table(("memory per device", "size", ""), rows)
     steps = preview.steps_per_epoch or "less than one"
     console.fields(
         {

@@ -51,7 +51,7 @@ class RopeScaling:
     """Rotary positions divided by a factor, so that they reach further (position interpolation)."""
 
     type: Literal["linear"] = setting(doc="how positions are scaled")
-    factor: float = setting(doc="how much further positions reach", least=1)
+    factor: float = setting(doc="factor by which positions reach further", least=1)
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def _read_file(path: Path) -> Document:
     if found is None or found.samefile(path):
         near = difflib.get_close_matches(base, bases, n=1, cutoff=0.4)
         raise ConfigError(
-            f"{where}: extends: there is no {base}{f'; did you mean {near[0]}?' if near else ''}",
+            f"{where}: extends: unknown base {base}{f'; did you mean {near[0]}?' if near else ''}",
             f"the bases are {', '.join(bases)}; a file is looked up beside {path.name}",
         )
     below = load_yaml(found)
@@ -191,7 +191,7 @@ def parse_overrides(overrides: Sequence[str]) -> Document:
         key, equals, text = override.partition("=")
         key, where = key.strip(), f"--set {override}"
         if not equals or not key:
-            raise ConfigError(f"{where}: expected KEY=VALUE", "such as --set data.frames=8")
+            raise ConfigError(f"{where}: expected KEY=VALUE", "write it like --set data.frames=8")
         inside: dict[str, str] = {}
         values = parse_yaml(text, where, inside)
         for part in reversed(key.split(".")):

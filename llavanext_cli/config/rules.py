@@ -58,7 +58,7 @@ def vision_rules(vision: VisionArchitecture) -> Findings:
     if vision.hidden_size % vision.num_attention_heads:
         yield (
             ("num_attention_heads", "hidden_size"),
-            f"{vision.num_attention_heads} heads do not divide hidden_size {vision.hidden_size}",
+            f"hidden_size {vision.hidden_size} is not a multiple of the {vision.num_attention_heads} heads",
         )
     if vision.image_size % vision.patch_size:
         yield (
@@ -72,12 +72,12 @@ def text_rules(text: TextArchitecture) -> Findings:
     if text.hidden_size % (2 * heads):  # rotary positions turn the two halves of a head
         yield (
             ("num_attention_heads", "hidden_size"),
-            f"hidden_size {text.hidden_size} over {heads} heads must be a whole, even number",
+            f"hidden_size {text.hidden_size} divided by {heads} heads must be an even integer",
         )
     if heads % text.num_key_value_heads:
         yield (
             ("num_key_value_heads", "num_attention_heads"),
-            f"{text.num_key_value_heads} does not divide the {heads} attention heads",
+            f"the {heads} attention heads are not a multiple of {text.num_key_value_heads}",
         )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         yield from _token_rule(name, getattr(text, name), "vocab_size", text.vocab_size)

@@ -41,9 +41,13 @@ class Data:
 class LearningRates:
     """Peak learning rates of parts of the model that differ from `train.learning_rate`."""
 
-    vision: float | None = setting(None, doc="of the vision tower; null: train.learning_rate", above=0)
-    projector: float | None = setting(None, doc="of projector, pooler and newline; null: the same", above=0)
-    language: float | None = setting(None, doc="of the language model, or its LoRA; null: the same", above=0)
+    vision: float | None = setting(None, doc="learning rate of the vision tower; null: train.learning_rate", above=0)
+    projector: float | None = setting(
+        None, doc="learning rate of projector, pooler and newline; null: the same", above=0
+    )
+    language: float | None = setting(
+        None, doc="learning rate of the language model, or its LoRA; null: the same", above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,7 @@ class Train:
     final_learning_rate: float = setting(0.0, doc="learning rate at the end of the cosine", least=0)
     warmup_ratio: float = setting(0.03, doc="share of the steps in which the rate rises from 0", least=0, below=1)
     schedule: Literal["cosine", "constant"] = setting("cosine", doc="learning rate after the warm-up")
-    weight_decay: float = setting(0.0, doc="AdamW's decay", least=0, below=1)
+    weight_decay: float = setting(0.0, doc="AdamW's weight decay", least=0, below=1)
     betas: tuple[float, float] = setting((0.9, 0.999), doc="AdamW's decay rates of the two moments", least=0, below=1)
     epsilon: float = setting(1e-8, doc="AdamW's epsilon", above=0)
     clip_norm: float | None = setting(1.0, doc="maximum global norm of the gradients; null: not clipped", above=0)
@@ -104,7 +108,7 @@ class Ask:
     block_size: int = setting(16, doc="tokens per block of the paged cache", least=1)
     temperature: float = setting(0.0, doc="0: always the likeliest token; higher: more varied", least=0)
     top_p: float = setting(1.0, doc="draw from the likeliest tokens with this share of probability", above=0, most=1)
-    top_k: int = setting(0, doc="draw from so many of the likeliest tokens; 0: from all", least=0)
+    top_k: int = setting(0, doc="draw from this many of the likeliest tokens; 0: from all", least=0)
     repetition_penalty: float = setting(1.0, doc="above 1: tokens that already occur become less likely", above=0)
 
 
@@ -131,7 +135,7 @@ class Runtime:
         "float32", doc="precision of the weights; stored (ask only): the checkpoint's on CPU, compute_dtype on Ascend"
     )
     flash_attention: bool = setting(False, doc="use the fused attention kernel (Ascend only)")
-    memory: str | None = setting(None, doc='memory that MindSpore may use of one NPU, such as "57GB" (Ascend only)')
+    memory: str | None = setting(None, doc='memory of each NPU that MindSpore may use, such as "57GB" (Ascend only)')
     threads: int | None = setting(None, doc="threads per worker; null: the workers share all cores (CPU only)", least=1)
 
 

@@ -50,7 +50,7 @@ def find_preset(name_or_path: str | Path) -> tuple[str, Path]:
     if path.is_file():
         return path.stem if path.suffix in SUFFIXES else path.name, path
     if text and (kind := describe(path)) not in ("a file", "missing"):
-        raise ConfigError(f"{text} is {kind}, and a preset is a YAML file or a name", LIST_HINT)
+        raise ConfigError(f"{text} is {kind}, but a preset is a YAML file or a name", LIST_HINT)
     if path.suffix in SUFFIXES:
         raise ConfigError(f"the preset file {text} does not exist", LIST_HINT)
     near = difflib.get_close_matches(text, list(files), n=3, cutoff=0.4)

@@ -115,7 +115,7 @@ def has_problem(keys: Collection[str], problems: Problems) -> bool:
 def suggestion(key: str, siblings: Collection[str], known: Collection[str]) -> str:
     """What follows "unknown key": the nearest key beside it, else the nearest one elsewhere, else all beside it."""
     if key in RENAMED:
-        return f": it is called {RENAMED[key]} now"
+        return f": it is now called {RENAMED[key]}"
     prefix, _, name = key.rpartition(".")
     near = _nearest(name, siblings)
     if near:

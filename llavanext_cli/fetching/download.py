@@ -79,7 +79,7 @@ class Download:
             if failures > self.retries:
                 raise FetchError(
                     f"{urlsplit(self.url).hostname} does not deliver {self.label}: {_reason(fault)}",
-                    f"{RESUME}; a slow line needs a larger --timeout",
+                    f"{RESUME}; a slow connection needs a larger --timeout",
                 ) from cause_of(fault)
             if failures and self.stop.wait(min(2 ** (failures - 1), LONGEST_PAUSE)):
                 raise StoppedError
@@ -106,12 +106,12 @@ class Download:
             if first is None or first not in (0, arrived):
                 raise FetchError(
                     f"{urlsplit(self.url).hostname} sends byte {first} of {self.label} when asked for byte {arrived}",
-                    "a proxy on the way confuses ranges: use another --source",
+                    "a proxy may be ignoring byte ranges: use another --source",
                 )
             if None not in (total, self.size) and total != self.size:
                 raise FetchError(
                     f"{self.label} has {total} bytes at {urlsplit(self.url).hostname}, not {self.size}",
-                    "the server has another file, or a proxy answers for it: use another --source",
+                    "the server has another file, or a proxy answers in its place: use another --source",
                 )
             self._version.write_text(_version(response))
             self._hash_part(first)
@@ -165,7 +165,7 @@ def check_answer(response: requests.Response, label: str, known: bool) -> None:
     is_page = response.headers.get("Content-Type", "").lower().startswith("text/html")
     if is_page and not known and not path.endswith((".html", ".htm")):
         raise FetchError(
-            f"{host} answers with a web page in place of the file {label}",
+            f"{host} answers with a web page instead of the file {label}",
             "name a repository as ORG/REPO or dataset:ORG/REPO, or write the address of the file itself",
         )
 

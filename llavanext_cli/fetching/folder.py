@@ -89,7 +89,7 @@ class Folder:
         for file in wanted:
             path = self.root / file.path
             if path.is_dir():
-                raise DataError(f"{path} is a folder, and a file goes there", "move the folder away")
+                raise DataError(f"{path} is a folder, but a file must be written there", "move the folder away")
             if path.is_file() and (rehash or states[file.path] is State.PRESENT):
                 doubtful[file.path] = bool(file.git_blob)
             if rehash:
@@ -195,8 +195,8 @@ class Folder:
             shutil.rmtree(stage)
             if attempt + 1 == ATTEMPTS:
                 raise FetchError(
-                    f"{file.path} is not what it should be: {mismatch}",
-                    "it was deleted: the server, or a proxy on the way, changes it; use another --source",
+                    f"{file.path} differs from the published file: {mismatch}",
+                    "it was deleted; use another --source, as the server or a proxy changes the file",
                 )
         del self._running[file.path]
         self._finished += digests.size

@@ -133,7 +133,7 @@ class Hub:
 
         if isinstance(fault, errors.GatedRepoError):
             return FetchError(
-                f"{place.repo} is gated: its owner wants its terms accepted first",
+                f"{place.repo} is gated: you must accept its terms first",
                 f"log in, accept them at {self._page(place)}, and set HF_TOKEN to a token of that account",
             )
         if isinstance(fault, errors.RepositoryNotFoundError):
@@ -144,7 +144,7 @@ class Hub:
                 f"{near_names(place.repo) or 'check the name.'}{private}{other}",
             )
         if isinstance(fault, errors.OfflineModeIsEnabled):
-            return network.UnreachableError("HF_HUB_OFFLINE is set, so nothing can be fetched", "Unset HF_HUB_OFFLINE.")
+            return network.UnreachableError("HF_HUB_OFFLINE is set, so nothing can be fetched", "unset HF_HUB_OFFLINE")
         if isinstance(fault, FileNotFoundError | errors.FileMetadataError | requests.JSONDecodeError):
             return network.explain_stranger(self.host, HUB)
         if isinstance(fault, requests.HTTPError) and fault.response is not None:

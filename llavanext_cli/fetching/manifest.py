@@ -101,7 +101,7 @@ class Manifest:
         except (msgspec.MsgspecError, RecursionError) as fault:
             raise DataError(
                 f"{self.path} was not written by this version of fetch: {fault}",
-                f"delete {self.path} and fetch again: files that are whole are recognised",
+                f"delete {self.path} and fetch again: complete files are recognised and not downloaded again",
             ) from fault
         for path, record in content.files.items():
             into = (record.unpacking.into,) if record.unpacking and record.unpacking.into else ()

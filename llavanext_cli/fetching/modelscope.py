@@ -106,7 +106,8 @@ class ModelScope:
         if 404 in (response.status_code, answer.Code):
             raise FetchError(
                 f"{self.host} has no {place.kind} {place.repo} at revision {revision!r}",
-                near_names(place.repo, MODELSCOPE) or "names differ between ModelScope and the Hub: look it up there",
+                near_names(place.repo, MODELSCOPE)
+                or "look the name up on ModelScope: it may differ from that on the Hub",
             )
         if response.status_code != 200:
             raise explain_status(response.status_code, place.repo, self.host, response.headers.get("Retry-After", ""))

@@ -60,7 +60,7 @@ def choose_endpoint(source: str, endpoint: str | None = None) -> str:
 def check_token(token: str, variable: str) -> str:
     """Raises `ConfigError` for a token that cannot be sent in a header."""
     if not (token.isascii() and token.isprintable()) or set(token) & set(' ;,"\\'):
-        raise ConfigError(f"{variable}: the token has characters that no token has", "copy the token again")
+        raise ConfigError(f"{variable}: the token has characters that a token cannot have", "copy the token again")
     return token
 
 
@@ -150,7 +150,7 @@ def explain_unreachable(fault: requests.RequestException, url: str) -> Unreachab
         )
     if isinstance(fault, requests.exceptions.ChunkedEncodingError):
         return UnreachableError(
-            f"{host} does not finish its answer: the connection breaks", f"{RESUME}; or {ELSEWHERE}"
+            f"the connection to {host} broke before the answer was complete", f"{RESUME}; or {ELSEWHERE}"
         )
     if isinstance(fault, requests.exceptions.SSLError):
         return UnreachableError(
@@ -162,7 +162,7 @@ def explain_unreachable(fault: requests.RequestException, url: str) -> Unreachab
     if "NameResolutionError" in text or "getaddrinfo" in text:
         return UnreachableError(f"the host {host} cannot be found (DNS)", ELSEWHERE)
     if isinstance(fault, requests.Timeout) or "timed out" in text:
-        return UnreachableError(f"{host} does not answer", f"{ELSEWHERE}; a slow line needs a larger --timeout")
+        return UnreachableError(f"{host} does not answer", f"{ELSEWHERE}; a slow connection needs a larger --timeout")
     if "refused" in text:
         return UnreachableError(f"{parts.netloc.rpartition('@')[2]} refuses the connection", ELSEWHERE)
     return UnreachableError(f"{host} cannot be reached", ELSEWHERE)
@@ -179,8 +179,8 @@ def explain_status(status: int, what: str, host: str | None, retry_after: str = 
         )
     if status in BUSY:
         wait = f" and asks to wait {retry_after} s" if retry_after.isdecimal() else ""
-        more = " Fewer --jobs, or a token (HF_TOKEN), help against a limit." if status == 429 else ""
-        return FetchError(f"{host} is busy (HTTP {status}){wait}: {what}", f"try later: the command resumes.{more}")
+        more = "; fewer --jobs or a token (HF_TOKEN) may help" if status == 429 else ""
+        return FetchError(f"{host} is busy (HTTP {status}){wait}: {what}", f"try later: the command resumes{more}")
     return FetchError(f"{host} answers HTTP {status} for {what}", "try later, or use another --source or --endpoint")
 
 

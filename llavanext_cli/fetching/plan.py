@@ -43,7 +43,7 @@ def plan_files(sources: Sources, request: FetchRequest, manifest: Manifest) -> l
     """
     artifacts = [find_artifact(name) for name in dict.fromkeys(request.names)]
     if request.revision and len(artifacts) > 1:
-        raise ConfigError("--revision applies to one artifact, and several are named", "fetch them one by one")
+        raise ConfigError("--revision applies to one artifact, but several are named", "fetch them one by one")
     shards = parse_shards(request.shards)
     selections = []
     for artifact in artifacts:
@@ -119,7 +119,7 @@ def _select_shards(artifact: Artifact, files: list[RemoteFile], shards: frozense
     if missing:
         raise ConfigError(
             f"{artifact.name} has no shard {', '.join(map(str, missing[:5]))}{', …' * (len(missing) > 5)}",
-            f"it has {min(numbers.values())} to {max(numbers.values())}",
+            f"choose from {min(numbers.values())} to {max(numbers.values())}",
         )
     return [file for file in files if numbers.get(file.path) is None or numbers[file.path] in shards]
 
@@ -132,7 +132,7 @@ def _check_clashes(selections: Sequence[Selection], to: Path) -> None:
             first, other = owners.setdefault(file.path, (selection.name, file))
             if other.digest != file.digest or not (file.digest or other.origin == file.origin):
                 raise ConfigError(
-                    f"{first} and {selection.name} both have a {file.path}: they need a folder each",
+                    f"{first} and {selection.name} both have a {file.path}: they need separate folders",
                     f"llavanext fetch {selection.name} --to {to / selection.name.rpartition('/')[2]}",
                 )
 
@@ -149,7 +149,7 @@ class Space:
         """Raises `FetchError` when more disk is needed than is free."""
         if self.needed > self.free:
             raise FetchError(
-                f"{to}: {format_size(self.needed)} are needed, and {format_size(self.free)} are free",
+                f"{to}: {format_size(self.needed)} are needed, but only {format_size(self.free)} are free",
                 "make room, choose another disk with --to, or fetch less with --only or --shards",
             )
 

@@ -252,7 +252,8 @@ def _web_artifact(address: str) -> Artifact:
     algorithm, _, digest = fragment.partition("=")
     if fragment and (algorithm != "sha256" or not re.fullmatch(r"[0-9a-fA-F]{64}", digest)):
         raise ConfigError(
-            "what follows # in an address must be sha256= and 64 hexadecimal digits", "sha256sum prints them"
+            "what follows # in an address must be sha256= and 64 hexadecimal digits",
+            "copy the digest that sha256sum prints",
         )
     web = WebFile(url, sha256=digest.lower())
     if not urlsplit(url).hostname or web.name in ("", ".", "..") or "/" in web.name:

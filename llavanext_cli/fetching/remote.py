@@ -136,6 +136,6 @@ def check_name(name: str, where: str) -> str:
     if reason:
         raise DataError(
             f"{where}: the file name {name[:200]!r} is not safe: {reason}",
-            "is this what you meant to fetch, from where you meant? Nothing was written to your folder for it.",
+            "check the name and the source; nothing was written to your folder",
         )
     return str(path)

@@ -134,13 +134,15 @@ def run_check(request: FetchRequest, progress: Progress = silent) -> CheckReport
     The network is used only when something is broken. With `request.dry_run` nothing is repaired.
 
     Raises:
-        DataError: the folder has nothing that was fetched; or something is broken and not repaired.
+        DataError: the folder has no files that llavanext fetch downloaded; or something is broken and not repaired.
         FetchError: as `run_fetch`.
     """
     started = time.monotonic()
     root = _absolute(request.to)
     if not (root / STATE / "manifest.json").is_file():
-        raise DataError(f"{root} has nothing that was fetched", "llavanext fetch NAME --to FOLDER fills a folder")
+        raise DataError(
+            f"{root} has no files that llavanext fetch downloaded", "fill it with `llavanext fetch NAME --to FOLDER`"
+        )
     with _claimed(root, request):
         folder = Folder(root, request, Sources(request), progress)
         manifest = folder.manifest

@@ -53,9 +53,7 @@ class Sources:
         place = artifact.place(source)
         if artifact.web is not None and (source == HUB or place is None):
             if revision:
-                raise ConfigError(
-                    f"{artifact.name} is one file at a plain address: it has no revisions", "omit --revision"
-                )
+                raise ConfigError(f"{artifact.name} is one file at an address: it has no revisions", "omit --revision")
             return self._list_address(artifact.web)
         if place is None:
             names = [name for name, other in ARTIFACTS.items() if other.place(source)]

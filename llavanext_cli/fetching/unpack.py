@@ -30,7 +30,7 @@ from llavanext_cli.files import replacing
 RATIO = 20
 """Bytes unpacked for a byte of archive: images and videos hardly shrink, a bomb grows a thousandfold."""
 LEAST_CAP = 64 << 20
-HINT = "nothing of it was put into your folder; is it the archive that you meant, from where you meant?"
+HINT = "check the name and the source; no file of this archive was put into your folder"
 BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError),
     *(NotImplementedError, RuntimeError, ValueError),  # a compression unknown to zipfile, an encrypted member
@@ -114,7 +114,9 @@ def _zip_files(archive: Path, root: Path, name: str) -> Files:
 
 def _tar_files(archive: Path, root: Path, name: str) -> Files:
     if not hasattr(tarfile, "data_filter"):
-        raise RuntimeMissingError("this Python cannot unpack tar safely (PEP 706)", "use 3.10.12, 3.11.4 or later")
+        raise RuntimeMissingError(
+            "this Python cannot unpack tar safely (PEP 706)", "use Python 3.10.12, 3.11.4 or later"
+        )
     with tarfile.open(archive) as file:
         for entry in file:
             check_name(entry.name, name)  # before the filter, which makes absolute names relative

@@ -157,7 +157,7 @@ class Chat:
         """Remove the newest staged medium, or else the last question with its answer and media."""
         if self.staged:
             self.staged = self.staged[:-1]
-            return "the last medium is removed"
+            return "the last image or video is removed"
         if not self.turns:
             raise DataError("there is no question to remove", "type a question; /help lists all commands")
         self.turns, self.loaded, self.before = self.turns[:-2], self.loaded[: self.before[-1]], self.before[:-1]

@@ -65,9 +65,9 @@ def read_inputs(path: Path, question: str | None) -> Inputs:
         return _read_folder(path, question)
     if question:
         raise DataError(
-            "--batch FILE reads its questions from the file", "omit the question, or name a folder of media"
+            "--batch FILE reads its questions from the file", "omit the question, or name a folder of images and videos"
         )
-    other = "name a file of questions or a folder of media"
+    other = "name a file of questions, or a folder of images and videos"
     if path.is_char_device() or path.is_block_device():
         raise DataError(f"{path} is a device, not a file", other)
     try:

@@ -32,7 +32,9 @@ def resolve_media(
                 _read_stdin(target)
             elif "://" in name and not Path(name).exists():
                 if not allow_url:
-                    raise DataError(f"{name}: addresses are not read", "add --allow-url to download it")
+                    raise DataError(
+                        f"{name}: web addresses are not downloaded by default", "add --allow-url to download it"
+                    )
                 download(name, target, MAX_BYTES[kind])
             else:
                 target = Path(name)
@@ -85,13 +87,15 @@ def download(url: str, target: Path, max_bytes: int) -> None:
             target.open("wb") as file,
         ):
             if response.status_code != 200:
-                raise DataError(f"{url}: the server answers {response.status_code}", "check the address")
+                raise DataError(f"{url}: the server answers HTTP {response.status_code}", "check the address")
             for chunk in response.iter_content(1 << 16):
                 file.write(chunk)
                 if file.tell() > max_bytes:
                     raise DataError(f"{url}: the file has more than {max_bytes} bytes", "download and shrink it first")
                 if time.monotonic() > deadline:
-                    raise DataError(f"{url}: not downloaded after {DOWNLOAD_SECONDS} s", "download it first")
+                    raise DataError(
+                        f"{url}: not downloaded after {DOWNLOAD_SECONDS} s", "download it yourself and name the file"
+                    )
     except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to an invalid address
         reason = type(error).__name__
         raise DataError(f"{url}: cannot be downloaded ({reason})", "check the address and the network") from error

@@ -82,8 +82,9 @@ def check_ask_memory(plan: AskMemory) -> None:
         "weights": "give --set runtime.parameter_dtype=stored",
         "cache": "give fewer --frames or --max-new-tokens, or a smaller --batch-size",
         "activations": "give fewer --frames, or a smaller --batch-size",
-    }.get(largest, "end other programs")
+    }.get(largest, "close other programs")
     raise RuntimeMissingError(
-        f"asking needs {format_memory(plan.total)} of memory ({uses}), and {format_memory(plan.available)} are free",
+        f"asking needs {format_memory(plan.total)} of memory ({uses}), "
+        f"but only {format_memory(plan.available)} are free",
         f"{advice}, or use a machine with more memory",
     )

@@ -61,7 +61,9 @@ def msrun_command(worker: Sequence[str], logs: Path, devices: int, nodes: Nodes 
     """
     msrun = Path(sys.executable).with_name("msrun")
     if not msrun.is_file():
-        raise RuntimeMissingError(f"msrun is not beside {sys.executable}", hint="run `pip install mindspore==2.9.0`")
+        raise RuntimeMissingError(
+            f"msrun is missing beside {sys.executable}", hint="run `pip install mindspore==2.9.0`"
+        )
     address, port = nodes.master or ("127.0.0.1", _free_port())
     if nodes.master and nodes.rank == 0:
         _check_port(address, port)

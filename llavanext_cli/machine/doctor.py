@@ -95,7 +95,9 @@ def run_doctor(preset: Preset | None = None, *, offline: bool = False) -> Diagno
         devices = preset.parallel.devices if preset else 1
         findings += check_ascend(ascend, versions["mindspore"], load_version_map(), devices)
     else:
-        findings.append(Finding("NPUs", "ok", "none; a CPU trains the tiny presets, and every model answers on it"))
+        findings.append(
+            Finding("NPUs", "ok", "none; on a CPU, ask works with every model, and train with the tiny presets")
+        )
     task = preset.task if preset else "train" if target == "Ascend" else "ask"
     here = Path()  # results are usually written below it
     findings += [_check_memory(), check_disk(shutil.disk_usage(here).free, here, task)]
@@ -217,7 +219,12 @@ def _check_loading(environ: Mapping[str, str]) -> Finding:
             timeout=LOAD_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        return Finding(name, "fault", f"not within {LOAD_SECONDS} s", "check the load and the disk of this machine")
+        return Finding(
+            name,
+            "fault",
+            f"did not load within {LOAD_SECONDS} s",
+            "check whether this machine or its disk is overloaded",
+        )
     if done.returncode == 0 and done.stdout.split()[-1:] == ["6.0"]:
         return Finding(name, "ok", "yes")
     said = done.stderr.strip().splitlines()
@@ -226,8 +233,8 @@ def _check_loading(environ: Mapping[str, str]) -> Finding:
 
 def _check_msrun(python: Path) -> Finding:
     if python.with_name("msrun").is_file():
-        return Finding("msrun", "ok", "beside Python")
-    return Finding("msrun", "fault", "not beside Python", "install llavanext in a virtual environment of its own")
+        return Finding("msrun", "ok", "found beside Python")
+    return Finding("msrun", "fault", "missing beside Python", "install llavanext in a virtual environment of its own")
 
 
 def _check_video_reader() -> Finding:

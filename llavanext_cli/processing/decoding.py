@@ -124,10 +124,10 @@ def open_video(path: str | Path) -> tuple[Any, Any]:
     try:
         container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     except av.error.ArgumentError as error:  # FFmpeg's error for a format that is not on the list
-        raise DataError(f"{path}: is not a video of a supported format", _FORMAT_HINT) from error
+        raise DataError(f"{path}: not a video in a supported format", _FORMAT_HINT) from error
     if not container.streams.video:
         container.close()
-        raise NoFramesError(f"{path}: has no video stream", "choose a file with a video track")
+        raise NoFramesError(f"{path}: no video stream", "choose a file with a video track")
     stream: Any = container.streams.best("video") or container.streams.video[0]
     stream.thread_type = "AUTO"
     return container, stream

@@ -65,9 +65,11 @@ def check_file(path: Path, kind: str) -> None:
     """Raise a `DataError` if `path`, of the given kind, is a folder, missing or empty."""
     if path.is_dir():
         raise DataError(
-            f"{path}: is a folder, not {'an image' if kind == 'image' else 'a video'}", f"name the {kind} file"
+            f"{path}: a folder, not {'an image' if kind == 'image' else 'a video'}", f"name the {kind} file"
         )
     if not path.is_file():
-        raise DataError(f"{path}: no such {kind}", "check the path; in a samples file it starts at the source's root")
+        raise DataError(
+            f"{path}: no such {kind}", "check the path; in a samples file, it is relative to the root of its source"
+        )
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the {kind} is empty (0 bytes)", "download it again or drop the sample")

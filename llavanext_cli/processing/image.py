@@ -128,7 +128,7 @@ def _open(path: str | Path) -> PILImage.Image:
     try:
         return Image.open(path, formats=list(IMAGE_FORMATS))
     except (UnidentifiedImageError, KeyError) as error:  # KeyError: this Pillow lacks the last format
-        raise DataError(f"{path}: is not an image", "use JPEG, PNG, WebP, BMP, GIF or TIFF") from error
+        raise DataError(f"{path}: not an image", "use JPEG, PNG, WebP, BMP, GIF or TIFF") from error
     except Image.DecompressionBombError as error:
         raise TooLargeError(f"{path}: more than {MAX_PIXELS} pixels", "scale the image down") from error
     except Exception as error:  # no permission, or a broken header: each plugin raises its own

@@ -184,15 +184,15 @@ def _check_media(sample: Sample, turns: Sequence[Turn]) -> None:
     if len(found) != len(sample.media):
         raise DataError(
             f"{_label(sample)}: {len(found)} placeholder{'' if len(found) == 1 else 's'} "
-            f"({IMAGE_PLACEHOLDER}, {VIDEO_PLACEHOLDER}) for {len(sample.media)} media",
+            f"({IMAGE_PLACEHOLDER}, {VIDEO_PLACEHOLDER}) "
+            f"for {len(sample.media)} file{'' if len(sample.media) == 1 else 's'}",
             "write one placeholder for each image and video in the user's turns",
         )
     for number, (name, medium) in enumerate(zip(found, sample.media, strict=True)):
         if name == VIDEO_PLACEHOLDER and medium.kind == "image":
             raise DataError(
-                f"{_label(sample)}: placeholder {number + 1} is {VIDEO_PLACEHOLDER}, "
-                f"but medium {number + 1} is an image",
-                "put the media in the order of their placeholders",
+                f"{_label(sample)}: placeholder {number + 1} is {VIDEO_PLACEHOLDER}, but file {number + 1} is an image",
+                "list the images and videos in the order of their placeholders",
             )
 
 

@@ -127,7 +127,7 @@ def lay_out(
     for number, (plan, medium_rows) in enumerate(zip(plans, rows, strict=True)):
         if len(medium_rows) != count_medium(plan, arch):
             raise DataError(
-                f"sample {sample_id}: medium {number + 1} has {count_medium(plan, arch)} tokens, "
+                f"sample {sample_id}: image or video {number + 1} has {count_medium(plan, arch)} tokens, "
                 f"but {len(medium_rows)} features",
                 REPORT_BUG,
             )

@@ -212,7 +212,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             raise ValueError("empty")  # sentencepiece would accept it
         processor = _load_processor(model)
     except Exception as error:  # RuntimeError, OSError or ValueError, depending on the version
-        raise CheckpointError(f"{path}: is not a SentencePiece model", "fetch the checkpoint again") from error
+        raise CheckpointError(f"{path}: not a SentencePiece model", "fetch the checkpoint again") from error
 
     config = read_optional(folder, "tokenizer_config.json")
     names = SPECIAL_DEFAULTS | _special_names(read_optional(folder, "special_tokens_map.json")) | _special_names(config)
@@ -225,7 +225,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         number = _special_id(name, added, processor)
         if number is None and key != "pad_token":
             raise CheckpointError(
-                f"{folder}: {key} {name!r} is missing in tokenizer.model and among the added tokens",
+                f"{folder}: {key} {name!r} is neither in tokenizer.model nor among the added tokens",
                 "fetch the tokenizer's files again, all from the same model",
             )
         ids[key] = ids["unk_token"] if number is None else number

@@ -72,7 +72,9 @@ def read_answers(path: Path, references: Path | None = None) -> Answers:
         right = _read_references(references)
         ids = {answer.id for answer, _ in answers}
         if unnamed := next((where for answer, where in answers if not answer.id), None):
-            raise DataError(f"{unnamed}: the answer has no id", "answers are joined with --references by their ids")
+            raise DataError(
+                f"{unnamed}: the answer has no id", "give each answer the id of its reference in --references"
+            )
         if not ids & set(right):
             raise DataError(
                 f"{references}: none of its {len(right)} ids is the id of an answer in {path}",
@@ -114,16 +116,18 @@ def read_records(path: Path) -> list[tuple[dict[str, Any], str]]:
                 try:
                     records.append((msgspec.json.decode(line), where))
                 except (msgspec.DecodeError, UnicodeDecodeError) as fault:
-                    raise DataError(f"{where}: invalid JSON: {fault}", "one JSON object a line, or a list") from fault
+                    raise DataError(
+                        f"{where}: not valid JSON: {fault}", "write one JSON object on each line, or a JSON list"
+                    ) from fault
     for record, where in records:
         if not isinstance(record, dict):
-            raise DataError(f"{where}: not a JSON object", 'a record is like {"id": "1", "answer": "a cat"}')
+            raise DataError(f"{where}: not a JSON object", 'write records like {"id": "1", "answer": "a cat"}')
     return records
 
 
 def _read_answer(record: dict[str, Any], where: str) -> tuple[Answer, str]:
     if "answer" not in record and "text" not in record and "error" not in record:
-        raise DataError(f"{where}: no answer", f"an answer has the key {' or '.join(ANSWER_KEYS)}")
+        raise DataError(f"{where}: no answer", f"give each answer the key {' or '.join(ANSWER_KEYS)}")
     text = _first(record, ("text", "answer") if "question_id" in record else ANSWER_KEYS)
     media = record.get("media") or ()
     answer = Answer(
@@ -145,9 +149,9 @@ def _read_references(path: Path) -> dict[str, Answer]:
     for record, where in read_records(path):
         name = _text(_first(record, ID_KEYS))
         if not name:
-            raise DataError(f"{where}: no id", f"a reference has an id under {', '.join(ID_KEYS)}")
+            raise DataError(f"{where}: no id", f"give each reference an id under one of the keys {', '.join(ID_KEYS)}")
         if name in found:
-            raise DataError(f"{where}: id {name!r} is given twice", "each question has one record of references")
+            raise DataError(f"{where}: id {name!r} is given twice", "put all references of a question into one record")
         found[name] = Answer(
             id=name,
             question="",
@@ -158,7 +162,7 @@ def _read_references(path: Path) -> dict[str, Answer]:
             kind=_text(_first(record, KIND_KEYS)),
         )
     if not found:
-        raise DataError(f"{path}: no references", 'a record is like {"id": "1", "reference": "a cat"}')
+        raise DataError(f"{path}: no references", 'write records like {"id": "1", "reference": "a cat"}')
     return found
 
 

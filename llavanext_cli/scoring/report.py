@@ -55,7 +55,7 @@ def _figures(report: ScoreReport) -> dict[str, str]:
     overall = report.overall
     figures = {
         "score": f"{overall.score:.3f} ({overall.low:.3f} to {overall.high:.3f})",
-        "answers": f"{overall.answers}, of which {report.failed} failed",
+        "answers": f"{overall.answers} ({report.failed} failed)",
     }
     return figures | {name: f"{value:.3g}" for name, value in report.details.items()}
 

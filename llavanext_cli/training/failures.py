@@ -67,7 +67,7 @@ def explain_failure(job: TrainJob, nodes: Nodes, devices: int, code: int, ended:
         if log.is_file() and (killed := _READER_KILLED.search(log.read_text(encoding="utf-8", errors="replace"))):
             return TrainingError(
                 f"a data reader of worker {rank} was killed: {killed[1]}",
-                f"often the memory ran out: lower data.workers with --set; {RESUME}",
+                f"the machine may have run out of memory: lower data.workers with --set; {RESUME}",
             )
         return TrainingError(f"{what} and left no traceback", f"see {log}; {RESUME}")
     first = min(records, key=lambda record: record["time"])

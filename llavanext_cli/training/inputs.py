@@ -82,7 +82,8 @@ def measure_samples(
         )
     if (sizes == UNREADABLE).all():
         raise DataError(
-            f"none of {len(samples)} samples can be read", "`llavanext mix --check header` says what is wrong with each"
+            f"none of {len(samples)} samples can be read",
+            "`llavanext mix --check header` reports what is wrong with each",
         )
     return sizes
 

@@ -136,5 +136,7 @@ class TrainJob:
             if getattr(self, name) != getattr(first, name)
         ]
         if differing:
-            raise TrainingError("node 0 was started with other options", "give every node the same ones", differing)
+            raise TrainingError(
+                "node 0 was started with other options", "start every node with the same options", differing
+            )
         return first

@@ -77,10 +77,10 @@ def run_training(
                 except OSError as fault:
                     say(f"{job.report_file.name} cannot be written: {fault.strerror}")
     if first_node and not job.model_folder.is_dir():
-        raise TrainingError("the workers ended without a model", f"see {job.logs_folder}")
+        raise TrainingError("the workers ended without writing a model", f"see {job.logs_folder}")
     seconds = time.monotonic() - started
     if skipped:
-        say(f"{skipped} times a sample could not be read and was skipped: see {job.skipped_file}")
+        say(f"samples that could not be read were skipped {skipped} times: see {job.skipped_file}")
     return TrainReport(
         job.model_folder,
         job.metrics_file,

@@ -80,9 +80,10 @@ def check_resources(run: ReadyRun) -> None:
     memory = preview.memory
     if not memory.fits:
         raise TrainingError(
-            f"each device would need {format_memory(memory.total)}, and its pool has {format_memory(memory.pool)} "
+            f"each device would need {format_memory(memory.total)}, but "
+            f"its memory pool has {format_memory(memory.pool)} "
             "(runtime.memory)",
-            hint=f"{preview.advice}; or start it all the same with --force",
+            hint=f"{preview.advice}; or start it anyway with --force",
             details=[f"{name} {format_memory(size)}" for name, size in memory.parts.items()],
         )
     there = sum(file.stat().st_size for file in run.job.checkpoints_folder.rglob("*") if file.is_file())
@@ -90,7 +91,7 @@ def check_resources(run: ReadyRun) -> None:
     free = shutil.disk_usage(disk).free
     if preview.disk_bytes > free + there:
         raise TrainingError(
-            f"{out} will take up to {format_size(preview.disk_bytes)}, and {format_size(free)} are free on its disk",
-            hint="make room, name another --out, keep fewer checkpoints (train.keep), or start it all the same with "
-            "--force",
+            f"{out} will take up to {format_size(preview.disk_bytes)}, but "
+            f"only {format_size(free)} are free on its disk",
+            hint="make room, name another --out, keep fewer checkpoints (train.keep), or start it anyway with --force",
         )

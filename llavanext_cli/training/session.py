@@ -75,7 +75,7 @@ class TrainingSession:
 
     def parameters(self) -> dict[str, Parameter]:
         """Everything that changes while training, by name."""
-        assert self.cell is not None, "training has begun"
+        assert self.cell is not None, "training has started"
         return {n: p for n, p in self.cell.parameters_dict().items() if not n.startswith(NOT_SAVED)}
 
     @property

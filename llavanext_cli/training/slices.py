@@ -65,7 +65,7 @@ def write_slices(
         box = layout.box(shape, rank) if cut else tuple((0, size) for size in shape)
         if tuple(high - low for low, high in box) != array.shape:
             raise CheckpointError(
-                f"{name}: this worker holds {list(array.shape)}, its strategy says {box}",
+                f"{name}: this worker holds {list(array.shape)}, but its strategy says {box}",
                 "resume from an earlier checkpoint with --resume, or start again in an empty --out",
             )
         if rank == first or (cut and all(layout.box(shape, other) != box for other in range(first, rank))):

@@ -54,7 +54,7 @@ def write_report(job: TrainJob, plan: RunPlan, skipped: int = 0) -> None:
                 "steps without finite gradients": sum(line["skipped"] for line in lines),
                 "samples that could not be read": skipped,
                 "data": job.data,
-                "began with": job.checkpoint,
+                "started from": job.checkpoint,
                 "changes": " ".join(job.overrides) or "none",
             }
         ),

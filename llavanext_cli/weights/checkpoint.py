@@ -99,7 +99,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         )
     if manifest.get("format") != "safetensors":
         raise CheckpointError(
-            f"{folder}: holds weights as {short(manifest.get('format'))}, which MindSpore's own loaders read",
+            f"{folder}: holds weights as {short(manifest.get('format'))}, which only MindSpore's own loaders read",
             "convert the model with --format safetensors for train, ask and --to hf",
         )
     if manifest.get("part"):

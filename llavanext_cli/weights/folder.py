@@ -86,7 +86,8 @@ def check_space(destination: Path, nbytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < nbytes + SPARE_BYTES:
         raise CheckpointError(
-            f"{destination}: needs {format_size(nbytes + SPARE_BYTES)}, and {format_size(free)} are free on this disk",
+            f"{destination}: needs {format_size(nbytes + SPARE_BYTES)}, but "
+            f"only {format_size(free)} are free on this disk",
             "free some space, or name a folder on another disk",
         )
 

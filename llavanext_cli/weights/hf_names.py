@@ -142,8 +142,9 @@ def detect_scheme(
     best = max(schemes, key=fitting)
     if fitting(best) * 2 < len(names) or not names:
         raise CheckpointError(
-            f"{where}: these are not the names of {best.holds}",
-            "known schemes: " + "; ".join(f"{scheme.name} ({scheme.about})" for scheme in schemes),
+            f"{where}: the weights do not have the names of {best.holds}",
+            "use a model whose weights are named by a known scheme: "
+            + "; ".join(f"{scheme.name} ({scheme.about})" for scheme in schemes),
             [f"for example: {short(name)}" for name in sorted(names)[:5]],
         )
     return best, {name: hub for name in names if (hub := best.to_hub(name))}

@@ -42,7 +42,7 @@ def read_fields(data: bytes | mmap.mmap, where: range | int | None = None) -> It
         value, at = _read_varint(data, at, where.stop)
         if key & 7 == LENGTH_DELIMITED:
             if at + value > where.stop:
-                raise ValueError("a field ends behind its message")
+                raise ValueError("a field ends after the end of its message")
             yield key >> 3, range(at, at + value)
             at += value
         elif key & 7 == VARINT:
@@ -58,7 +58,7 @@ def as_range(value: int | range) -> range:
         ValueError: it is a number.
     """
     if isinstance(value, int):
-        raise ValueError("a number in place of a message")
+        raise ValueError("a number instead of a message")
     return value
 
 

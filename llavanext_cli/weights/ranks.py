@@ -71,7 +71,7 @@ def read_distributed(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> D
     if missing or unknown:
         raise CheckpointError(
             f"{folder}: {len(missing)} weights are missing and {len(unknown)} unknown",
-            "name with --like the checkpoint that this run began with",
+            "add --like CHECKPOINT, the checkpoint that this run began with",
             [
                 *(f"missing: {name}" for name in keymap.fold_names(missing)),
                 *(f"unknown: {name}" for name in keymap.fold_names(unknown)),
@@ -108,7 +108,7 @@ def _pick_files(ranks: Mapping[int, Path]) -> tuple[dict[int, Path], str]:
     place = next(iter(ranks.values())).parent
     if len(ranks) <= max(ranks):
         absent = next(rank for rank in range(len(ranks)) if rank not in ranks)
-        raise CheckpointError(f"{place}: no folder for rank {absent}", "copy all ranks' folders here")
+        raise CheckpointError(f"{place}: no folder for rank {absent}", "copy the folders of all ranks into this folder")
     steps: dict[int, dict[tuple[int, int], Path]] = {}
     for rank, folder in ranks.items():
         files = sorted(folder.glob("*.safetensors"))

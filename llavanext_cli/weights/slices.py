@@ -145,7 +145,7 @@ def join_slices(
         lengths = tuple(high - low for low, high in box)
         if lengths != spec.shape:
             raise CheckpointError(
-                f"{name}: rank {rank} holds {list(spec.shape)}, and its strategy says {list(lengths)}",
+                f"{name}: rank {rank} holds {list(spec.shape)}, but its strategy says {list(lengths)}",
                 "name a folder with rank_*/ and the strategy files of one run",
             )
         parts.setdefault(box, spec)  # ranks that hold the same box are copies of each other

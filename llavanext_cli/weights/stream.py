@@ -111,7 +111,7 @@ def read_chunks(piece: FileRange | GeneratedBytes) -> Iterator[memoryview]:
 def ended_early(path: Path, missing: int) -> CheckpointError:
     return CheckpointError(
         f"{path}: ended {missing} bytes early; it changed while it was read",
-        "let nothing write to the source, and run the same command again",
+        "make sure that no other program writes to the source, and run the same command again",
     )
 
 
@@ -182,7 +182,7 @@ def disk_error(path: Path, error: OSError) -> CheckpointError:
     """The error for a file or folder that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CheckpointError(f"{path}: the disk is full", "free some space, or name a folder on another disk")
-    return CheckpointError(f"{error.filename or path}: {error.strerror or error}", "name a place you may write to")
+    return CheckpointError(f"{error.filename or path}: {error.strerror or error}", "choose a place where you may write")
 
 
 def plan_shards(tensors: Sequence[PlannedTensor], shard_bytes: int) -> list[list[PlannedTensor]]:

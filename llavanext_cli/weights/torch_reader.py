@@ -178,7 +178,8 @@ def load_pickle(file: BinaryIO, path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not read, because it holds {error}",
-            "only dictionaries of tensors are read from pickles; save the model as safetensors where you trust it",
+            "only dictionaries of tensors are read from pickles; if you trust "
+            "the file, load it with torch and save it as safetensors",
         ) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(
@@ -294,7 +295,7 @@ def _read_legacy(file: BinaryIO, path: Path) -> tuple[dict[str, _StoredTensor], 
         raise CheckpointError(f"{path}: neither a torch archive nor a pickle of torch", NO_WEIGHTS)
     file.seek(0)
     if load_pickle(file, path) != LEGACY_MAGIC or load_pickle(file, path) != LEGACY_VERSION:
-        raise CheckpointError(f"{path}: a pickle, but not one that torch.save wrote of a model", NO_WEIGHTS)
+        raise CheckpointError(f"{path}: a pickle, but not of a model that torch.save wrote", NO_WEIGHTS)
     system = load_pickle(file, path)
     _check_byte_order(path, not isinstance(system, dict) or system.get("little_endian") is not False)
     state, keys = _load_state(file, path), load_pickle(file, path)

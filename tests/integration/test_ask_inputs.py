@@ -24,7 +24,7 @@ def refused(*words: object, code: int = 1) -> str:
         (["-", "--image", "-"], 1, "stdin cannot be both question and image"),
         (["-"], 1, "the question is empty"),
         ([" ", "--batch", "x", "--out", "y"], 1, "the question is empty"),
-        ([], 1, "no question"),
+        ([], 1, "the question is missing"),
         (["what?", "--chat", "--allow-url"], 2, "--chat cannot be combined with QUESTION, --allow-url"),
         (["--batch", "x", "--image", "a.jpg", "--out", "y"], 2, "--batch cannot be combined with --image"),
         (["--batch", "x"], 2, "--batch needs a file for its answers"),
@@ -72,7 +72,7 @@ def test_a_batch_whose_questions_all_fail_is_a_failure(tmp_path, tiny_checkpoint
     questions.write_text('{"id": "a", "question": "what?", "image": "gone.png"}\n')
     out.write_text('{"index": 0, "id": "a", "error": "gone"}\n')  # tried again before a model is loaded
     words = ["--batch", questions, "--out", out, "--checkpoint", tiny_checkpoint]
-    assert "Error: all questions failed Hint: each line of" in refused(*words)
+    assert "Error: all questions failed Hint: see" in refused(*words)
 
 
 @pytest.mark.parametrize(

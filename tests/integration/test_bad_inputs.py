@@ -220,7 +220,7 @@ PRESETS = {
         preset("extends: base/tiny\ntask: train\ntrain:\n  epoch: 1\n  learning_rate: fast\n"),
     ),
     "a preset that extends itself": (
-        "mine.yaml, line 1: extends: there is no mine",
+        "mine.yaml, line 1: extends: unknown base mine",
         preset("extends: mine\ntask: train\n"),
     ),
     "a copy of a preset that is an image": (
@@ -246,8 +246,8 @@ USAGE = {
 
 ASK = {
     "no such image": ("none.png: no such image", lambda f: ask(f, "--image", f / "none.png")),
-    "a folder for an image": ("base: is a folder, not an image", lambda f: ask(f, "--image", f / "base")),
-    "garbage named .jpg": ("garbage.jpg: is not an image", image(bytes(range(256)) * 20, "garbage.jpg")),
+    "a folder for an image": ("base: a folder, not an image", lambda f: ask(f, "--image", f / "base")),
+    "garbage named .jpg": ("garbage.jpg: not an image", image(bytes(range(256)) * 20, "garbage.jpg")),
     "an empty image": ("empty.png: the image is empty", image(b"", "empty.png")),
     "a truncated JPEG": ("half.jpg: the image is corrupt or truncated", image(JPEG[:900], "half.jpg")),
     "a PNG of 60 000 x 60 000 declared pixels": ("bomb.png: more than 178956970 pixels", image(BOMB, "bomb.png")),
@@ -263,9 +263,12 @@ ASK = {
     ),
     "no such preset": ("no preset named 'tiny-aks'", lambda f: ask_of(f, "base", "tiny-aks")),
     "a train preset": ("tiny-stage2 is a preset for training", lambda f: ask_of(f, "base", "tiny-stage2")),
-    "no question": ("Error: no question", lambda f: ["ask", "--checkpoint", f / "base", "--preset", "tiny-ask"]),
+    "no question": (
+        "Error: the question is missing",
+        lambda f: ["ask", "--checkpoint", f / "base", "--preset", "tiny-ask"],
+    ),
     "more placeholders than images": (
-        "2 placeholders (<image>, <video>) for 1 media",
+        "2 placeholders (<image>, <video>) for 1 file",
         lambda f: ["ask", "<image> <image> Which?", *ask_of(f, "base")[2:]],
     ),
     "a truncated checkpoint": (
@@ -310,7 +313,7 @@ TRAIN = {
         train_on(sample() | {"turns": [{"role": "assistant", "text": "A sign."}]}),
     ),
     "two placeholders, one image": (
-        "sample 7: 2 placeholders (<image>, <video>) for 1 media",
+        "sample 7: 2 placeholders (<image>, <video>) for 1 file",
         train_on(sample("<image> <image> What?")),
     ),
     "an image that is gone": (
@@ -374,7 +377,7 @@ MIX = {
         mix_of([record(image="../../etc/passwd")], "all", "--on-bad", "fail"),
     ),
     "an image that is text": (
-        "set/t.png: is not an image",
+        "set/t.png: not an image",
         lambda f: [
             *mix(f, [record(image=put(f / "set" / "t.png", "text").name)]),
             "--on-bad",
@@ -410,7 +413,7 @@ CONVERT = {
         lambda f: convert(f, reconfigured(projector_hidden_act="mish9")),
     ),
     "heads that do not fit": (
-        "num_key_value_heads: 3 does not divide the 4 attention heads",
+        "num_key_value_heads: the 4 attention heads are not a multiple of 3",
         lambda f: convert(f, reconfigured(text_config__num_key_value_heads=3)),
     ),
     "a truncated file of weights": (
@@ -428,7 +431,7 @@ FETCH = {
     "no such artifact": ("unknown artifact 'video-7'", lambda f: ["fetch", "video-7", "--to", f / "new"]),
     "a file for a folder": ("a.png is a file, not a folder", lambda f: ["fetch", "video-7b", "--to", f / "a.png"]),
     "a check of a folder that was not fetched": (
-        "base has nothing that was fetched",
+        "base has no files that llavanext fetch downloaded",
         lambda f: ["fetch", "--check", f / "base"],
     ),
     "an address of no kind": (

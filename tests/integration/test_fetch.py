@@ -120,7 +120,7 @@ def test_cold_warm_flipped_and_repaired(llavanext, hub, tmp_path):
     assert files(to) == VIDEO_7B and hub.content_sent() - sent == len(SECOND)
 
     asked = len(hub.log)
-    assert "5 files read (6.05 MB): all are whole." in llavanext("fetch", "--check", to).stderr
+    assert "5 files read (6.05 MB): all are intact." in llavanext("fetch", "--check", to).stderr
     assert len(hub.log) == asked
 
 
@@ -236,7 +236,7 @@ def test_progress_is_shown_and_the_working_folder_stays_clean(llavanext, hub, tm
         (("video-7b", "--to", "x", "--only", "*.gguf"), 1, "has no file like *.gguf"),
         (("video-7b", "--to", "x", "--revision", "man"), 1, "-7B-hf at revision man (HTTP 404)"),
         (("video-7b", "mix665k", "--to", "x", "--revision", "a"), 1, "--revision applies to one artifact"),
-        (("--check", "x"), 1, "x has nothing that was fetched"),
+        (("--check", "x"), 1, "x has no files that llavanext fetch downloaded"),
         (("--check", "x", "video-7b"), 2, "--check takes a folder and repairs it: omit a name"),
         (("--check", "x", "--force", "--only", "y"), 2, "omit --only, --force"),
         (("--list", "--dry-run"), 2, "--list only shows the artifacts: omit --dry-run"),

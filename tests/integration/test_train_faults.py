@@ -166,7 +166,7 @@ def test_samples_that_cannot_be_read_are_skipped_alike_on_every_rank(run_llavane
         assert Counter(line["id"] for line in skipped) == {f"s{number}": 2 for number in broken}, "two epochs"
         assert all(broken[int(line["id"][1:])] in line["reason"] for line in skipped)
         assert json.loads(done.stdout)["skipped"] == 12
-        assert "12 times a sample could not be read and was skipped: see " in done.stderr
+        assert "samples that could not be read were skipped 12 times: see " in done.stderr
         curves.append(losses(run))
     assert curves[0][0] == 0, "a step that had nothing to learn from"
     assert None not in curves[0] and len(curves[0]) == 12

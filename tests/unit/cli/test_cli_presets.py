@@ -140,5 +140,5 @@ def test_diff_of_two_tasks_has_the_keys_of_both(run):
 
 def test_diff_of_a_preset_with_itself_and_with_nothing(run):
     same = run("diff", "tiny-ask", "tiny-ask")
-    assert (same.exit_code, same.stdout, same.stderr) == (0, "", "They are the same.\n")
+    assert (same.exit_code, same.stdout, same.stderr) == (0, "", "The presets are the same.\n")
     assert run("diff", "tiny-ask", "tiny-aks").exit_code == 1

@@ -155,15 +155,15 @@ REFUSED = {  # key = value: what is said of the key, or of another one
     "text_config.attention_bias = true": "only false is supported, not true",
     "text_config.head_dim = 64": "only 128 is supported, not 64",
     "text_config.hidden_size = 96": (
-        "text_config.num_attention_heads: hidden_size 96 over 32 heads must be a whole, even number"
+        "text_config.num_attention_heads: hidden_size 96 divided by 32 heads must be an even integer"
     ),
-    "text_config.num_key_value_heads = 5": "5 does not divide the 32 attention heads",
+    "text_config.num_key_value_heads = 5": "the 32 attention heads are not a multiple of 5",
     'text_config.vocab_size = "many"': "expected a whole number, not 'many'",
     'text_config.rope_scaling = {"type": "yarn", "factor": 2}': (
         "text_config.rope_scaling.type: expected linear, not 'yarn'"
     ),
     'text_config.rope_scaling = {"type": "linear"}': (
-        "text_config.rope_scaling.factor: missing: how much further positions reach"
+        "text_config.rope_scaling.factor: missing: factor by which positions reach further"
     ),
     'text_config.rope_scaling = {"type": "linear", "factor": 0.5}': (
         "text_config.rope_scaling.factor: must be at least 1, not 0.5 ("

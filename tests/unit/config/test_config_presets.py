@@ -80,8 +80,8 @@ def test_a_base_beside_the_file(write):
         ),
         ("mine", "tiny-ask", "tiny-ask is not a base: it extends base/tiny itself", "presets copy tiny-ask FILE"),
         ("tiny-ask", "tiny-ask", "tiny-ask is not a base: it extends base/tiny itself", "presets copy tiny-ask FILE"),
-        ("mine", "mine", "there is no mine", "the bases are base/tiny, base/video-7b; a file is looked up beside"),
-        ("mine", "base/tinny", "there is no base/tinny; did you mean base/tiny?", "the bases are base/tiny, base/vid"),
+        ("mine", "mine", "unknown base mine", "the bases are base/tiny, base/video-7b; a file is looked up beside"),
+        ("mine", "base/tinny", "unknown base base/tinny; did you mean base/tiny?", "the bases are base/tiny, base/vid"),
         ("mine", "7", "expected the name of a base", "the bases are base/tiny, base/video-7b"),
     ],
 )
@@ -109,9 +109,9 @@ def test_find_by_name_and_by_path(write):
         ("video-7b-stge2", "there is no preset named 'video-7b-stge2'", "did you mean video-7b-stage2"),
         ("base/tiny", "there is no preset named 'base/tiny'", "did you mean tiny-ask or "),
         ("no.yaml", "the preset file no.yaml does not exist", "`llavanext presets list` shows the presets"),
-        ("folder.yaml", "folder.yaml is a folder, and a preset is a YAML file or a name", "`llavanext presets list`"),
-        ("pipe", "pipe is a device or a pipe, and a preset is a YAML file or a name", "`llavanext presets list`"),
-        ("link", "link is a broken link, and a preset is a YAML file or a name", "`llavanext presets list`"),
+        ("folder.yaml", "folder.yaml is a folder, but a preset is a YAML file or a name", "`llavanext presets list`"),
+        ("pipe", "pipe is a device or a pipe, but a preset is a YAML file or a name", "`llavanext presets list`"),
+        ("link", "link is a broken link, but a preset is a YAML file or a name", "`llavanext presets list`"),
     ],
 )
 def test_there_is_no_such_preset(tmp_path, monkeypatch, name, what, hint):
@@ -187,7 +187,7 @@ WRONG = {
     "train.wd=0": "train.wd: unknown key; did you mean train.weight_decay?",
     "train.acc=2": "train.acc: unknown key; did you mean train.accumulate?",
     "data.len=1": "data.len: unknown key; did you mean data.seq_length?",
-    "data.clips=2": "data.clips: unknown key: it is called data.videos now",  # its name in 0.1.0
+    "data.clips=2": "data.clips: unknown key: it is now called data.videos",  # its name in 0.1.0
     "seq_len=1": "seq_len: unknown key; did you mean data.seq_length?",
     "train.lora.rnk=8": "train.lora.rnk: unknown key; did you mean train.lora.rank?",
     "train.learning_rates.tower=1": "train.learning_rates.tower: unknown key; known here: vision, projector, language",

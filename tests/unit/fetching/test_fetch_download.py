@@ -165,14 +165,14 @@ def test_a_server_that_is_busy_for_a_moment(site, tmp_path):
 
 def test_changed_bytes_are_deleted(site, tmp_path):
     site.files["/a.bin"] = b"x" + DATA[1:]
-    assert "a.bin is not what it should be: sha256" in failure(site, tmp_path).what
+    assert "a.bin differs from the published file: sha256" in failure(site, tmp_path).what
     assert not list((tmp_path / ".llavanext").rglob("file"))
 
 
 def test_a_web_page_in_place_of_a_file(site, tmp_path):
     site.manners["/a.bin"] = Manners(page=True)
     error = failure(site, tmp_path, pinned=False)
-    assert "answers with a web page in place of the file a.bin" in error.what and "ORG/REPO" in error.hint
+    assert "answers with a web page instead of the file a.bin" in error.what and "ORG/REPO" in error.hint
 
 
 def test_nobody_answers(site, tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def test_shards_are_chosen_and_added(videos, images, tmp_path):
     assert files(tmp_path) == {ANSWER_FILE: ANSWERS, **VIDEOS[1]}
     with pytest.raises(ConfigError, match=r"videos has no shard 3, 4") as caught:
         fetch(videos, tmp_path, shards="1,3-4")
-    assert caught.value.hint == "it has 1 to 2"
+    assert caught.value.hint == "choose from 1 to 2"
     with pytest.raises(ConfigError, match=r"--shards 2-1: '2-1' is not a number or a range"):
         fetch(videos, tmp_path, shards="2-1")
     with pytest.raises(ConfigError, match=r"images has no shards"):
@@ -141,7 +141,7 @@ def test_a_file_that_was_only_touched_is_whole(videos, tmp_path):
 
 def test_check_of_a_folder_that_was_never_fetched(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(DataError, match=r"has nothing that was fetched"):
+        with pytest.raises(DataError, match=r"has no files that llavanext fetch downloaded"):
             run_check(FetchRequest(to=folder))
     assert list(tmp_path.iterdir()) == []
 
@@ -191,7 +191,7 @@ def test_a_manifest_that_is_broken_or_hostile(videos, tmp_path, text, what):
 
 def test_a_disk_that_is_too_small_is_noticed_before(images, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000))
-    with pytest.raises(FetchError, match=r"new: 1\.21 MB are needed, and 5 kB are free"):
+    with pytest.raises(FetchError, match=r"new: 1\.21 MB are needed, but only 5 kB are free"):
         fetch(images, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -251,7 +251,7 @@ def test_a_file_where_a_folder_is_needed_and_the_reverse(videos, tmp_path):
     with pytest.raises(LlavaNextError, match=r"file"):
         fetch(videos, tmp_path / "file" / "below")
     (tmp_path / "to" / ANSWER_FILE).mkdir(parents=True)
-    with pytest.raises(DataError, match=r"processed.json is a folder, and a file goes there"):
+    with pytest.raises(DataError, match=r"processed.json is a folder, but a file must be written there"):
         fetch(videos, tmp_path / "to", force=True)
 
 
@@ -270,7 +270,7 @@ def test_partial_files_of_another_version_are_removed(tmp_path):
             hub.add("org/model", {"a.bin": data})
             if data is first:
                 hub.manners["a.bin"] = Manners(ranges=False, cut_every=900_000)
-                with pytest.raises(FetchError, match="the connection breaks"):
+                with pytest.raises(FetchError, match="broke before the answer was complete"):
                     fetch(hub, tmp_path, "org/model", retries=0)
                 assert list((tmp_path / ".llavanext/download").iterdir())
             else:

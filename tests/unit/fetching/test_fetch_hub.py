@@ -95,7 +95,7 @@ def test_files_that_somebody_changed_are_not_overwritten(hub, tmp_path):
 def test_two_repositories_need_two_folders(hub, tmp_path):
     hub.add("org/other", {"config.json": b"[]"})
     error = failure(hub, tmp_path / "to", "org/model", "org/other")
-    assert error.what == "org/model and org/other both have a config.json: they need a folder each"
+    assert error.what == "org/model and org/other both have a config.json: they need separate folders"
     assert error.hint == f"llavanext fetch org/other --to {tmp_path}/to/other" and not (tmp_path / "to").exists()
     fetch(hub, tmp_path)
     assert "files that differ from what would be fetched: 1" in failure(hub, tmp_path, "org/other").what
@@ -143,7 +143,7 @@ def test_a_connection_that_breaks(hub, tmp_path, manners):
 def test_a_connection_that_breaks_too_often(hub, tmp_path):
     hub.cdn.manners[CDN_PATH] = Manners(ranges=False, cut_every=900_000)
     error = failure(hub, tmp_path)
-    assert error.what == "127.0.0.1 does not finish its answer: the connection breaks"
+    assert error.what == "the connection to 127.0.0.1 broke before the answer was complete"
     assert "it resumes" in error.hint and "model.safetensors" not in files(tmp_path)
 
 
@@ -151,7 +151,7 @@ def test_changed_bytes_are_deleted(hub, tmp_path):
     hub.cdn.files[CDN_PATH] = BIG
     real = hub.cdn.serve
     hub.cdn.serve = lambda handler, data, *rest: real(handler, b"x" + data[1:] if data == BIG else data, *rest)
-    assert "model.safetensors is not what it should be: sha256" in failure(hub, tmp_path).what
+    assert "model.safetensors differs from the published file: sha256" in failure(hub, tmp_path).what
     assert "model.safetensors" not in files(tmp_path)
     hub.cdn.serve = real
     fetch(hub, tmp_path)
@@ -161,7 +161,7 @@ def test_changed_bytes_are_deleted(hub, tmp_path):
 def test_a_small_file_with_changed_bytes(hub, tmp_path):
     real = hub.serve
     hub.serve = lambda handler, data, *rest: real(handler, b"x" * len(data) if data == b"hello" else data, *rest)
-    assert "notes.txt is not what it should be: git blob" in failure(hub, tmp_path).what
+    assert "notes.txt differs from the published file: git blob" in failure(hub, tmp_path).what
 
 
 def test_a_small_file_that_rots_is_repaired(hub, tmp_path):
@@ -176,7 +176,7 @@ def test_a_small_file_that_rots_is_repaired(hub, tmp_path):
 def test_gated(hub, tmp_path, monkeypatch):
     hub.add("org/gated", FILES, gated=True, token=TOKEN)
     error = failure(hub, tmp_path, "org/gated")
-    assert error.what == "org/gated is gated: its owner wants its terms accepted first"
+    assert error.what == "org/gated is gated: you must accept its terms first"
     assert f"accept them at {hub.endpoint}/org/gated" in error.hint and "HF_TOKEN" in error.hint
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     fetch(hub, tmp_path, "org/gated")
@@ -252,7 +252,7 @@ def test_offline(hub, tmp_path, monkeypatch):
     reset_sessions()
     error = failure(hub, tmp_path)
     reset_sessions()
-    assert error.what == "HF_HUB_OFFLINE is set, so nothing can be fetched" and error.hint == "Unset HF_HUB_OFFLINE."
+    assert error.what == "HF_HUB_OFFLINE is set, so nothing can be fetched" and error.hint == "unset HF_HUB_OFFLINE"
 
 
 @pytest.mark.parametrize("fault", [RuntimeError, ConnectionError])
@@ -292,7 +292,7 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(hub, tmp_path, monkeypatch):
 def test_a_token_that_is_not_one(hub, tmp_path, monkeypatch, token):
     monkeypatch.setenv("HF_TOKEN", token)
     error = failure(hub, tmp_path)
-    assert error.what == "HF_TOKEN: the token has characters that no token has" and token not in error.hint
+    assert error.what == "HF_TOKEN: the token has characters that a token cannot have" and token not in error.hint
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "ftp://host", "https://", "https://user:hf_secret@host"])

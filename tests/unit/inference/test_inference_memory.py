@@ -39,7 +39,7 @@ def test_the_parts_of_a_7b(monkeypatch):
     check_ask_memory(half)
     kept = plan("BF16", overrides=("runtime.parameter_dtype=float32",))
     with pytest.raises(
-        RuntimeMissingError, match=r"asking needs 3\d(\.\d)? GB of memory \(.*\), and 20 GB are free"
+        RuntimeMissingError, match=r"asking needs 3\d(\.\d)? GB of memory \(.*\), but only 20 GB are free"
     ) as fault:
         check_ask_memory(kept)
     assert "runtime.parameter_dtype=stored" in fault.value.hint

@@ -64,7 +64,7 @@ def server():
 
 
 def test_addresses_are_read_only_where_they_are_allowed(tmp_path, server):
-    with pytest.raises(DataError, match="addresses are not read") as fault:
+    with pytest.raises(DataError, match="web addresses are not downloaded by default") as fault:
         media_sources.resolve_media([f"{server}/image"], [], tmp_path)
     assert "--allow-url" in fault.value.hint
     assert list(tmp_path.iterdir()) == []
@@ -75,7 +75,7 @@ def test_addresses_are_read_only_where_they_are_allowed(tmp_path, server):
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("/gone", "/gone: the server answers 404"),
+        ("/gone", "/gone: the server answers HTTP 404"),
         ("/loop", r"cannot be downloaded \(TooManyRedirects\)"),
         ("/odd", "cannot be downloaded"),
         ("/image", "the file has more than 500 bytes"),

@@ -125,17 +125,17 @@ def test_placeholders_and_media_must_match(texts, media, has, wants):
         build_training_prompt(broken)
     assert "row-7" in caught.value.what
     assert f": {has} placeholder" in caught.value.what
-    assert f"{wants} media" in caught.value.what
+    assert f"for {wants} file" in caught.value.what
     assert check_placeholders(broken) == caught.value.what
 
 
 def test_a_question_with_too_few_placeholders():
-    with pytest.raises(DataError, match=r"1 placeholder .* for 2 media"):
+    with pytest.raises(DataError, match=r"1 placeholder .* for 2 files"):
         build_question_prompt(sample(["<image> what?"], [PICTURE, PICTURE], ""))
 
 
 def test_a_video_placeholder_on_an_image():
-    with pytest.raises(DataError, match="placeholder 1 is <video>, but medium 1 is an image"):
+    with pytest.raises(DataError, match="placeholder 1 is <video>, but file 1 is an image"):
         build_training_prompt(sample(["<video> <image>", "a"], [PICTURE, CLIP]))
 
 

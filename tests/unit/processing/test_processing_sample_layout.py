@@ -148,7 +148,7 @@ def test_rows_and_tokens_are_compared(tokenizer, monkeypatch):
     segments = [Segment(TEXT, "a"), Segment(MEDIUM, medium=0)]
     plan = dataclasses.replace(plan_tiles((28, 56), SMALL), base_tokens=3)
     monkeypatch.setattr("llavanext_cli.processing.sample_layout.count_medium", lambda *_: 99)
-    with pytest.raises(DataError, match=r"sample row-9: medium 1 has 99 tokens, but \d+ features"):
+    with pytest.raises(DataError, match=r"sample row-9: image or video 1 has 99 tokens, but \d+ features"):
         lay_out(segments, [plan], tokenizer, SMALL, "row-9")
 
 

@@ -153,7 +153,7 @@ def test_the_command_and_its_page(tmp_path):
         ('{"id": "1", "answer": "x"}', None, None, "no answer has a reference"),
         ('{"id": "1", "answer": "x", "reference": " "}', None, None, "no answer has a reference"),
         ("", None, None, "no answers"),
-        ("not json", None, None, "a.jsonl, line 1: invalid JSON"),
+        ("not json", None, None, "a.jsonl, line 1: not valid JSON"),
         ("[1]", None, None, "a.jsonl, record 1: not a JSON object"),
         ('{"id": "1"}', None, None, "a.jsonl, line 1: no answer"),
         ('{"answer": "x"}', '{"id": "1", "reference": "x"}', None, "a.jsonl, line 1: the answer has no id"),

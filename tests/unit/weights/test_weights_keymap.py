@@ -145,7 +145,7 @@ def test_each_naming_scheme_is_recognised_and_planned_alike(scheme: str, pooling
 
 
 def test_names_of_another_model_are_refused_with_the_known_schemes() -> None:
-    with pytest.raises(CheckpointError, match="not the names of a LLaVA-NeXT model") as caught:
+    with pytest.raises(CheckpointError, match="do not have the names of a LLaVA-NeXT model") as caught:
         plan_import(specs_of({f"transformer.h.{i}.attn.weight": (2, 2) for i in range(4)}), Architecture(), "gpt2")
     assert "hub (" in caught.value.hint and "original (" in caught.value.hint
 

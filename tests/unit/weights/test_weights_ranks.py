@@ -158,7 +158,7 @@ def test_what_is_missing_is_said(run: Path, base: Path, refused: Refused) -> Non
     refused(base, base_checkpoint=base, match="no rank_")
     for rank in range(4):
         (run / "strategy" / f"ckpt_strategy_rank_{rank}.ckpt").rename(run / f"hidden_{rank}")
-    refused(run, base_checkpoint=base, match=r"rank 0 holds \[\d+, \d+\], and its strategy says")
+    refused(run, base_checkpoint=base, match=r"rank 0 holds \[\d+, \d+\], but its strategy says")
 
 
 def test_missing_ranks_and_steps(run: Path, base: Path, refused: Refused) -> None:

@@ -255,7 +255,7 @@ def test_a_truncated_file_is_refused(zipped: bool, keep: float, tmp_path: Path) 
     ("content", "match"),
     [
         (b"GGUF....", "neither a torch archive nor a pickle"),
-        (pickle.dumps({"w": 1}, 2), r"not one that torch\.save wrote"),
+        (pickle.dumps({"w": 1}, 2), r"not of a model that torch\.save wrote"),
     ],
 )
 def test_other_files_are_refused(content: bytes, match: str, tmp_path: Path) -> None:
