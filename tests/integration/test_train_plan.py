@@ -145,7 +145,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_step(run_llavanext, d
     run = check_training(TrainRequest("tiny-stage2", data, tiny_checkpoint, out, overrides=settings))
     preview.check_resources(run)
     monkeypatch.setattr(preview.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
-    with pytest.raises(TrainingError, match=r"will take up to .* and 1 kB are free on its disk"):
+    with pytest.raises(TrainingError, match=r"will take up to .*, but only 1 kB are free on its disk"):
         preview.check_resources(run)
     assert not list(run_llavanext.folder.iterdir())
 
