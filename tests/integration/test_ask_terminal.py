@@ -65,7 +65,8 @@ def screen(tmp_path, tmp_path_factory) -> Iterator[Callable[..., Screen]]:
 
     def start(**variables: str) -> Screen:
         environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.getbasetemp() / "cache"), "PS1": "$ "}
-        environment.pop("NO_COLOR", None)
+        for name in ("NO_COLOR", "COLUMNS", "LINES"):  # pytest-xdist sets the width of another terminal
+            environment.pop(name, None)
         opened.append(Screen(tmp_path, environment | variables))
         return opened[-1]
 
@@ -121,18 +122,18 @@ def test_a_chat(screen, run_llavanext, media, tiny_checkpoint, tmp_path):
 @needs_tmux
 @pytest.mark.full
 def test_a_batch(screen, media, tiny_checkpoint, tmp_path):
-    lines = [sample(f"q{n}", "image", f"{n % 6}.png", "what is it?", "a cat") for n in range(200)]
+    lines = [sample(f"q{n}", "image", f"{n % 6}.png", "what is it?", "a cat") for n in range(60)]
     questions = write_samples(tmp_path / "questions.jsonl", media, lines)
     words = ["--batch", questions, "--out", "answers.jsonl", "--checkpoint", tiny_checkpoint, "--batch-size", 2]
     there = screen(TERM="screen-256color")
     there.type("clear; " + command(*words, "--max-new-tokens", 8, *SHORT) + "; echo code $?")
     seen = there.wait(lambda text: "\ncode 0" in text)
     last = seen[-1]
-    counts = {found[1] for text in seen if (found := re.search(r"^Asking (\d+)/200 questions", text, re.MULTILINE))}
+    counts = {found[1] for text in seen if (found := re.search(r"^Asking (\d+)/60 questions", text, re.MULTILINE))}
     assert len(counts) >= 3, "progress did not move"
-    assert [line.split()[:3] for line in last.splitlines() if "sking" in line] == [["Asking", "200/200", "questions"]]
-    assert "200 answered, 0 failed" in joined(last)
-    assert (tmp_path / "answers.jsonl").read_text().count("\n") == 200
+    assert [line.split()[:3] for line in last.splitlines() if "sking" in line] == [["Asking", "60/60", "questions"]]
+    assert "60 answered, 0 failed" in joined(last)
+    assert (tmp_path / "answers.jsonl").read_text().count("\n") == 60
 
 
 @needs_tmux
