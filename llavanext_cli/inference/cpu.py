@@ -195,7 +195,7 @@ class CpuEngine:
         count = tiles * self.arch.tile_features + frames * self.arch.frame_features  # N: row N is the newline
         hidden = self.weights.rows(EMBEDDING, ids)
         for row, sample in enumerate(samples):
-            if first := next((other for other in range(row) if samples[other] is sample), None):
+            if (first := next((other for other in range(row) if samples[other] is sample), None)) is not None:
                 hidden[row] = hidden[first]
                 continue
             own = index[row]
@@ -236,6 +236,7 @@ class CpuEngine:
         names = [tuple(f"vision_tower.layers.{number}.{name}" for name in TOWER_LAYER) for number in range(count)]
         for number, group in enumerate(names):
             hidden = self.call(self.tower_layer, hidden, *get(group, names[(number + 1) % count]))
+            hidden.asnumpy()  # waits: the buffers of its weights are filled again
         weights = [*get([f"projector.{name}" for name in PROJECTOR if f"projector.{name}" in self.weights.specs])]
         if len(weights) == 2:  # no biases
             weights = [weights[0], None, weights[1], None]

@@ -39,7 +39,7 @@ class MappedWeights:
         self._kept: dict[str, Any] = {}
         self._buffers: dict[Any, tuple[Float32Array, Any]] = {}  # and each one's tensor
         self._thread = ThreadPoolExecutor(1)
-        self._coming: dict[tuple[str, ...], Future[list[Any]]] = {}
+        self._coming: tuple[tuple[str, ...], Future[list[Any]]] | None = None
         self._turn = 0
 
     def stored(self, name: str) -> AnyArray:
@@ -89,10 +89,12 @@ class MappedWeights:
         """
         if all(self.keep_wide or self.is_wide(name) for name in names):
             return [self.tensor(name) for name in names]
-        ready = self._coming.pop(tuple(names), None) or self._submit(names)
+        coming, self._coming = self._coming, None
+        # Another group than expected, as after an interrupt: what was widened ahead is dropped with its buffers.
+        ready = coming[1] if coming and coming[0] == tuple(names) else self._submit(names)
         tensors = ready.result()
         if following:
-            self._coming[tuple(following)] = self._submit(following)
+            self._coming = tuple(following), self._submit(following)
         return tensors
 
     def _submit(self, names: Sequence[str]) -> Future[list[Any]]:

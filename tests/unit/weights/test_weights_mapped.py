@@ -46,6 +46,16 @@ def test_groups_follow_each_other(tmp_path, dtype):
     np.testing.assert_array_equal(weights.rows("0.a", np.array([[5, 0]])), right["0.a"][[[5, 0]]])
 
 
+def test_a_group_that_was_expected_and_comes_later_is_read_again(tmp_path):
+    """After an interrupt the layers begin from the first: what was widened for the next one is in use by others."""
+    right, weights = mapped(tmp_path, ml_dtypes.bfloat16)
+    groups = [(f"{layer}.a", f"{layer}.b") for layer in range(3)]
+    weights.group(groups[0], groups[1])
+    weights.group(groups[2], groups[0])
+    for name, tensor in zip(groups[1], weights.group(groups[1]), strict=True):
+        np.testing.assert_array_equal(tensor.asnumpy(), right[name])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_a_worker_keeps_its_part(tmp_path, dtype):
     right, weights = mapped(tmp_path, dtype, {"0.a": (0, 3, 6), "0.b": (1, 0, 2)})
